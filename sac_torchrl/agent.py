@@ -1,0 +1,32 @@
+"""What an agent is made from and what it is made of."""
+
+from dataclasses import dataclass
+
+from torchrl.data import TensorSpec
+from torchrl.modules import ProbabilisticActor
+from torchrl.objectives import LossModule
+from torchrl.objectives.utils import TargetNetUpdater
+
+
+@dataclass(frozen=True)
+class Specs:
+    """The spaces of one environment, without batch dimensions.
+
+    `observation` is a float32 vector `(n,)` or the int64 index `()` of a discrete state; `action` is a
+    float32 vector `(n,)` in [-1, 1] or the int64 index `()` of a discrete action.
+    """
+
+    observation: TensorSpec
+    action: TensorSpec
+
+
+@dataclass(frozen=True)
+class Agent:
+    """An actor, the loss that trains it and the updaters of the loss's target networks, in TorchRL's types.
+
+    `targets` is empty where a variant has no target networks.
+    """
+
+    actor: ProbabilisticActor
+    loss: LossModule
+    targets: tuple[TargetNetUpdater, ...]

@@ -1,0 +1,127 @@
+"""The command `sac-torchrl`: train, resume, evaluate and plot runs."""
+
+import argparse
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+from sac_torchrl import snapshot
+from sac_torchrl.config import RECIPES, SHIPPED, assignment, load, nearest, recipe_of
+from sac_torchrl.errors import CheckpointError, ConfigError
+from sac_torchrl.evaluation import evaluate, record_video, write_evaluation
+from sac_torchrl.plots import curve
+from sac_torchrl.run import Seeds, exit_codes, resolve_device
+
+COMMAND = "sac-torchrl"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. `{self.prog} --help` shows what to give.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ends the process with the exit codes of `errors` where it fails."""
+    with exit_codes():
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        parser, commands = _parser()
+        if words and not words[0].startswith("-") and words[0] not in commands:
+            raise ConfigError(
+                f"unknown command {words[0]}{nearest(words[0], commands)} There are {', '.join(commands)}."
+            )
+        given = parser.parse_args(words)
+        given.run(given)
+
+
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    parser = _Parser(prog=COMMAND, description="Soft Actor-Critic from TorchRL parts.")
+    parser.add_argument("--version", action="version", version=f"sac_torchrl {version('sac_torchrl')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    names: list[str] = []
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        names.append(name)
+        one = commands.add_parser(name, help=text, description=text)
+        one.set_defaults(run=run)
+        return one
+
+    train = command("train", _train, f"train with a recipe: {', '.join(RECIPES)}, or a file of your own")
+    train.add_argument("recipe", metavar="RECIPE")
+    resume = command("resume", _resume, "go on with a run from its newest checkpoint")
+    resume.add_argument("folder", metavar="FOLDER", type=Path)
+    for one in (train, resume):
+        one.add_argument(
+            "settings", metavar="KEY=VALUE", nargs=argparse.REMAINDER, help="settings and flags of the recipe"
+        )
+    look = command(
+        "evaluate", _evaluate, "play episodes with a run's newest checkpoint; write evaluation.json"
+    )
+    look.add_argument("folder", metavar="FOLDER", type=Path)
+    look.add_argument("--episodes", metavar="N", type=int, help="how many; by default as many as in training")
+    look.add_argument("--video", action="store_true", help="film one more episode into FOLDER/videos/")
+    look.add_argument(
+        "--plugin", metavar="MODULE", action="append", default=[], help="import a module with environments"
+    )
+    plot = command("plot", _plot, "draw a learning curve; of several runs the mean and its 95% interval")
+    plot.add_argument("folders", metavar="FOLDER", type=Path, nargs="+")
+    plot.add_argument(
+        "--output", metavar="PATH", type=Path, help="by default curve.png, in a single run's folder"
+    )
+    return parser, names
+
+
+def _train(given: argparse.Namespace) -> None:
+    recipe: str = given.recipe
+    path = SHIPPED / f"{recipe}.py" if recipe in RECIPES else Path(recipe)
+    if not path.is_file():
+        known = " or ".join(RECIPES)
+        raise ConfigError(
+            f"no recipe {recipe}{nearest(recipe, RECIPES)} Give {known}, or a Python file's path."
+        )
+    _run_recipe(path, [COMMAND, "train", recipe], given.settings)
+
+
+def _resume(given: argparse.Namespace) -> None:
+    recipe = recipe_of(type(load(given.folder)))
+    folder = assignment("run.folder", str(given.folder))
+    _run_recipe(SHIPPED / f"{recipe}.py", [COMMAND, "train", recipe], [folder, *given.settings])
+
+
+def _run_recipe(path: Path, command: list[str], settings: list[str]) -> None:
+    sys.argv = [" ".join(command), *settings]
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def _evaluate(given: argparse.Namespace) -> None:
+    folder: Path = given.folder
+    config = load(folder, plugins=given.plugin)
+    episodes = config.evaluate.episodes if given.episodes is None else given.episodes
+    if episodes < 1:
+        raise ConfigError(f"--episodes {episodes}: give 1 or more.")
+    specs = config.env.specs()
+    saved = next(snapshot.intact(folder / "checkpoints"), None)
+    if saved is None:
+        raise CheckpointError(f"{folder} holds no checkpoint yet: let the run go on until it has saved one.")
+    agent = config.variant.build(specs, device=resolve_device(config.device))
+    config.learner.build(agent).load_state_dict(saved.state["parts"]["learner"])
+    # The seed and the number of environments of the recipes: the last evaluation of a run comes out again.
+    seed = Seeds.derive(config.seed).evaluation + saved.frames
+    env = config.env.build(seed=seed, count=episodes)
+    try:
+        evaluation = evaluate(agent.actor, env, episodes=episodes, seed=seed)
+    finally:
+        env.close()
+    path = folder / "evaluation.json"
+    write_evaluation(evaluation, path, env=config.env.id, frames=saved.frames, seed=config.seed)
+    print(path.read_text(), end="")
+    if given.video:
+        print(record_video(agent.actor, config.env, folder / "videos" / f"{saved.frames}.mp4", seed=seed))
+
+
+def _plot(given: argparse.Namespace) -> None:
+    folders: list[Path] = given.folders
+    alone = Path("curve.png") if len(folders) > 1 else folders[0] / "curve.png"
+    print(curve(folders, given.output or alone))

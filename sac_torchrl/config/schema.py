@@ -1,0 +1,183 @@
+"""The whole configuration of each recipe as one dataclass."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from sac_torchrl.checkpoint import Checkpointing
+from sac_torchrl.collectors import Collecting, Direct
+from sac_torchrl.envs import Env
+from sac_torchrl.errors import ConfigError
+from sac_torchrl.evaluation import Evaluating
+from sac_torchrl.learner import Learning
+from sac_torchrl.replay import Replay
+from sac_torchrl.run import Running, resolve_device
+from sac_torchrl.variants import SAC, DiscreteSAC, Variant
+
+
+@dataclass
+class Training:
+    """What every recipe is configured by, in the words of the command line; raises ConfigError.
+
+    `total_frames` and `random_frames` (the first ones, drawn uniformly) count transitions over all
+    environments, `replay_ratio` is updates per frame, `log_every` frames lie between two rows of metrics.csv,
+    `device` is auto, cpu, cuda or cuda:N.
+    """
+
+    variants: ClassVar[dict[str, type[Variant]]] = {"sac": SAC}
+    collectors: ClassVar[dict[str, type[Collecting]]] = {"direct": Direct}
+
+    variant: Variant = field(default_factory=SAC)
+    collector: Collecting = field(default_factory=Direct)
+    env: Env = field(default_factory=Env)
+    seed: int = 0
+    total_frames: int = 10_000
+    random_frames: int = 1_000
+    replay_ratio: float = 1.0
+    batch_size: int = 256
+    log_every: int = 500
+    device: str = "auto"
+    learner: Learning = field(default_factory=Learning)
+    replay: Replay = field(default_factory=Replay)
+    evaluate: Evaluating = field(default_factory=Evaluating)
+    checkpoint: Checkpointing = field(default_factory=Checkpointing)
+    run: Running = field(default_factory=Running)
+
+    def __post_init__(self) -> None:
+        rows = min(self.replay.capacity, self.total_frames)
+        wrong = [
+            line
+            for line, right in (
+                (f"seed={self.seed}: give 0 or more.", self.seed >= 0),
+                (f"total_frames={self.total_frames}: give 1 or more.", self.total_frames >= 1),
+                (f"log_every={self.log_every}: give 1 or more.", self.log_every >= 1),
+                (
+                    f"random_frames={self.random_frames}: give 0 to {self.total_frames}, the total_frames.",
+                    0 <= self.random_frames <= self.total_frames or self.total_frames < 1,
+                ),
+                (
+                    f"replay_ratio={self.replay_ratio}: give a positive number of updates per frame.",
+                    0 < self.replay_ratio < math.inf,
+                ),
+                (
+                    f"batch_size={self.batch_size}: give 1 to {rows}, the smaller of replay.capacity and "
+                    "total_frames.",
+                    1 <= self.batch_size <= rows or self.total_frames < 1,
+                ),
+            )
+            if not right
+        ]
+        try:
+            resolve_device(self.device)
+        except ConfigError as error:
+            wrong.append(str(error))
+        if wrong:
+            raise ConfigError(" ".join(wrong))
+
+
+@dataclass
+class Continuous(Training):
+    """The configuration of recipes/continuous.py."""
+
+
+@dataclass
+class Discrete(Training):
+    """The configuration of recipes/discrete.py."""
+
+    variants: ClassVar[dict[str, type[Variant]]] = {"discrete_sac": DiscreteSAC}
+
+    variant: Variant = field(default_factory=DiscreteSAC)
+    env: Env = field(default_factory=lambda: Env(id="CartPole-v1"))
+    total_frames: int = 20_000
+
+
+RECIPES: dict[str, type[Training]] = {"continuous": Continuous, "discrete": Discrete}
+
+T = TypeVar("T", bound=Training)
+
+
+def recipe_of(schema: type[Training]) -> str:
+    """Name the recipe of a configuration, as in RECIPES."""
+    return next(name for name, known in RECIPES.items() if issubclass(schema, known))
+
+
+def choices(schema: type[Training]) -> dict[str, dict[str, type[Any]]]:
+    """The keys that choose a plan by name, each with the plans to choose from."""
+    return {"variant": dict(schema.variants), "collector": dict(schema.collectors)}
+
+
+def chosen(config: Training) -> dict[str, str]:
+    """The names of the plans that a configuration holds, by key."""
+    return {
+        key: next(name for name, plan in options.items() if plan is type(getattr(config, key)))
+        for key, options in choices(type(config)).items()
+    }
+
+
+def plan(raw: DictConfig, schema: type[T]) -> T:
+    """Turn what was read into dataclasses; raises one ConfigError that lists everything wrong with it.
+
+    Values are data: interpolations such as ${oc.env:HOME} are refused, and so are keys that no dataclass has.
+    """
+    problems: list[str] = []
+    config = _instantiate(raw, schema, path="", problems=problems)
+    if problems:
+        raise ConfigError(" ".join(dict.fromkeys(problems)))
+    assert isinstance(config, schema)
+    return config
+
+
+def _instantiate(node: DictConfig, schema: type[Any], *, path: str, problems: list[str]) -> object | None:
+    """Build a dataclass from the leaves up; what is wrong is noted, and a default stands in for it."""
+    hints = get_type_hints(schema)
+    parts = {part.name: part for part in dataclasses.fields(schema)}
+    problems += [f"{path}{key!s} is not a key of the configuration." for key in node if key not in parts]
+    values: dict[str, Any] = {}
+    for name, part in parts.items():
+        if problem := _unusable(node, name):
+            problems.append(f"{path}{name}{problem}")
+            values[name] = _default(part)
+            continue
+        value = node[name]
+        inner = OmegaConf.get_type(value) if isinstance(value, DictConfig) else None
+        if inner is not None and dataclasses.is_dataclass(inner):
+            section = _instantiate(value, inner, path=f"{path}{name}.", problems=problems)
+            values[name] = _default(part) if section is None else section
+        elif isinstance(value, DictConfig | ListConfig):
+            content = OmegaConf.to_container(value)
+            values[name] = tuple(content) if _is_tuple(hints[name]) and isinstance(content, list) else content
+        else:
+            values[name] = value
+    try:
+        built: object = schema(**values)
+    except ConfigError as error:
+        problems.append(str(error))
+        return None
+    return built
+
+
+def _unusable(node: DictConfig, name: str) -> str:
+    """Say what is wrong with a value before its meaning is looked at; empty where nothing is."""
+    if name not in node or OmegaConf.is_missing(node, name):
+        return " has no value: give one."
+    if OmegaConf.is_interpolation(node, name) or (
+        isinstance(node[name], ListConfig) and "${" in str(OmegaConf.to_container(node[name]))
+    ):
+        return " holds an interpolation: give the value itself."
+    if isinstance(node[name], float) and math.isnan(node[name]):
+        return " is not a number."
+    return ""
+
+
+def _default(part: dataclasses.Field[Any]) -> object:
+    if part.default_factory is not dataclasses.MISSING:
+        return part.default_factory()
+    return part.default
+
+
+def _is_tuple(hint: object) -> bool:
+    # OmegaConf reads a tuple back as a list.
+    return get_origin(hint) is tuple or any(get_origin(argument) is tuple for argument in get_args(hint))

@@ -1,0 +1,221 @@
+"""Environments as the agent sees them: float32 vectors or indices in, actions in [-1, 1] or indices out."""
+
+import difflib
+import importlib
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torchrl.envs import EnvBase, GymWrapper
+
+from sac_torchrl.agent import Specs
+from sac_torchrl.errors import ConfigError
+from sac_torchrl.spaces import Edge, short
+
+_SUITE = "dmc/"
+
+
+@dataclass
+class Env:
+    """A Gymnasium id, or `dmc/DOMAIN-TASK` for DeepMind Control, and how many of it are stepped together.
+
+    `plugins` names modules imported before the id is looked up: importing one registers its environments.
+    """
+
+    id: str = "Pendulum-v1"
+    count: int = 1
+    plugins: list[str] = field(default_factory=list)
+
+    def specs(self) -> Specs:
+        """Opens the environment once and reads its spaces; raises ConfigError for one that SAC cannot use."""
+        _check_count(self.count)
+        env = self.build(count=1)
+        try:
+            return Specs(env.observation_spec_unbatched["observation"], env.action_spec_unbatched)
+        finally:
+            env.close()
+
+    def build(
+        self, *, seed: int | None = None, count: int | None = None, render_mode: str | None = None
+    ) -> EnvBase:
+        """Builds `count` environments in this process, batch size `(count,)`, each with a seed of its own.
+
+        Observations are float32 `(count, n)` or int64 `(count,)`, actions float32 `(count, n)` in [-1, 1] or
+        int64 `(count,)`, rewards float32 `(count, 1)`. `next` always holds the true final observation.
+        """
+        count = self.count if count is None else count
+        _check_count(count)
+        for plugin in self.plugins:
+            _load(plugin)
+        opening = partial(_open, self.id, render_mode)
+        # TorchRL resets the finished ones itself, by mask: every mode of Gymnasium's own autoreset either
+        # replaces the final observation or inserts a transition that never happened.
+        envs = _Envs([opening] * count, autoreset_mode=AutoresetMode.DISABLED)
+        env: EnvBase = GymWrapper(envs, categorical_action_encoding=True)  # type: ignore[no-untyped-call]
+        if seed is not None:
+            env.set_seed(seed)
+        return env
+
+
+class _Envs(SyncVectorEnv):
+    """Seeds that are far apart: Gymnasium's own `seed + i` makes the runs of neighbouring seeds overlap."""
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        if isinstance(seed, int):
+            seed = [int(word) for word in np.random.SeedSequence(seed).generate_state(self.num_envs)]
+        return super().reset(seed=seed, options=options)
+
+
+def _open(id: str, render_mode: str | None) -> gym.Env[Any, Any]:
+    env = _suite(id, render_mode) if id.startswith(_SUITE) else _gymnasium(id, render_mode)
+    try:
+        return Edge(env, id)
+    except ConfigError:
+        env.close()
+        raise
+
+
+def _gymnasium(id: str, render_mode: str | None) -> gym.Env[Any, Any]:
+    module, colon, name = id.partition(":")
+    if colon:
+        raise ConfigError(f"env.id={id} names a module: give env.id={name} env.plugins=[{module}] instead.")
+    if id not in gym.registry:
+        raise ConfigError(
+            f"env.id={id} is not a registered environment{_nearest(id, gym.registry)}; "
+            "one from another package needs env.plugins=[its module]."
+        )
+    entry = str(gym.registry[id].entry_point)
+    options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    try:
+        with _quiet(mujoco="mujoco" in entry):
+            return gym.make(id, disable_env_checker=True, **options)
+    except gym.error.DependencyNotInstalled as error:
+        family = entry.removeprefix("gymnasium.envs.").partition(".")[0].partition(":")[0].replace("_", "-")
+        known = entry.startswith("gymnasium.envs.")
+        advice = f"pip install 'gymnasium[{family}]'" if known else short(error)
+        raise ConfigError(f"env.id={id} needs a package that is not installed: {advice}") from error
+    except TypeError as error:
+        if render_mode is None or "render_mode" not in str(error):
+            raise
+        raise ConfigError(f"env.id={id} cannot be rendered: it takes no render_mode.") from error
+    except (gym.error.Error, ImportError) as error:
+        raise ConfigError(f"env.id={id} cannot be made: {short(error)}") from error
+
+
+def _suite(id: str, render_mode: str | None) -> gym.Env[Any, Any]:
+    try:
+        with warnings.catch_warnings():
+            # Without a display GLFW only warns; dm_control goes on to its next graphics library on an error.
+            warnings.filterwarnings("error", message=r"\(\d+\) b'")
+            suite = importlib.import_module("dm_control.suite")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"env.id={id} needs DeepMind Control: pip install 'sac_torchrl[dmc]'.") from error
+    tasks = {f"{domain}-{task}": (domain, task) for domain, task in suite.ALL_TASKS}
+    name = id.removeprefix(_SUITE)
+    if name not in tasks:
+        raise ConfigError(f"env.id={id} is not a DeepMind Control task{_nearest(name, tasks, _SUITE)}.")
+    with _quiet(mujoco=True):
+        # Some tasks (lqr) draw their model from `random` when loaded. One model serves all environments of
+        # a run, evaluation included; the episodes are seeded by reset(seed=...).
+        task = suite.load(*tasks[name], task_kwargs={"random": 0})
+    return _Suite(task, render_mode)
+
+
+class _Suite(gym.Env[Any, Any]):
+    """A DeepMind Control task; its observations are concatenated in the task's own order."""
+
+    # Shimmy has such an adapter: it seeds no model and reports a false frame rate (1000 dt for all tasks).
+
+    def __init__(self, task: Any, render_mode: str | None) -> None:
+        self._env = task
+        self.render_mode = render_mode
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / task.control_timestep())}
+        size = sum(int(np.prod(spec.shape)) for spec in task.observation_spec().values())
+        self.observation_space = Box(-np.inf, np.inf, (size,), np.float64)
+        action = task.action_spec()
+        low, high = (np.broadcast_to(bound, action.shape) for bound in (action.minimum, action.maximum))
+        self.action_space = Box(low, high, dtype=action.dtype)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self._env.task.random.seed(seed)
+        return self._vector(self._env.reset()), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        step = self._env.step(action)
+        terminated = step.last() and step.discount == 0.0
+        return self._vector(step), step.reward, terminated, step.last() and not terminated, {}
+
+    def render(self) -> Any:
+        return self._env.physics.render(height=480, width=480, camera_id=0)
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _vector(self, step: Any) -> Any:
+        return np.concatenate([np.ravel(part) for part in step.observation.values()])
+
+
+@contextmanager
+def rendering() -> Iterator[None]:
+    """Has MuJoCo draw off screen (EGL) where Linux has no display and MUJOCO_GL says nothing else."""
+    chosen = {"DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"} & os.environ.keys()
+    if chosen or sys.platform != "linux":
+        yield
+        return
+    os.environ["MUJOCO_GL"] = "egl"
+    try:
+        yield
+    finally:
+        del os.environ["MUJOCO_GL"]
+
+
+@contextmanager
+def _quiet(*, mujoco: bool) -> Iterator[None]:
+    """Drops remarks about ids, spaces and model files, which MuJoCo also writes to a file in this folder."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\x1b\[33mWARN: ")
+        if not mujoco or importlib.util.find_spec("mujoco") is None:
+            yield
+            return
+        engine = importlib.import_module("mujoco")
+        said = engine.get_mju_user_warning()
+        engine.set_mju_user_warning(lambda message: None)
+        try:
+            yield
+        finally:
+            engine.set_mju_user_warning(said)
+
+
+def _load(plugin: str) -> None:
+    try:
+        importlib.import_module(plugin)
+    except ImportError as error:
+        raise ConfigError(
+            f"env.plugins names {plugin}, which cannot be imported ({error}): "
+            "install it, or put its folder on PYTHONPATH."
+        ) from error
+
+
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise ConfigError(f"env.count={count}: give 1 or more environments.")
+
+
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    close = [prefix + match for match in difflib.get_close_matches(name, list(known))]
+    return f"; the nearest are {', '.join(close)}" if close else ""

@@ -1,0 +1,129 @@
+"""What a run writes while it goes: metrics.csv, TensorBoard events, and a progress bar."""
+
+import csv
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+_SHOWN = {"return": "train/return", "eval": "eval/return_mean"}
+
+
+class Logger:
+    """Writes metrics to `<folder>/metrics.csv` and `<folder>/tensorboard`.
+
+    The CSV has one row a call, `frames` first, and one column a metric; a cell is empty where a call did
+    not have that metric. `resumed_at` is the frames a resumed run goes on from: what was logged after it
+    is dropped from both. `None` starts anew.
+    """
+
+    def __init__(self, folder: Path, *, resumed_at: int | None) -> None:
+        self._path = folder / "metrics.csv"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._columns, rows = ["frames"], list[dict[str, str]]()
+        if resumed_at is not None and self._path.exists():
+            self._columns, rows = _read(self._path)
+            rows = [row for row in rows if int(row["frames"]) <= resumed_at]
+        self._rewrite(rows)
+        first = 0 if resumed_at is None else resumed_at + 1
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+
+    def log(self, frames: int, metrics: Mapping[str, float]) -> None:
+        """Add a row, on disk when this returns; no metrics, no row. An infinite value is written as nan."""
+        if not metrics:
+            return
+        values = {name: _finite(value) for name, value in metrics.items()}
+        new = [name for name in values if name not in self._columns]
+        if new:
+            self._file.close()
+            _, rows = _read(self._path)
+            self._columns += new
+            self._rewrite(rows)
+        self._writer.writerow({"frames": frames} | values)
+        self._file.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, frames)
+
+    def close(self) -> None:
+        """Close both files."""
+        self._file.close()
+        self._tensorboard.close()
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        """Replace the file by one of the present columns, so that a reader finds the old or the new one."""
+        stage = self._path.with_suffix(".csv.tmp")
+        with stage.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
+        stage.replace(self._path)
+        self._file = self._path.open("a", newline="")
+        self._writer = csv.DictWriter(self._file, self._columns, lineterminator="\n")
+
+
+class Progress:
+    """A bar on standard error: frames, the newest returns, frames per second and the time left.
+
+    Where standard error is not a terminal it is a line every tenth of the run instead. `initial` is the
+    frames a resumed run goes on from.
+    """
+
+    def __init__(self, total: int, *, initial: int = 0, file: TextIO | None = None) -> None:
+        self._file = file or sys.stderr
+        self._total = total
+        self._initial = initial
+        self._tenth = 10 * initial // total
+        self._started = time.monotonic()
+        self._returns: dict[str, str] = {}
+        self._bar = tqdm(
+            total=total,
+            initial=initial,
+            file=self._file,
+            disable=not self._file.isatty(),
+            unit=" frames",
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar}| {n}/{total} [{remaining} left, {rate_noinv_fmt}{postfix}]",
+        )
+
+    def update(self, frames: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Show that the run is at `frames`, and the returns among `metrics`."""
+        for word, name in _SHOWN.items():
+            if metrics and name in metrics:
+                self._returns[word] = f"{metrics[name]:.1f}"
+        self._bar.set_postfix(self._returns, refresh=False)
+        self._bar.update(frames - self._bar.n)
+        tenth = 10 * frames // self._total
+        if self._bar.disable and tenth > self._tenth:
+            self._tenth = tenth
+            print(self._line(frames), file=self._file, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
+
+    def _line(self, frames: int) -> str:
+        rate = (frames - self._initial) / max(time.monotonic() - self._started, 1e-9)
+        left = tqdm.format_interval((self._total - frames) / rate)
+        returns = "".join(f", {word}={value}" for word, value in self._returns.items())
+        return f"{frames}/{self._total} frames, {left} left, {rate:.0f} frames/s{returns}"
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    text = path.read_text()
+    # A process killed while writing leaves a line without its end.
+    reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+    rows = list(reader)
+    return list(reader.fieldnames or ["frames"]), rows
+
+
+def _finite(value: float) -> float:
+    value = float(value)
+    return value if math.isfinite(value) else math.nan

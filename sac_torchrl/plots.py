@@ -1,0 +1,103 @@
+"""Learning curves as pictures."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from numpy.typing import NDArray
+
+from sac_torchrl.errors import ConfigError
+
+Array = NDArray[np.float64]
+
+_COLOR = "#1f5fa8"
+_GREY = "#9aa3ad"
+# Two-sided 95% quantiles of Student's t for 1 to 30 degrees of freedom; the normal one is within 4% beyond.
+# fmt: off
+_T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)
+# fmt: on
+_NORMAL95 = 1.960
+
+
+def curve(folders: Sequence[Path], path: Path, *, title: str | None = None) -> Path:
+    """Draw the returns of one or several run folders against frames to the PNG `path`.
+
+    One folder: the mean evaluation return with one standard deviation over episodes, training returns
+    behind. Several: the mean of their evaluations with its 95% t-interval, at the frames all have.
+    Raises `ConfigError` for a folder without returns or folders without a common frame.
+    """
+    figure = Figure(figsize=(6.4, 3.8), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if len(folders) == 1:
+        _one(axes, folders[0])
+    else:
+        _several(axes, folders)
+    axes.set_xlabel("frames")
+    axes.set_ylabel("return")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.margins(x=0.01)
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
+    if title:
+        axes.set_title(title, fontsize="medium")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.print_png(path)  # type: ignore[no-untyped-call]  # matplotlib leaves it unannotated
+    return path
+
+
+def metric(folder: Path, name: str) -> tuple[Array, Array]:
+    """The frames at which `<folder>/metrics.csv` has a finite `name`, and its values there."""
+    try:
+        with (folder / "metrics.csv").open(newline="") as file:
+            cells = [(row["frames"], row.get(name)) for row in csv.DictReader(file)]
+    except OSError as error:
+        raise ConfigError(f"{folder} is not a run folder: its metrics.csv cannot be read.") from error
+    pairs = np.array([(float(frames), float(cell)) for frames, cell in cells if cell], dtype=np.float64)
+    pairs = pairs.reshape(-1, 2)
+    pairs = pairs[np.isfinite(pairs[:, 1])]
+    return pairs[:, 0], pairs[:, 1]
+
+
+def interval(samples: Array) -> tuple[Array, Array]:
+    """The mean over the first axis and half the width of its 95% interval, from Student's t."""
+    count = len(samples)
+    quantile = _T95[count - 2] if count - 2 < len(_T95) else _NORMAL95
+    return samples.mean(axis=0), quantile * samples.std(axis=0, ddof=1) / np.sqrt(count)
+
+
+def _one(axes: Axes, folder: Path) -> None:
+    train_frames, train = metric(folder, "train/return")
+    frames, mean = metric(folder, "eval/return_mean")
+    if not len(train) and not len(mean):
+        raise ConfigError(f"{folder} has no returns to plot yet: let an episode or an evaluation end first.")
+    if len(train):
+        axes.plot(train_frames, train, color=_GREY, linewidth=0.7, alpha=0.7, label="training episodes")
+    if len(mean):
+        deviation = dict(zip(*metric(folder, "eval/return_std"), strict=True))
+        spread = np.array([deviation.get(frame, 0.0) for frame in frames])
+        axes.fill_between(frames, mean - spread, mean + spread, color=_COLOR, alpha=0.2, linewidth=0)
+        axes.plot(frames, mean, color=_COLOR, linewidth=1.8, label="evaluation, mean ± std")
+
+
+def _several(axes: Axes, folders: Sequence[Path]) -> None:
+    runs = [dict(zip(*metric(folder, "eval/return_mean"), strict=True)) for folder in folders]
+    common = sorted(set.intersection(*(set(run) for run in runs)) if runs else set())
+    if not common:
+        raise ConfigError(f"the {len(folders)} run folders have no evaluation at the same frames to compare.")
+    samples = np.array([[run[frames] for frames in common] for run in runs])
+    mean, half = interval(samples)
+    for run in samples:
+        axes.plot(common, run, color=_GREY, linewidth=0.7, alpha=0.7)
+    axes.fill_between(common, mean - half, mean + half, color=_COLOR, alpha=0.2, linewidth=0)
+    axes.plot(common, mean, color=_COLOR, linewidth=1.8, label=f"mean of {len(runs)} runs, 95% interval")

@@ -1,0 +1,217 @@
+"""The replay buffer: which rows it holds, what they cost, and where they live."""
+
+import logging
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
+from torchrl.data.replay_buffers import RoundRobinWriter
+
+from sac_torchrl.agent import Specs
+from sac_torchrl.errors import ConfigError, DiskError
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, ...]
+Layout = dict[Key, tuple[torch.dtype, torch.Size]]
+
+
+class Storage(Enum):
+    """Where rows live: files in the run folder, main memory, or the memory of the training device."""
+
+    disk = "disk"
+    ram = "ram"
+    device = "device"
+
+
+@dataclass
+class Replay:
+    """A ring of the newest `capacity` transitions, sampled uniformly with replacement."""
+
+    capacity: int = 1_000_000
+    storage: Storage = Storage.disk
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1:
+            raise ConfigError(f"replay.capacity={self.capacity} holds no transition: set it to at least 1.")
+
+    def build(
+        self, folder: Path, specs: Specs, *, rows: int, batch_size: int, seed: int, device: torch.device
+    ) -> TensorDictReplayBuffer:
+        """An empty buffer of `min(capacity, rows)` rows whose samples are on `device`.
+
+        `folder` is used for `disk` only, and is scratch: replay files found there are removed, because a
+        resumed run refills the buffer from its checkpoint. Raises `ConfigError` or `DiskError` before
+        anything is allocated if the rows do not fit.
+        """
+        if batch_size > self.capacity:
+            raise ConfigError(
+                f"batch_size={batch_size} is larger than replay.capacity={self.capacity}: change one of them."
+            )
+        size = min(self.capacity, rows)
+        place = device if self.storage is Storage.device else torch.device("cpu")
+        if self.storage is Storage.disk:
+            _clear(folder, specs)
+            _check_disk(folder, size * row_bytes(specs), rows=size)
+            storage: LazyTensorStorage = LazyMemmapStorage(size, scratch_dir=folder)
+        else:
+            _check_memory(place, size * row_bytes(specs), rows=size, storage=self.storage)
+            storage = LazyTensorStorage(size, device=place)
+        buffer = TensorDictReplayBuffer(
+            storage=storage,
+            sampler=RandomSampler(),
+            # TorchRL's default writer stores an int64 index with every row; `sample` adds it anyway.
+            writer=RoundRobinWriter(),
+            batch_size=batch_size,
+            # RandomSampler draws on the storage's device and needs a generator of that device.
+            generator=torch.Generator(device=place).manual_seed(seed),
+        )
+        # A lazy storage takes its columns from the first row it sees: give it one of the right schema.
+        buffer.extend(_zeros(specs, rows=1))
+        buffer.empty()
+        if self.storage is Storage.disk:
+            _reserve(folder)
+        if place.type != device.type:
+            buffer.append_transform(lambda batch: batch.to(device, non_blocking=True))
+        return buffer
+
+
+def layout(specs: Specs) -> Layout:
+    """The columns of a row, by nested key: dtype and shape.
+
+    `("next", "done")` is not among them: TorchRL's TD(0) target reads `terminated` alone.
+    """
+    observation = (specs.observation.dtype, specs.observation.shape)
+    return {
+        ("observation",): observation,
+        ("action",): (specs.action.dtype, specs.action.shape),
+        ("next", "observation"): observation,
+        ("next", "reward"): (torch.float32, torch.Size([1])),
+        ("next", "terminated"): (torch.bool, torch.Size([1])),
+    }
+
+
+def row_bytes(specs: Specs) -> int:
+    """The bytes one row takes in the buffer."""
+    return sum(dtype.itemsize * shape.numel() for dtype, shape in layout(specs).values())
+
+
+def rows(batch: TensorDictBase, specs: Specs) -> TensorDict:
+    """The rows to store, `(rows,)`, from a collector's batch of shape `(count, T)` or `(count,)`.
+
+    Columns that are not stored are dropped. Raises `ValueError` for one that is missing or has another
+    dtype or shape: TorchRL would zero-fill, cast or broadcast it, or fail after moving its cursor.
+    """
+    columns: dict[Key, torch.Tensor] = {}
+    for key, (dtype, shape) in layout(specs).items():
+        value = batch.get(key, None)
+        name = ".".join(key)
+        if value is None:
+            raise ValueError(f"a batch for the replay buffer has no {name!r}: the collector must return it.")
+        if value.dtype != dtype or value.shape != batch.shape + shape:
+            raise ValueError(
+                f"{name!r} of a batch for the replay buffer is {value.dtype} {tuple(value.shape)}: "
+                f"the buffer takes {dtype} {tuple(batch.shape + shape)}."
+            )
+        columns[key] = value.reshape(-1, *shape)
+    return _nest(columns, rows=batch.numel())
+
+
+def generator(buffer: TensorDictReplayBuffer) -> torch.Generator:
+    """The generator `buffer` samples from."""
+    # TorchRL takes it in the constructor and `set_rng` and has no public way to read it back.
+    rng = buffer._rng
+    if not isinstance(rng, torch.Generator):
+        raise ValueError("the replay buffer has no generator of its own: build it with `generator=`.")
+    return rng
+
+
+def _nest(columns: dict[Key, torch.Tensor], *, rows: int) -> TensorDict:
+    out = TensorDict({}, batch_size=[rows])
+    for key, value in columns.items():
+        out.set(key, value)
+    return out
+
+
+def _zeros(specs: Specs, *, rows: int) -> TensorDict:
+    return _nest(
+        {key: torch.zeros(rows, *shape, dtype=dtype) for key, (dtype, shape) in layout(specs).items()},
+        rows=rows,
+    )
+
+
+def _clear(folder: Path, specs: Specs) -> None:
+    """Remove what `LazyMemmapStorage` made in `folder` in an earlier run, and nothing else."""
+    for key in layout(specs):
+        file = folder.joinpath(*key).with_suffix(".memmap")
+        file.unlink(missing_ok=True)
+        (file.parent / "meta.json").unlink(missing_ok=True)
+
+
+def _check_disk(folder: Path, needed: int, *, rows: int) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise DiskError(f"cannot make the replay folder {folder}: {error.strerror}.") from error
+    if needed > free:
+        raise DiskError(
+            f"{rows:,} replay rows need {_size(needed)} and {folder} has {_size(free)} free: "
+            "lower replay.capacity or choose another run.folder."
+        )
+    log.info("replay: %s rows, %s on disk in %s (%s free)", f"{rows:,}", _size(needed), folder, _size(free))
+
+
+def _check_memory(place: torch.device, needed: int, *, rows: int, storage: Storage) -> None:
+    free = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else _available_memory()
+    if needed > free:
+        raise ConfigError(
+            f"{rows:,} replay rows need {_size(needed)} and {place} has {_size(free)} of memory available: "
+            f"lower replay.capacity or use replay.storage=disk instead of {storage.value}."
+        )
+    log.info(
+        "replay: %s rows, %s in memory of %s (%s available)", f"{rows:,}", _size(needed), place, _size(free)
+    )
+
+
+def _available_memory() -> int:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():  # no such file outside Linux: the installed memory is the best bound there
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's limit, which meminfo does not show
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        available = min(available, int(text) - int((limit.parent / "memory.current").read_text()))
+    return available
+
+
+def _reserve(folder: Path) -> None:
+    """Give the memmap files their disk blocks now.
+
+    They are sparse when made, and a disk that fills later kills the process by SIGBUS, without an exception.
+    """
+    if sys.platform != "linux":
+        return
+    for file in folder.rglob("*.memmap"):
+        with file.open("r+b") as handle:
+            size = os.fstat(handle.fileno()).st_size
+            try:
+                os.posix_fallocate(handle.fileno(), 0, size)
+            except OSError as error:
+                raise DiskError(f"cannot reserve {_size(size)} for {file}: {error.strerror}.") from error
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.1f} TB"

@@ -1,0 +1,220 @@
+"""A run: its folder and lock, its log, its device and its seeds; how a failure ends the process."""
+
+import fcntl
+import logging
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sac_torchrl.errors import ConfigError, DiskError, RunFolderInUse, SacError
+
+CONFIG = "config.yaml"
+LOG = "run.log"
+LOCK = ".lock"
+UNFINISHED = f".{CONFIG}.half"
+
+logger = logging.getLogger("sac_torchrl")
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """One seed for each owner of randomness, so that a draw more in one moves no other."""
+
+    environments: int
+    exploration: int
+    sampling: int
+    evaluation: int
+    initialisation: int
+
+    @classmethod
+    def derive(cls, seed: int) -> "Seeds":
+        """Derive them from the seed of the run: independent, the same on every machine, below 2^31."""
+        # 31 bits: every simulator takes them, and an index of an environment can be added.
+        return cls(*(int(child.generate_state(1)[0]) >> 1 for child in np.random.SeedSequence(seed).spawn(5)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that is locked by this process, and what the run is made on.
+
+    `resumed` tells that the folder held a run already.
+    """
+
+    folder: Path
+    device: torch.device
+    seeds: Seeds
+    resumed: bool
+
+
+@dataclass
+class Running:
+    """Where the run is written: `folder`, or a new one below runs/ where none is given.
+
+    A folder that holds a run is resumed. One that holds other files and no run is refused.
+    """
+
+    folder: str | None = None
+
+    def saved(self) -> Path | None:
+        """Find the config.yaml of the run to resume; raises ConfigError where the folder is another's."""
+        if self.folder is None:
+            return None
+        folder = Path(self.folder).expanduser()
+        if (folder / CONFIG).is_file():
+            return folder / CONFIG
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"run.folder={folder} is a file: give a new folder, or one with a run.")
+        if folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK, UNFINISHED}:
+            raise ConfigError(
+                f"run.folder={folder} holds files but no {CONFIG}: give a new folder, or one with a run."
+            )
+        return None
+
+    @contextmanager
+    def open(self, config: str, *, name: str, seed: int, device: str) -> Iterator[Run]:
+        """Make or take the folder, lock it, write `config` into it and log to its run.log until the end.
+
+        A folder made here is called `name` and the time, and never existed before. Raises RunFolderInUse
+        where another process holds the folder and DiskError where it cannot be written.
+        """
+        resumed = self.saved() is not None
+        on = resolve_device(device)
+        with ExitStack() as stack:
+            try:
+                folder = _new_folder(name) if self.folder is None else _given_folder(self.folder)
+                stack.callback(os.close, _lock(folder))
+                if resumed != (folder / CONFIG).is_file():
+                    raise RunFolderInUse(f"run.folder={folder} was taken by another process just now.")
+                _write_config(folder, config)
+                screen = _log_to(folder, stack)
+            except OSError as error:
+                raise DiskError(
+                    f"cannot write the run folder {self.folder or 'below runs/'}: {error}. "
+                    "Give another run.folder, or make room."
+                ) from error
+            # A CPU takes some hundred times longer for an operation on numbers below 1e-38, which Adam's moments reach.
+            torch.set_flush_denormal(True)
+            logger.info("%s in %s on %s, seed %d", "resumed" if resumed else "started", folder, on, seed)
+            logger.debug("command: %s", " ".join(sys.argv))
+            logger.debug("%s", _versions())
+            try:
+                yield Run(folder, on, Seeds.derive(seed), resumed)
+            except BaseException:
+                logger.removeHandler(screen)  # The caller shows the failure; here it is kept.
+                logger.exception("stopped")
+                raise
+            logger.info("finished")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device of this machine; `auto` prefers a GPU.
+
+    Raises ConfigError for anything else and for a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (":" in name and not index.isdecimal()):
+        raise ConfigError(f"device={name}: give auto, cpu, cuda or cuda:N.")
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(index or 0) >= available:
+        raise ConfigError(
+            f"device={name}: PyTorch finds {available} CUDA devices here; give device=cpu or auto."
+        )
+    return torch.device(name)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """End the process as a failure asks: one line on standard error and the error's exit code.
+
+    A user's interruption exits with 130; anything unforeseen shows its traceback and exits with 70.
+    """
+    try:
+        yield
+    except SacError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt as interruption:
+        print("error: interrupted.", file=sys.stderr)
+        raise SystemExit(130) from interruption
+    except Exception as error:
+        traceback.print_exc()
+        raise SystemExit(SacError.exit_code) from error
+
+
+def _new_folder(name: str) -> Path:
+    stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    Path("runs").mkdir(exist_ok=True)
+    folder, attempt = Path("runs") / stem, 1
+    while True:
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            attempt += 1
+            folder = folder.with_name(f"{stem}-{attempt}")
+        else:
+            return folder
+
+
+def _given_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _lock(folder: Path) -> int:
+    """Hold the folder until the descriptor is closed; the system drops the lock of a process that dies."""
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 32).decode() or "unknown"
+        os.close(descriptor)
+        raise RunFolderInUse(
+            f"run.folder={folder} is in use by process {holder}: wait for it, or give another folder."
+        ) from error
+    os.truncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    return descriptor
+
+
+def _write_config(folder: Path, text: str) -> None:
+    """Replace the file at once, so that a crash leaves the old one or the new one."""
+    unfinished = folder / UNFINISHED
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(folder / CONFIG)
+
+
+def _log_to(folder: Path, stack: ExitStack) -> logging.Handler:
+    """Send the package's log to the folder, and its main lines to standard error as well."""
+    file = logging.FileHandler(folder / LOG, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    screen = logging.StreamHandler()
+    screen.setLevel(logging.INFO)
+    stack.callback(logger.setLevel, logger.level)
+    logger.setLevel(logging.DEBUG)
+    for handler in (file, screen):
+        logger.addHandler(handler)
+        stack.callback(handler.close)
+        stack.callback(logger.removeHandler, handler)
+    return screen
+
+
+def _versions() -> str:
+    packages = ("torch", "torchrl", "tensordict", "gymnasium")
+    return ", ".join(f"{name} {version(name)}" for name in packages) + f", Python {platform.python_version()}"

@@ -1,0 +1,45 @@
+"""When something is due: a question asked with the number of frames."""
+
+from fractions import Fraction
+
+from sac_torchrl.errors import ConfigError
+
+
+class Every:
+    """True once for each multiple of `period` frames that is reached or passed; never where `period` is 0."""
+
+    def __init__(self, period: int, *, frames: int = 0) -> None:
+        if period < 0:
+            raise ConfigError(f"a period of {period} frames: give 0 for never, or a positive number.")
+        self._period = period
+        self._frames = frames
+
+    def __call__(self, frames: int) -> bool:
+        """Tell whether a multiple lies after the frames last asked about and up to `frames`."""
+        last, self._frames = self._frames, frames
+        return self._period > 0 and frames // self._period > last // self._period
+
+
+class ReplayRatio:
+    """How many updates are due so that updates = floor(ratio x (frames - after)), at every moment.
+
+    `ratio` counts updates per frame over all environments, so it means the same for 1 and for 4096 of them;
+    nothing is due for the first `after` frames, nor made up for later.
+    """
+
+    def __init__(self, ratio: float, *, after: int, frames: int = 0) -> None:
+        if not 0 < ratio < float("inf"):
+            raise ConfigError(f"replay_ratio={ratio}: give a positive number of updates per frame.")
+        # A fraction, so that 0.1 is a tenth: no update is lost to rounding in a run of any length.
+        self._ratio = Fraction(ratio).limit_denominator(1_000_000)
+        self._after = after
+        self._frames = frames
+
+    def due(self, frames: int) -> int:
+        """Count `frames` more frames and return the updates they call for."""
+        before = self._total()
+        self._frames += frames
+        return self._total() - before
+
+    def _total(self) -> int:
+        return int(self._ratio * max(0, self._frames - self._after))

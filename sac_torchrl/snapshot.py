@@ -1,0 +1,250 @@
+"""One checkpoint on disk: how it is written, verified, found and thrown away.
+
+    <folder>/<frames>/state.safetensors   the tensors of the state
+                      state.json          everything else, with placeholders for the tensors
+                      manifest.json       written last: size and SHA-256 of all files, row segments included
+    <folder>/rows/<start>-<end>.safetensors   replay rows `start` to `end`, counted from the first of the run
+
+Nothing is overwritten: a directory or segment is written under a temporary name, synced and renamed. The
+hashes find accidents; they do not prove who wrote a file.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from sac_torchrl.errors import CheckpointError
+from sac_torchrl.trees import Tree, decode, encode
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+_TENSORS, _SKELETON, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
+_SEGMENT = re.compile(r"[0-9]+-[0-9]+\.safetensors")
+_DEBRIS = re.compile(r"\.[0-9]+(-[0-9]+\.safetensors)?\.tmp")  # what a process that was killed leaves
+
+
+@dataclass(frozen=True)
+class Segment:
+    """An unchanging file of the replay rows from `start` up to `end`, counted from the first of the run."""
+
+    start: int
+    end: int
+    size: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise ValueError(f"a segment holds rows: {self.start} to {self.end} are none")
+
+    def path(self, folder: Path) -> Path:
+        """Its file, where `folder` holds the checkpoints."""
+        return folder / "rows" / f"{self.start}-{self.end}.safetensors"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A verified checkpoint: its state, decoded, and the segments that hold its replay rows."""
+
+    frames: int
+    state: Tree
+    segments: list[Segment]
+
+
+def write(path: Path, state: Tree, segments: list[Segment]) -> None:
+    """Write the checkpoint `<folder>/<frames>`; whatever was there is thrown away first."""
+    skeleton, tensors = encode(state)
+    payloads = {_TENSORS: safetensors.torch.save(tensors), _SKELETON: _json(skeleton)}
+    manifest = {
+        "format": FORMAT,
+        "frames": int(path.name),
+        "versions": {name: version(name) for name in ("torch", "torchrl", "tensordict", "safetensors")}
+        | {"python": platform.python_version()},
+        "files": {
+            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in payloads.items()
+        },
+        "rows": [asdict(segment) for segment in segments],
+    }
+    seal = {"manifest": manifest, "sha256": hashlib.sha256(_json(manifest)).hexdigest()}
+    discard(path)
+    stage = _temporary(path)
+    stage.mkdir()
+    try:
+        for name, data in payloads.items():
+            _write(stage / name, data)
+        _write(stage / _MANIFEST, _json(seal))
+        _sync(stage)
+    except OSError:
+        shutil.rmtree(stage, ignore_errors=True)  # a full disk needs the space back
+        raise
+    stage.rename(path)
+    _sync(path.parent)
+
+
+def write_segment(folder: Path, start: int, columns: Mapping[str, torch.Tensor]) -> Segment:
+    """Write the rows of `columns`, the first of which is row `start` of the run."""
+    rows = len(next(iter(columns.values())))
+    data = safetensors.torch.save(dict(columns))
+    segment = Segment(start, start + rows, len(data), hashlib.sha256(data).hexdigest())
+    path = segment.path(folder)
+    stage = _temporary(path)
+    _write(stage, data)
+    # Only a damaged checkpoint that was passed over can have a file of this name already.
+    stage.replace(path)
+    _sync(path.parent)
+    return segment
+
+
+def read_segment(folder: Path, segment: Segment) -> dict[str, torch.Tensor]:
+    """The columns that `write_segment` was given."""
+    return safetensors.torch.load_file(segment.path(folder))
+
+
+def verify(path: Path) -> Snapshot:
+    """Read the checkpoint `path` and check every byte it needs, replay rows included.
+
+    Raises `CheckpointError` naming the file that is damaged or missing.
+    """
+    try:
+        manifest = _manifest(path)
+        for name in (_TENSORS, _SKELETON):
+            _check(path / name, **manifest["files"][name])
+        segments = [Segment(**entry) for entry in manifest["rows"]]
+        for segment in segments:
+            _check(segment.path(path.parent), size=segment.size, sha256=segment.sha256)
+        tensors = safetensors.torch.load_file(path / _TENSORS)
+        state = decode(_read_json(path / _SKELETON), tensors)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT} ({error!r})") from error
+    return Snapshot(manifest["frames"], state, segments)
+
+
+def intact(folder: Path) -> Iterator[Snapshot]:
+    """The intact checkpoints below `folder`, newest first; a damaged one is named in a warning.
+
+    Reads only. Raises `CheckpointError` at the end if there are checkpoints and none is intact.
+    """
+    found, good, reason = frames_in(folder), 0, ""
+    for frames in found:
+        try:
+            snapshot = verify(folder / str(frames))
+        except CheckpointError as error:
+            reason = str(error)
+            log.warning("passing over the damaged checkpoint at %s frames: %s", frames, reason)
+            continue
+        good += 1
+        yield snapshot
+    if found and not good:
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints in {folder} is intact ({reason}): "
+            "bring back a copy of one, or train in a new folder."
+        )
+
+
+def newest(folder: Path) -> Snapshot | None:
+    """The newest intact checkpoint below `folder`, or `None` if there is no checkpoint."""
+    return next(intact(folder), None)
+
+
+def frames_in(folder: Path) -> list[int]:
+    """The frames of the checkpoints below `folder`, newest first, intact or not."""
+    if not folder.is_dir():
+        return []
+    return sorted((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), reverse=True)
+
+
+def discard(path: Path) -> None:
+    """Remove the checkpoint `path`, or what is left of it, so that no reader ever sees half of it."""
+    stage = _temporary(path)
+    if stage.exists():
+        shutil.rmtree(stage)
+    if path.exists():
+        path.rename(stage)
+        shutil.rmtree(stage)
+
+
+def prune(folder: Path, kept: Mapping[int, list[Segment]]) -> None:
+    """Remove the checkpoints and row segments that `kept` does not name, and what a killed process left."""
+    for frames in frames_in(folder):
+        if frames not in kept:
+            discard(folder / str(frames))
+    needed = {segment.path(folder) for segments in kept.values() for segment in segments}
+    for path in [*folder.iterdir(), *(folder / "rows").iterdir()]:
+        if _DEBRIS.fullmatch(path.name) or (_SEGMENT.fullmatch(path.name) and path not in needed):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    seal = _read_json(path / _MANIFEST)
+    manifest: dict[str, Any] = seal["manifest"]
+    sealed = hashlib.sha256(_json(manifest)).hexdigest() == seal["sha256"]
+    if not sealed or (path / _MANIFEST).read_bytes() != _json(seal):
+        raise CheckpointError(f"{path / _MANIFEST}: its SHA-256 differs")
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(f"{path}: has format {manifest['format']}, this version reads {FORMAT}")
+    if str(manifest["frames"]) != path.name:
+        raise CheckpointError(f"{path}: is the checkpoint at {manifest['frames']} frames")
+    if unknown := {file.name for file in path.iterdir()} - {_TENSORS, _SKELETON, _MANIFEST}:
+        raise CheckpointError(f"{path / min(unknown)}: does not belong in a checkpoint")
+    return manifest
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not JSON") from error
+
+
+def _check(path: Path, *, size: int, sha256: str) -> None:
+    if path.is_symlink():
+        raise CheckpointError(f"{path}: is a link")
+    with path.open("rb") as file:
+        if (found := os.fstat(file.fileno()).st_size) != size:
+            raise CheckpointError(f"{path}: has {found} of {size} bytes")
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise CheckpointError(f"{path}: its SHA-256 differs")
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

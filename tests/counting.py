@@ -1,0 +1,54 @@
+"""Importing this registers Counting-v0, whose every transition says where it belongs."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.spaces import Box
+
+
+def length(number: int, episode: int) -> int:
+    """The frames in an episode: 1 to 9, uneven over environments and episodes."""
+    return 1 + (3 * number + 5 * episode) % 9
+
+
+def truncates(number: int, episode: int) -> bool:
+    """Whether an episode ends by its time limit; the others terminate."""
+    return (number + episode) % 2 == 1
+
+
+class Counting(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
+    """Observes (environment number, episode, step) in one array that it reuses; the reward is the step.
+
+    The number comes from the seed, so that it differs also between processes. Episodes are counted from 0
+    at each seeded reset.
+    """
+
+    def __init__(self) -> None:
+        self.observation_space = Box(0.0, np.inf, (3,), np.float32)
+        self.action_space = Box(-1.0, 1.0, (1,), np.float32)
+        self._state = np.zeros(3, np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        if seed is None:
+            self._state[1] += 1
+        else:
+            self._state[:2] = seed % 9973, 0
+        self._state[2] = 0
+        return self._state, {}
+
+    def step(
+        self, action: npt.NDArray[np.float32]
+    ) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        self._state[2] += 1
+        number, episode, step = (int(value) for value in self._state)
+        assert step <= length(number, episode), "stepped past the end of an episode"
+        done = step == length(number, episode)
+        truncated = done and truncates(number, episode)
+        return self._state, float(step), done and not truncated, truncated, {}
+
+
+gym.register("Counting-v0", f"{__name__}:Counting")

@@ -1,0 +1,345 @@
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import counting
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from tensordict import TensorDictBase
+from torchrl.data import Bounded, Categorical, Unbounded
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import check_env_specs
+
+from sac_torchrl.envs import Env
+from sac_torchrl.errors import ConfigError
+
+Register = Callable[..., str]
+BOX = spaces.Box(-1, 1, (2,))
+CHOICE = spaces.Discrete(2)
+
+
+class Toy(gym.Env[Any, Any]):
+    """Given spaces; remembers its actions and ends after three steps."""
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.actions: list[Any] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+        assert options is None
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.actions.append(action)
+        return self.observation_space.sample(), 0.0, len(self.actions) % 3 == 0, False, {}
+
+
+@pytest.fixture
+def register() -> Iterator[Register]:
+    ids: list[str] = []
+
+    def register_toy(observation: spaces.Space[Any] = BOX, action: spaces.Space[Any] = CHOICE) -> str:
+        ids.append(f"Toy{len(ids)}-v0")
+        gym.register(ids[-1], lambda **_: Toy(observation, action))
+        return ids[-1]
+
+    yield register_toy
+    for id in ids:
+        gym.registry.pop(id)
+
+
+def play(env: EnvBase, frames: int, *, seed: int = 0) -> list[TensorDictBase]:
+    """Steps with random actions, resetting as a collector does."""
+    generator = torch.Generator().manual_seed(seed)
+    root, steps = env.reset(), []
+    for _ in range(frames):
+        shape = env.action_spec.shape
+        if isinstance(env.action_spec_unbatched, Categorical):
+            root["action"] = torch.randint(env.action_spec_unbatched.n, shape, generator=generator)
+        else:
+            root["action"] = torch.rand(shape, generator=generator) * 2 - 1
+        step, root = env.step_and_maybe_reset(root)
+        steps.append(step)
+    return steps
+
+
+def inner(env: EnvBase) -> list[Any]:
+    """The environments themselves, without wrappers."""
+    wrapped: Any = env
+    return [one.unwrapped for one in wrapped.envs]
+
+
+class Bare:
+    """The same environment stepped without Gymnasium's vectors, TorchRL and the package."""
+
+    def __init__(self, id: str, seed: int) -> None:
+        self.gym: Any = None
+        if id.startswith("dmc/"):
+            # Not above: Triton, which TensorDict imports, crashes where Mesa's EGL was loaded before it.
+            suite = importlib.import_module("dm_control.suite")
+            self.task = suite.load(*id.removeprefix("dmc/").split("-"), task_kwargs={"random": 0})
+            self.task.task.random.seed(seed)
+            self.task.reset()
+        else:
+            self.gym = gym.make(id)
+            self.gym.reset(seed=seed)
+
+    def reset(self) -> Any:
+        return self.gym.reset()[0] if self.gym else self._flat(self.task.reset())
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool]:
+        if self.gym is None:
+            step = self.task.step(action)
+            return self._flat(step), step.reward, step.discount == 0, step.last() and step.discount == 1
+        space = self.gym.action_space
+        if isinstance(space, spaces.Box):
+            middle, half = (space.high + space.low) / 2.0, (space.high - space.low) / 2.0
+            action = (middle + half * action).astype(np.float32)
+        else:
+            action = action.item()
+        observation, reward, terminated, truncated, _ = self.gym.step(action)
+        return observation, reward, terminated, truncated
+
+    @staticmethod
+    def _flat(step: Any) -> Any:
+        return np.concatenate([np.ravel(value) for value in step.observation.values()])
+
+
+@pytest.mark.parametrize(
+    ("id", "frames", "end"),
+    [
+        ("CartPole-v1", 60, "terminated"),
+        ("Pendulum-v1", 210, "truncated"),
+        ("InvertedPendulum-v5", 60, "terminated"),
+        ("HalfCheetah-v5", 1005, "truncated"),
+        ("dmc/cartpole-balance", 1005, "truncated"),
+        ("FrozenLake-v1", 60, "terminated"),
+    ],
+)
+def test_every_transition_is_that_of_the_bare_environment(
+    id: str, frames: int, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # bare MuJoCo writes a log file where it is
+    env = Env(id).build(seed=7, count=2)
+    steps = play(env, frames)
+    env.close()
+    for number, seed in enumerate(np.random.SeedSequence(7).generate_state(2).tolist()):
+        bare = Bare(id, seed)
+        seen = bare.reset()
+        ends = []
+        for step in steps:
+            one = step[number]
+            assert one["observation"].tolist() == np.float32(seen).tolist()
+            seen, reward, terminated, truncated = bare.step(one["action"].numpy())
+            assert one["next", "observation"].tolist() == np.float32(seen).tolist()
+            assert one["next", "reward"].item() == np.float32(reward)
+            assert one["next", "terminated"].item() == terminated
+            assert one["next", "truncated"].item() == truncated
+            assert one["next", "done"].item() == (terminated or truncated)
+            if terminated or truncated:
+                ends.append("terminated" if terminated else "truncated")
+                seen = bare.reset()
+        assert end in ends
+
+
+def test_a_task_that_stops_with_discount_zero_is_terminated() -> None:
+    env = Env("dmc/cartpole-balance").build(seed=0)
+    root = env.rand_action(env.reset())
+    inner(env)[0]._env.task.get_termination = lambda physics: 0.0
+    step = env.step(root)
+    assert step["next", "terminated"].item() and not step["next", "truncated"].item()
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_no_transition_is_lost_doubled_or_torn(count: int) -> None:
+    env = Env("Counting-v0", count, plugins=["counting"]).build(seed=3)
+    steps: Any = torch.stack(play(env, 100), 1).double()
+    numbers = steps["observation"][:, 0, 0].tolist()
+    assert len(set(numbers)) == count
+    for number, rows in zip(numbers, steps, strict=True):
+        episode, step = 1, 0
+        for row in rows:
+            assert row["observation"].tolist() == [number, episode, step]
+            step += 1
+            assert row["next", "observation"].tolist() == [number, episode, step]
+            assert row["next", "reward"].item() == step
+            done = step == counting.length(int(number), episode)
+            truncated = done and counting.truncates(int(number), episode)
+            assert row["next", "done"].item() == done
+            assert row["next", "truncated"].item() == truncated
+            assert row["next", "terminated"].item() == (done and not truncated)
+            if done:
+                episode, step = episode + 1, 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_both_ends_of_asymmetric_bounds_are_reached(
+    register: Register, dtype: type[np.floating[Any]]
+) -> None:
+    low, high = np.array([-3.0, 0.1, -1e-3], dtype), np.array([1.0, 1000.0, 7.7], dtype)
+    env = Env(register(action=spaces.Box(low, high, dtype=dtype))).build(seed=0)
+    root = env.reset()
+    for value in (-1.0, 1.0, 0.0, 1.0 + 1e-6):
+        root["action"] = torch.full((1, 3), value)
+        env.step(root)
+        root = env.reset()
+    lowest, highest, middle, beyond = inner(env)[0].actions
+    assert lowest.dtype == dtype
+    assert lowest.tolist() == low.tolist()
+    assert highest.tolist() == beyond.tolist() == high.tolist()
+    np.testing.assert_allclose(middle, (low.astype(np.float64) + high) / 2, rtol=1e-6)
+
+
+def test_discrete_spaces_that_start_elsewhere_are_shifted(register: Register) -> None:
+    env = Env(register(spaces.Discrete(3, start=-5), spaces.Discrete(4, start=2))).build(seed=0, count=2)
+    steps = play(env, 60)
+    seen = torch.stack([step["observation"] for step in steps])
+    assert seen.dtype == torch.int64 and seen.shape == (60, 2) and set(seen.flatten().tolist()) == {0, 1, 2}
+    for number in range(2):
+        taken = inner(env)[number].actions
+        assert taken == [int(step["action"][number]) + 2 for step in steps] and set(taken) == {2, 3, 4, 5}
+
+
+def test_integer_observations_become_float32(register: Register) -> None:
+    env = Env(register(spaces.Box(0, 255, (4,), np.uint8))).build(seed=0)
+    seen = env.reset()["observation"]
+    assert seen.dtype == torch.float32 and seen.max() > 1
+
+
+def test_specs_have_no_batch_dimension(register: Register) -> None:
+    vector = Env("InvertedPendulum-v5", count=5).specs()
+    assert vector.observation == Unbounded(torch.Size([4]), dtype=torch.float32)
+    assert vector.action == Bounded(-1, 1, torch.Size([1]), dtype=torch.float32)
+    index = Env(register(spaces.Discrete(6), spaces.Discrete(3, start=1)), count=5).specs()
+    assert index.observation == Categorical(6, dtype=torch.int64)
+    assert index.action == Categorical(3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    "id", ["CartPole-v1", "Pendulum-v1", "InvertedPendulum-v5", "FrozenLake-v1", "dmc/cheetah-run"]
+)
+def test_data_agrees_with_the_specs(id: str, count: int) -> None:
+    env = Env(id).build(seed=0, count=count)
+    assert env.batch_size == (count,)
+    check_env_specs(env)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("observation", "advice"),
+    [
+        (spaces.Box(0, 255, (8, 8, 3), np.uint8), "FlattenObservation"),
+        (spaces.Box(-1, 1, ()), "FlattenObservation"),
+        (spaces.Box(-1, 1, (0,)), "TransformObservation"),
+        (spaces.MultiDiscrete([2, 3]), "FlattenObservation"),
+        (spaces.MultiBinary(3), "FlattenObservation"),
+        (spaces.Dict({"a": BOX}), "FlattenObservation"),
+        (spaces.Tuple([BOX]), "FlattenObservation"),
+        (spaces.Text(3), "TransformObservation"),
+        (spaces.Graph(BOX, BOX), "TransformObservation"),
+        (spaces.Sequence(BOX), "TransformObservation"),
+    ],
+)
+def test_other_observation_spaces_are_refused(
+    register: Register, observation: spaces.Space[Any], advice: str
+) -> None:
+    id = register(observation)
+    with pytest.raises(ConfigError) as refusal:
+        Env(id).specs()
+    message = str(refusal.value)
+    assert message.startswith(f"env.id={id}: the observation space is {' '.join(str(observation).split())}, ")
+    assert advice in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("action", "problem"),
+    [
+        (spaces.Box(-1, 1, (2, 2)), "not a Box of shape (n,)"),
+        (spaces.Box(-1, 1, ()), "not a Box of shape (n,)"),
+        (spaces.Box(-1, 1, (0,)), "not a Box of shape (n,)"),
+        (spaces.Box(0, 9, (2,), np.int64), "floating point"),
+        (spaces.Box(-np.inf, np.inf, (2,)), "without finite bounds"),
+        (spaces.Box(np.array([0, -1], "f"), np.array([np.inf, 1], "f")), "without finite bounds"),
+        (spaces.Box(np.array([0, 1], "f"), np.array([2, 1], "f")), "not below"),
+        (spaces.MultiDiscrete([2, 3]), "not a Box of shape (n,)"),
+        (spaces.MultiBinary(3), "not a Box of shape (n,)"),
+        (spaces.Dict({"a": BOX}), "not a Box of shape (n,)"),
+        (spaces.Tuple([BOX]), "not a Box of shape (n,)"),
+        (spaces.Text(3), "not a Box of shape (n,)"),
+        (spaces.Sequence(BOX), "not a Box of shape (n,)"),
+    ],
+)
+def test_other_action_spaces_are_refused(register: Register, action: spaces.Space[Any], problem: str) -> None:
+    id = register(action=action)
+    with pytest.raises(ConfigError) as refusal:
+        Env(id).specs()
+    message = str(refusal.value)
+    assert message.startswith(f"env.id={id}: the action space is {' '.join(str(action).split())}, ")
+    assert problem in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (Env("Pendulum"), ["env.id=Pendulum ", "Pendulum-v1", "env.plugins"]),
+        (Env("halfcheetah-v5"), ["HalfCheetah-v5"]),
+        (Env("HalfCheetah-v3"), ["gymnasium-robotics"]),
+        (Env("nothing like it"), ["env.plugins"]),
+        (Env("module:Thing-v0"), ["env.id=Thing-v0 env.plugins=[module]"]),
+        (Env("dmc/chetah-run"), ["dmc/cheetah-run"]),
+        (Env("dmc/cheetah"), ["dmc/cheetah-run"]),
+        (Env(plugins=["no_such_module"]), ["no_such_module", "PYTHONPATH"]),
+        (Env(count=0), ["env.count=0"]),
+    ],
+)
+def test_a_wrong_plan_is_told_in_one_line(plan: Env, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        plan.specs()
+    message = str(refusal.value)
+    assert all(word in message for word in words) and "\n" not in message
+
+
+def test_a_missing_package_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dm_control.suite", None)
+    with pytest.raises(ConfigError, match=r"pip install 'sac_torchrl\[dmc\]'"):
+        Env("dmc/cheetah-run").specs()
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    monkeypatch.delitem(sys.modules, "gymnasium.envs.box2d", raising=False)
+    monkeypatch.delitem(sys.modules, "gymnasium.envs.box2d.lunar_lander", raising=False)
+    with pytest.raises(ConfigError, match=r"pip install 'gymnasium\[box2d\]'"):
+        Env("LunarLander-v3").specs()
+
+
+@pytest.mark.parametrize("id", ["Pendulum-v1", "CartPole-v1", "dmc/cartpole-swingup", "dmc/lqr-lqr_2_1"])
+def test_seeds_are_reproducible_and_not_shared(id: str) -> None:
+    first, again = (play(Env(id).build(seed=0, count=3), 30) for _ in range(2))
+    assert all((one == same).all() for one, same in zip(first, again, strict=True))
+    other = play(Env(id).build(seed=1, count=3), 30)
+    starts = [tuple(start) for steps in (first, other) for start in steps[0]["observation"].tolist()]
+    assert len(set(starts)) == 6
+
+
+def test_resets_continue_the_environments_own_generator() -> None:
+    env = Env("Pendulum-v1").build(seed=0)
+    starts = [env.reset()["observation"].tolist() for _ in range(3)]
+    assert starts[0] != starts[1] != starts[2]
+    env.set_seed(0)
+    assert [env.reset()["observation"].tolist() for _ in range(3)] == starts
+
+
+def test_opening_leaves_no_words_and_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for id in ("HalfCheetah-v5", "HalfCheetah-v4", "dmc/cheetah-run"):
+        Env(id).specs()
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []

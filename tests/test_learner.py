@@ -1,0 +1,372 @@
+import copy
+import json
+import math
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.data import Bounded, Categorical, Unbounded
+
+from sac_torchrl.agent import Agent, Specs
+from sac_torchrl.errors import ConfigError
+from sac_torchrl.learner import Execution, Learner, Learning, trained_parameters
+from sac_torchrl.networks import Network
+from sac_torchrl.variants import SAC, DiscreteSAC
+
+CPU = torch.device("cpu")
+VECTOR = Unbounded(shape=3)
+VARIANTS = pytest.mark.parametrize("discrete", [False, True], ids=["sac", "discrete"])
+EXECUTIONS = pytest.mark.parametrize("execution", [Execution.eager, Execution.captured])
+
+
+def build(
+    *,
+    discrete: bool = False,
+    execution: Execution = Execution.eager,
+    seed: int = 0,
+    width: int = 16,
+    lr: float = 1e-2,
+    states: int | None = None,
+    embedding: int | None = None,
+    **fields: Any,
+) -> Learner:
+    torch.manual_seed(seed)
+    network = Network([width], embedding)
+    observation = VECTOR if states is None else Categorical(states)
+    agent: Agent
+    if discrete:
+        agent = DiscreteSAC(network, **fields).build(Specs(observation, Categorical(4)), device=CPU)
+    else:
+        agent = SAC(network, **fields).build(Specs(observation, Bounded(-1, 1, shape=2)), device=CPU)
+    return Learning(lr=lr, execution=execution).build(agent)
+
+
+def batches(
+    count: int, *, discrete: bool = False, rows: int = 8, states: int | None = None
+) -> list[TensorDict]:
+    generator = torch.Generator().manual_seed(42)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def observed() -> Tensor:
+        return normal(rows, 3) if states is None else normal(rows, states).argmax(-1)
+
+    return [
+        TensorDict(
+            {
+                "observation": observed(),
+                "action": normal(rows, 4).argmax(-1) if discrete else normal(rows, 2).tanh(),
+                "next": {
+                    "observation": observed(),
+                    "reward": normal(rows, 1),
+                    "terminated": normal(rows, 1) > 1,
+                },
+            },
+            batch_size=[rows],
+        )
+        for _ in range(count)
+    ]
+
+
+def train(learner: Learner, data: list[TensorDict], *, seed: int = 7) -> list[dict[str, float]]:
+    """Update on every batch, drawing from torch's generator as seeded here; return the metrics."""
+    torch.manual_seed(seed)
+    return [{name: float(value) for name, value in learner.update(batch).items()} for batch in data]
+
+
+def tensors(tree: Any, path: str = "") -> dict[str, Tensor]:
+    if isinstance(tree, Tensor):
+        return {path: tree}
+    if isinstance(tree, dict):
+        return {
+            key: leaf
+            for name, branch in tree.items()
+            for key, leaf in tensors(branch, f"{path}/{name}").items()
+        }
+    return {}
+
+
+def assert_equal_state(one: Learner, other: Learner) -> None:
+    first, second = tensors(one.state_dict()), tensors(other.state_dict())
+    assert first.keys() == second.keys()
+    assert [name for name, tensor in first.items() if not torch.equal(tensor, second[name])] == []
+
+
+def through_json(tree: Any) -> Any:
+    """What a checkpoint does: tensors to one file, all else to another as JSON."""
+    if isinstance(tree, Tensor):
+        return tree.clone()
+    if isinstance(tree, dict):
+        assert all(isinstance(key, str) for key in tree)
+        return {key: through_json(branch) for key, branch in tree.items()}
+    return json.loads(json.dumps(tree, allow_nan=False))
+
+
+@VARIANTS
+@pytest.mark.parametrize("critics", [1, 2, 3])
+@pytest.mark.parametrize("fixed_alpha", [False, True])
+def test_every_parameter_has_exactly_one_optimizer(discrete: bool, critics: int, fixed_alpha: bool) -> None:
+    learner = build(discrete=discrete, critics=critics, fixed_alpha=fixed_alpha)
+    expected = {"loss_qvalue", "loss_actor"} | (set() if fixed_alpha else {"loss_alpha"})
+    assert learner.optimizers.keys() == expected
+    held = [
+        id(parameter)
+        for optimizer in learner.optimizers.values()
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(parameter) for parameter in learner.agent.loss.parameters()}
+
+
+@VARIANTS
+@pytest.mark.parametrize("critics", [1, 2])
+def test_an_update_is_one_adam_step_on_every_loss_and_then_one_target_step(
+    discrete: bool, critics: int
+) -> None:
+    """Adam's first step is lr x gradient / (|gradient| + eps); all gradients are those of the weights before."""
+    learner, reference = (build(discrete=discrete, critics=critics, alpha=0.5, lr=1e-3) for _ in range(2))
+    [batch] = batches(1, discrete=discrete)
+    [metrics] = train(learner, [batch])
+    loss = reference.agent.loss
+    torch.manual_seed(7)
+    losses = loss(batch.clone())
+    assert metrics == pytest.approx({name: float(value) for name, value in losses.items()})
+    targets = {key: leaf.clone() for key, leaf in loss.target_qvalue_network_params.items(True, True)}
+    groups = trained_parameters(loss)
+    assert groups.keys() == {"loss_qvalue", "loss_actor", "loss_alpha"}
+    gradients = {
+        name: torch.autograd.grad(losses[name], parameters, retain_graph=True)
+        for name, parameters in groups.items()
+    }
+    with torch.no_grad():
+        for name, parameters in groups.items():
+            for parameter, gradient in zip(parameters, gradients[name], strict=True):
+                parameter.sub_(1e-3 * gradient / (gradient.abs() + 1e-8))
+    for name, parameters in trained_parameters(learner.agent.loss).items():
+        for parameter, expected in zip(parameters, groups[name], strict=True):
+            torch.testing.assert_close(parameter, expected, rtol=1e-5, atol=1e-6)
+    for key, moved in learner.agent.loss.target_qvalue_network_params.items(True, True):
+        value = torch.lerp(targets[key], loss.qvalue_network_params[key].detach(), 0.005)
+        torch.testing.assert_close(moved, value, rtol=1e-5, atol=1e-7)
+
+
+@EXECUTIONS
+def test_an_update_hands_back_detached_scalars_and_leaves_the_batch_alone(execution: Execution) -> None:
+    learner = build(execution=execution)
+    [batch] = batches(1)
+    before = batch.clone()
+    metrics = learner.update(batch)
+    assert set(metrics.keys()) == {"loss_qvalue", "loss_actor", "loss_alpha", "alpha", "entropy"}
+    assert all(value.shape == () and not value.requires_grad for value in metrics.values())
+    assert set(batch.keys(include_nested=True)) == set(before.keys(include_nested=True))
+    assert (batch == before).all()
+
+
+def test_metrics_are_not_overwritten_by_the_next_update() -> None:
+    learner = build(discrete=True, execution=Execution.captured)
+    first, second = batches(2, discrete=True)
+    metrics = learner.update(first)
+    kept = metrics.clone()
+    learner.update(second)
+    assert (metrics == kept).all()
+
+
+@VARIANTS
+@pytest.mark.parametrize("fixed_alpha", [False, True])
+def test_captured_updates_are_bit_for_bit_the_eager_ones(discrete: bool, fixed_alpha: bool) -> None:
+    eager, captured = (
+        build(discrete=discrete, execution=execution, fixed_alpha=fixed_alpha)
+        for execution in (Execution.eager, Execution.captured)
+    )
+    start = {name: tensor.clone() for name, tensor in tensors(eager.state_dict()["loss"]).items()}
+    data = batches(20, discrete=discrete)
+    assert train(eager, data) == train(captured, data)
+    assert_equal_state(eager, captured)
+    moved = {
+        name
+        for name, tensor in tensors(eager.state_dict()["loss"]).items()
+        if not torch.equal(tensor, start[name])
+    }
+    assert {name for name in start if "network_params" in name} <= moved
+
+
+@VARIANTS
+@pytest.mark.parametrize("embedding", [None, 4], ids=["one-hot", "embedding"])
+def test_captured_updates_are_the_eager_ones_for_discrete_states(
+    discrete: bool, embedding: int | None
+) -> None:
+    eager, captured = (
+        build(discrete=discrete, execution=it, states=5, embedding=embedding)
+        for it in (Execution.eager, Execution.captured)
+    )
+    data = batches(3, discrete=discrete, states=5)
+    assert train(eager, data) == train(captured, data)
+    assert_equal_state(eager, captured)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_updates_are_the_eager_ones() -> None:
+    """Without random numbers, which torch.compile draws in an order of its own; sums may be reordered, too."""
+    eager, compiled = (
+        build(discrete=True, width=4, lr=1e-3, execution=execution)
+        for execution in (Execution.eager, Execution.compiled)
+    )
+    data = batches(5, discrete=True, rows=4)
+    for expected, found in zip(train(eager, data), train(compiled, data), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    first, second = tensors(eager.state_dict()), tensors(compiled.state_dict())
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@VARIANTS
+def test_recording_draws_no_random_numbers(discrete: bool) -> None:
+    [batch] = batches(1, discrete=discrete)
+    states = []
+    for execution in (Execution.eager, Execution.captured):
+        train(build(discrete=discrete, execution=execution), [batch])
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_a_batch_of_another_shape_is_recorded_anew() -> None:
+    eager, captured = (build(execution=it) for it in (Execution.eager, Execution.captured))
+    small, large = (batches(2, rows=rows) for rows in (5, 9))
+    data = [large[0], small[0], large[1], small[1]]
+    assert train(eager, data) == train(captured, data)
+    assert_equal_state(eager, captured)
+
+
+def test_a_batch_with_further_columns_gives_the_same_update() -> None:
+    plain, wide = (build(discrete=True, execution=Execution.captured) for _ in range(2))
+    data = batches(2, discrete=True)
+    rich = [batch.clone() for batch in data]
+    for batch in rich:
+        batch["next", "done"] = torch.ones(8, 1, dtype=torch.bool)
+        batch["episode"] = torch.arange(8)
+    assert train(plain, data) == train(wide, [rich[0], data[1]])
+    assert_equal_state(plain, wide)
+
+
+def test_updates_are_counted() -> None:
+    learner = build(discrete=True)
+    counts = [learner.updates]
+    for batch in batches(3, discrete=True):
+        learner.update(batch)
+        counts.append(learner.updates)
+    assert counts == [0, 1, 2, 3]
+    assert learner.state_dict()["updates"] == 3
+
+
+@VARIANTS
+@EXECUTIONS
+@pytest.mark.parametrize("used", [False, True], ids=["fresh", "used before"])
+def test_a_loaded_learner_continues_bit_for_bit(discrete: bool, execution: Execution, used: bool) -> None:
+    data = batches(12, discrete=discrete)
+    learner = build(discrete=discrete, execution=execution)
+    train(learner, data[:6])
+    state = through_json(learner.state_dict())
+    # What a state holds counts, and a recording made before the loading must see it too.
+    resumed = build(discrete=discrete, execution=execution, seed=99, gamma=0.5, alpha=0.1)
+    if used:
+        train(resumed, data[6:9], seed=1)
+    resumed.load_state_dict(state)
+    assert resumed.updates == 6
+    assert_equal_state(learner, resumed)
+    assert train(learner, data[6:]) == train(resumed, data[6:])
+    assert_equal_state(learner, resumed)
+
+
+@VARIANTS
+def test_a_learner_saved_before_its_first_update_continues_too(discrete: bool) -> None:
+    data = batches(3, discrete=discrete)
+    learner, resumed = build(discrete=discrete), build(discrete=discrete, seed=99)
+    resumed.load_state_dict(through_json(learner.state_dict()))
+    assert train(learner, data) == train(resumed, data)
+
+
+def test_a_loaded_learner_shares_nothing_with_the_saved_one() -> None:
+    data = batches(4)
+    learner, other, reference = build(), build(seed=99), build(seed=98)
+    train(learner, data[:2])
+    reference.load_state_dict(copy.deepcopy(learner.state_dict()))
+    other.load_state_dict(learner.state_dict())
+    train(learner, data[2:])
+    assert train(other, data[2:]) == train(reference, data[2:])
+    assert_equal_state(other, reference)
+
+
+@pytest.mark.parametrize(
+    ("saved", "loading"),
+    [
+        ({"width": 8}, {"width": 16}),
+        ({"critics": 1}, {"critics": 2}),
+        ({"critics": 2}, {"critics": 3}),
+        ({"fixed_alpha": True}, {}),
+        ({}, {"fixed_alpha": True}),
+        ({"discrete": True}, {}),
+    ],
+    ids=["width", "one critic", "critics", "fixed to learned", "learned to fixed", "variant"],
+)
+def test_a_state_of_another_learner_is_refused_and_changes_nothing(
+    saved: dict[str, Any], loading: dict[str, Any]
+) -> None:
+    other, learner = build(seed=1, **saved), build(seed=2, **loading)
+    train(other, batches(1, discrete="discrete" in saved))
+    train(learner, batches(1))
+    state = through_json(other.state_dict())
+    before = copy.deepcopy(learner.state_dict())
+    with pytest.raises((KeyError, RuntimeError)):
+        learner.load_state_dict(state)
+    after = tensors(learner.state_dict())
+    assert [name for name, tensor in tensors(before).items() if not torch.equal(tensor, after[name])] == []
+    assert learner.updates == before["updates"]
+
+
+@VARIANTS
+def test_a_fixed_temperature_stays(discrete: bool) -> None:
+    learner = build(discrete=discrete, fixed_alpha=True, alpha=0.2)
+    before = learner.agent.loss.log_alpha.clone()
+    metrics = train(learner, batches(5, discrete=discrete))
+    assert "loss_alpha" not in learner.optimizers
+    assert torch.equal(learner.agent.loss.log_alpha, before)
+    assert [entry["alpha"] for entry in metrics] == pytest.approx([0.2] * 5)
+
+
+@pytest.mark.parametrize(
+    ("target", "direction"), [(-50.0, -1), (50.0, 1)], ids=["entropy above", "entropy below"]
+)
+def test_the_temperature_follows_the_entropy(target: float, direction: int) -> None:
+    learner = build(target_entropy=target)
+    metrics = train(learner, batches(6))
+    assert all(direction * (target - entry["entropy"]) > 0 for entry in metrics)
+    alphas = [entry["alpha"] for entry in metrics]
+    assert alphas[0] == 1
+    assert all(
+        direction * (later - earlier) > 0 for earlier, later in zip(alphas[:-1], alphas[1:], strict=True)
+    )
+
+
+def test_the_discrete_temperature_falls_from_an_almost_uniform_policy() -> None:
+    learner = build(discrete=True, target_entropy_ratio=0.2)
+    metrics = train(learner, batches(6, discrete=True))
+    assert all(entry["entropy"] > 0.2 * math.log(4) for entry in metrics)
+    alphas = [entry["alpha"] for entry in metrics]
+    assert alphas == sorted(alphas, reverse=True)
+    assert alphas[-1] < alphas[0]
+
+
+@pytest.mark.parametrize("lr", [0.0, -1e-3, math.inf, math.nan])
+def test_a_bad_learning_rate_is_refused(lr: float) -> None:
+    with pytest.raises(ConfigError, match=rf"learner\.lr={lr}: "):
+        Learning(lr=lr)
+
+
+def test_the_learning_rate_reaches_every_optimizer() -> None:
+    rates = [group["lr"] for it in build(lr=0.123).optimizers.values() for group in it.param_groups]
+    assert rates == [0.123] * 3

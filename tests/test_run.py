@@ -1,0 +1,179 @@
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import astuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from sac_torchrl.errors import ConfigError, DiskError, RunFolderInUse
+from sac_torchrl.run import Running, Seeds, exit_codes, resolve_device
+
+
+def test_seeds_are_distinct_repeatable_and_of_31_bits() -> None:
+    seeds = [word for seed in range(50) for word in astuple(Seeds.derive(seed))]
+    assert len(set(seeds)) == 250
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert Seeds.derive(7) == Seeds.derive(7)
+
+
+def test_seeds_stay_the_same_over_versions() -> None:
+    # A run can only be repeated if these never change.
+    assert astuple(Seeds.derive(3)) == (409691224, 822710854, 1725899901, 59274554, 1471340371)
+
+
+def test_a_new_folder_is_named_private_and_never_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for _ in range(3):
+        with Running().open("seed: 0\n", name="Pendulum-v1-sac-seed0", seed=0, device="cpu") as run:
+            assert not run.resumed
+            folders.append(run.folder)
+    assert len(set(folders)) == 3
+    for folder in folders:
+        assert folder.parent == Path("runs")
+        assert folder.name.startswith("Pendulum-v1-sac-seed0-")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert (folder / "config.yaml").read_text() == "seed: 0\n"
+
+
+def test_a_given_folder_is_made_then_resumed(tmp_path: Path) -> None:
+    plan = Running(str(tmp_path / "deep" / "er" / "with a space"))
+    with plan.open("first: 1\n", name="x", seed=3, device="cpu") as run:
+        assert not run.resumed
+        assert run.folder == tmp_path / "deep" / "er" / "with a space"
+        assert run.device == torch.device("cpu")
+        assert run.seeds == Seeds.derive(3)
+    with plan.open("second: 2\n", name="x", seed=3, device="cpu") as run:
+        assert run.resumed
+        assert (run.folder / "config.yaml").read_text() == "second: 2\n"
+
+
+def test_a_folder_with_other_files_is_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with (
+        pytest.raises(ConfigError, match=r"holds files but no config\.yaml"),
+        Running(str(tmp_path)).open("", name="x", seed=0, device="cpu"),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_a_crash_before_the_first_line_leaves_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("123")
+    (tmp_path / ".config.yaml.half").write_text("see")
+    with Running(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
+        assert not run.resumed
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(DiskError, match="file/run"),
+        Running(str(tmp_path / "file" / "run")).open("", name="x", seed=0, device="cpu"),
+    ):
+        pass
+
+
+def test_a_device_that_is_not_there_makes_no_folder(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match="device=cuda:99"),
+        Running(str(tmp_path / "run")).open("", name="x", seed=0, device="cuda:99"),
+    ):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+HOLD = """
+import fcntl, os, sys
+descriptor = os.open(sys.argv[1] + "/.lock", os.O_RDWR | os.O_CREAT)
+fcntl.flock(descriptor, fcntl.LOCK_EX)
+os.write(descriptor, str(os.getpid()).encode())
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_that_another_process_holds_is_refused_until_it_dies(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(RunFolderInUse, match=f"in use by process {holder.pid}"),
+            Running(str(tmp_path)).open("", name="x", seed=0, device="cpu"),
+        ):
+            pass
+        assert not (tmp_path / "config.yaml").exists()
+        holder.kill()
+    with Running(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
+        assert run.folder == tmp_path
+
+
+def test_the_lock_is_given_back_and_names_its_owner(tmp_path: Path) -> None:
+    plan = Running(str(tmp_path))
+    with plan.open("", name="x", seed=0, device="cpu"):
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        with pytest.raises(RunFolderInUse), plan.open("", name="x", seed=0, device="cpu"):
+            pass
+    with plan.open("", name="x", seed=0, device="cpu"):
+        pass
+
+
+def test_the_log_keeps_the_lines_and_the_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        pytest.raises(ZeroDivisionError),
+        Running(str(tmp_path)).open("", name="x", seed=5, device="cpu"),
+    ):
+        logging.getLogger("sac_torchrl.replay").info("rows are reserved")
+        _ = 1 / 0
+    log = (tmp_path / "run.log").read_text()
+    assert "started in" in log
+    assert "seed 5" in log
+    assert f"torch {torch.__version__.partition('+')[0]}" in log
+    assert "rows are reserved" in log
+    assert "ZeroDivisionError" in log
+    screen = capsys.readouterr().err
+    assert "rows are reserved" in screen
+    assert "ZeroDivisionError" not in screen
+    assert logging.getLogger("sac_torchrl").handlers == []
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "mps", "", "cpu:a"])
+def test_unknown_devices_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="give auto, cpu, cuda or cuda:N"):
+        resolve_device(name)
+
+
+def test_auto_takes_a_gpu_where_there_is_one() -> None:
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert resolve_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("seed=-1: give 0 or more."), 64, "error: seed=-1: give 0 or more.\n"),
+        (DiskError("no room."), 74, "error: no room.\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted.\n"),
+    ],
+)
+def test_a_foreseen_failure_is_one_line_and_a_code(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit, exit_codes():
+        raise error
+    assert exit.value.code == code
+    assert capsys.readouterr().err == line
+
+
+def test_an_unforeseen_failure_shows_where_it_happened(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit, exit_codes():
+        _ = {}["missing"]
+    assert exit.value.code == 70
+    assert "KeyError: 'missing'" in capsys.readouterr().err
