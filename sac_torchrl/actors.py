@@ -62,4 +62,3 @@ def categorical_actor(network: nn.Module, specs: Specs) -> ProbabilisticActor:
 def acting(actor: ProbabilisticActor) -> TensorDictModule:
     """The same policy, sharing its parameters, that writes nothing but the action into a transition."""
     return actor.select_out_keys("action")
-

@@ -54,9 +54,7 @@ class Checkpointing:
 class Checkpoints:
     """Saves and restores `parts`, the rows of `buffer` and its generator, and torch's global generators."""
 
-    def __init__(
-        self, folder: Path, buffer: TensorDictReplayBuffer, parts: dict[str, Stateful], *, keep: int
-    ) -> None:
+    def __init__(self, folder: Path, buffer: TensorDictReplayBuffer, parts: dict[str, Stateful], *, keep: int) -> None:
         self._folder = folder
         self._buffer = buffer
         self._parts = parts
@@ -76,9 +74,7 @@ class Checkpoints:
         if frames in self._intact:
             return path
         if not self._intact and not self._restored and snapshot.frames_in(self._folder):
-            raise CheckpointError(
-                f"{self._folder} holds the checkpoints of another run: choose a new folder."
-            )
+            raise CheckpointError(f"{self._folder} holds the checkpoints of another run: choose a new folder.")
         try:
             self._folder.joinpath("rows").mkdir(parents=True, exist_ok=True)
             self._save_rows()
@@ -196,9 +192,7 @@ class Checkpoints:
         if sampling.get_state().shape == saved["sampling"].shape:
             sampling.set_state(saved["sampling"])
         else:
-            log.warning(
-                "resuming is not exact: the rows were on another kind of device, sampling is reseeded"
-            )
+            log.warning("resuming is not exact: the rows were on another kind of device, sampling is reseeded")
         if len(saved["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(saved["cuda"])
         elif saved["cuda"]:

@@ -4,7 +4,6 @@ import argparse
 import runpy
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,8 +13,6 @@ from sac_torchrl.errors import CheckpointError, ConfigError
 from sac_torchrl.evaluation import evaluate, record_video, write_evaluation
 from sac_torchrl.plots import curve
 from sac_torchrl.run import Seeds, exit_codes, resolve_device
-
-COMMAND = "sac-torchrl"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,8 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
-    parser = _Parser(prog=COMMAND, description="Soft Actor-Critic from TorchRL parts.")
-    parser.add_argument("--version", action="version", version=f"sac_torchrl {version('sac_torchrl')}")
+    parser = _Parser(prog="sac-torchrl", description="Soft Actor-Critic from TorchRL parts.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     names: list[str] = []
 
@@ -56,20 +52,16 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         one.add_argument(
             "settings", metavar="KEY=VALUE", nargs=argparse.REMAINDER, help="settings and flags of the recipe"
         )
-    look = command(
-        "evaluate", _evaluate, "play episodes with a run's newest checkpoint; write evaluation.json"
-    )
+    look = command("evaluate", _evaluate, "play episodes with a run's newest checkpoint; write evaluation.json")
     look.add_argument("folder", metavar="FOLDER", type=Path)
     look.add_argument("--episodes", metavar="N", type=int, help="how many; by default as many as in training")
     look.add_argument("--video", action="store_true", help="film one more episode into FOLDER/videos/")
     look.add_argument(
         "--plugin", metavar="MODULE", action="append", default=[], help="import a module with environments"
     )
-    plot = command("plot", _plot, "draw a learning curve; of several runs the mean and its 95% interval")
+    plot = command("plot", _plot, "draw the learning curve of a run, or the mean curve of several")
     plot.add_argument("folders", metavar="FOLDER", type=Path, nargs="+")
-    plot.add_argument(
-        "--output", metavar="PATH", type=Path, help="by default curve.png, in a single run's folder"
-    )
+    plot.add_argument("--output", metavar="PATH", type=Path, help="by default curve.png, in a single run's folder")
     return parser, names
 
 
@@ -78,20 +70,18 @@ def _train(given: argparse.Namespace) -> None:
     path = SHIPPED / f"{recipe}.py" if recipe in RECIPES else Path(recipe)
     if not path.is_file():
         known = " or ".join(RECIPES)
-        raise ConfigError(
-            f"no recipe {recipe}{nearest(recipe, RECIPES)} Give {known}, or a Python file's path."
-        )
-    _run_recipe(path, [COMMAND, "train", recipe], given.settings)
+        raise ConfigError(f"no recipe {recipe}{nearest(recipe, RECIPES)} Give {known}, or a Python file's path.")
+    _run_recipe(path, given.settings)
 
 
 def _resume(given: argparse.Namespace) -> None:
     recipe = recipe_of(type(load(given.folder)))
     folder = assignment("run.folder", str(given.folder))
-    _run_recipe(SHIPPED / f"{recipe}.py", [COMMAND, "train", recipe], [folder, *given.settings])
+    _run_recipe(SHIPPED / f"{recipe}.py", [folder, *given.settings])
 
 
-def _run_recipe(path: Path, command: list[str], settings: list[str]) -> None:
-    sys.argv = [" ".join(command), *settings]
+def _run_recipe(path: Path, settings: list[str]) -> None:
+    sys.argv = [str(path), *settings]
     runpy.run_path(str(path), run_name="__main__")
 
 

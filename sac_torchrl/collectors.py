@@ -65,7 +65,7 @@ class Experience:
 
         The first `random_frames` actions are drawn uniformly, the others from the policy.
         """
-        if self.finished:
+        if self.frames >= self._total_frames:
             return
         self._env.set_seed(self._seed + self.frames)
         collector = Collector(

@@ -45,9 +45,7 @@ class Env:
         finally:
             env.close()
 
-    def build(
-        self, *, seed: int | None = None, count: int | None = None, render_mode: str | None = None
-    ) -> EnvBase:
+    def build(self, *, seed: int | None = None, count: int | None = None, render_mode: str | None = None) -> EnvBase:
         """Builds `count` environments in this process, batch size `(count,)`, each with a seed of its own.
 
         Observations are float32 `(count, n)` or int64 `(count,)`, actions float32 `(count, n)` in [-1, 1] or
@@ -148,9 +146,7 @@ class _Suite(gym.Env[Any, Any]):
         low, high = (np.broadcast_to(bound, action.shape) for bound in (action.minimum, action.maximum))
         self.action_space = Box(low, high, dtype=action.dtype)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
             self._env.task.random.seed(seed)
         return self._vector(self._env.reset()), {}

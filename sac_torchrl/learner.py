@@ -87,7 +87,7 @@ class Learner:
             for parameter in group["params"]
         ]
         self._execution = execution
-        self._recordings: dict[tuple[torch.Size, ...], Callable[..., Sequence[Tensor]]] = {}
+        self._recordings: dict[object, Callable[..., Sequence[Tensor]]] = {}
         self._names: list[str] = []
         self._newest: TensorDictBase = TensorDict()
 
@@ -137,9 +137,7 @@ class Learner:
             optimizer.load_state_dict({**saved, "state": moments})
         self.updates = state["updates"]
 
-    def _gradients(
-        self, keys: list[Any], inputs: list[Tensor]
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    def _gradients(self, keys: list[Any], inputs: list[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         def losses_and_gradients(*tensors: Tensor) -> list[Tensor]:
             batch = TensorDict(dict(zip(keys, tensors, strict=True)), batch_size=tensors[0].shape[:1])
             losses = self.agent.loss(batch)
@@ -151,17 +149,15 @@ class Learner:
         if self._execution is Execution.eager:
             outputs: Sequence[Tensor] = losses_and_gradients(*inputs)
         else:
-            shapes = tuple(tensor.shape for tensor in inputs)
-            if shapes not in self._recordings:
-                self._recordings[shapes] = self._record(losses_and_gradients, inputs)
+            form = tuple((key, tensor.shape, tensor.dtype) for key, tensor in zip(keys, inputs, strict=True))
+            if form not in self._recordings:
+                self._recordings[form] = self._record(losses_and_gradients, inputs)
             with torch.no_grad():
-                outputs = self._recordings[shapes](*inputs)
+                outputs = self._recordings[form](*inputs)
         count = len(self._parameters)
         return outputs[:count], outputs[count:]
 
-    def _record(
-        self, function: Callable[..., list[Tensor]], inputs: list[Tensor]
-    ) -> Callable[..., Sequence[Tensor]]:
+    def _record(self, function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
         # Recording runs the operations once: the random numbers they draw are given back.
         with torch.random.fork_rng(devices=[inputs[0].device] if inputs[0].is_cuda else []):
             recording = make_fx(function)(*inputs)

@@ -175,9 +175,7 @@ def _check_memory(place: torch.device, needed: int, *, rows: int, storage: Stora
             f"{rows:,} replay rows need {_size(needed)} and {place} has {_size(free)} of memory available: "
             f"lower replay.capacity or use replay.storage=disk instead of {storage.value}."
         )
-    log.info(
-        "replay: %s rows, %s in memory of %s (%s available)", f"{rows:,}", _size(needed), place, _size(free)
-    )
+    log.info("replay: %s rows, %s in memory of %s (%s available)", f"{rows:,}", _size(needed), place, _size(free))
 
 
 def _available_memory() -> int:

@@ -75,9 +75,7 @@ class Running:
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"run.folder={folder} is a file: give a new folder, or one with a run.")
         if folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK, UNFINISHED}:
-            raise ConfigError(
-                f"run.folder={folder} holds files but no {CONFIG}: give a new folder, or one with a run."
-            )
+            raise ConfigError(f"run.folder={folder} holds files but no {CONFIG}: give a new folder, or one with a run.")
         return None
 
     @contextmanager
@@ -102,7 +100,8 @@ class Running:
                     f"cannot write the run folder {self.folder or 'below runs/'}: {error}. "
                     "Give another run.folder, or make room."
                 ) from error
-            # A CPU takes some hundred times longer for an operation on numbers below 1e-38, which Adam's moments reach.
+            # A CPU takes some hundred times longer for an operation on numbers below 1e-38, which Adam's
+            # moments reach.
             torch.set_flush_denormal(True)
             logger.info("%s in %s on %s, seed %d", "resumed" if resumed else "started", folder, on, seed)
             logger.debug("command: %s", " ".join(sys.argv))
@@ -128,9 +127,7 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError(f"device={name}: give auto, cpu, cuda or cuda:N.")
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cuda" and int(index or 0) >= available:
-        raise ConfigError(
-            f"device={name}: PyTorch finds {available} CUDA devices here; give device=cpu or auto."
-        )
+        raise ConfigError(f"device={name}: PyTorch finds {available} CUDA devices here; give device=cpu or auto.")
     return torch.device(name)
 
 
@@ -208,6 +205,10 @@ def _log_to(folder: Path, stack: ExitStack) -> logging.Handler:
     screen.setLevel(logging.INFO)
     stack.callback(logger.setLevel, logger.level)
     logger.setLevel(logging.DEBUG)
+    # TorchRL remarks on every storage that it makes, on standard output.
+    torchrl = logging.getLogger("torchrl")
+    stack.callback(torchrl.setLevel, torchrl.level)
+    torchrl.setLevel(logging.WARNING)
     for handler in (file, screen):
         logger.addHandler(handler)
         stack.callback(handler.close)

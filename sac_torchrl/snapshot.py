@@ -18,12 +18,13 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import tensordict
 import torch
+import torchrl
 from safetensors import SafetensorError
 
 from sac_torchrl.errors import CheckpointError
@@ -32,6 +33,7 @@ from sac_torchrl.trees import Tree, decode, encode
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+_LIBRARIES = (torch, torchrl, tensordict, safetensors)
 _TENSORS, _SKELETON, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
 _SEGMENT = re.compile(r"[0-9]+-[0-9]+\.safetensors")
 _DEBRIS = re.compile(r"\.[0-9]+(-[0-9]+\.safetensors)?\.tmp")  # what a process that was killed leaves
@@ -71,11 +73,10 @@ def write(path: Path, state: Tree, segments: list[Segment]) -> None:
     manifest = {
         "format": FORMAT,
         "frames": int(path.name),
-        "versions": {name: version(name) for name in ("torch", "torchrl", "tensordict", "safetensors")}
+        "versions": {library.__name__: str(library.__version__) for library in _LIBRARIES}
         | {"python": platform.python_version()},
         "files": {
-            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            for name, data in payloads.items()
+            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in payloads.items()
         },
         "rows": [asdict(segment) for segment in segments],
     }

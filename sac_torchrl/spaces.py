@@ -19,9 +19,7 @@ class Edge(gym.Wrapper[Any, Any, Any, Any]):
         self.observation_space, self._observed = _observed(env.observation_space, id)
         self.action_space, self._taken = _taken(env.action_space, id)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode; no options reach the environment and no infos leave it."""
         # The only option that arrives is TorchRL's mask of finished environments: not meant for this one.
         observation, _ = self.env.reset(seed=seed)
@@ -44,8 +42,7 @@ def _observed(space: Space[Any], id: str) -> tuple[Space[Any], Callable[[Any], A
     if isinstance(space, (Text, Sequence, Graph)) or 0 in (space.shape or ()):
         advice = "turn it into a vector with gymnasium.wrappers.TransformObservation"
     raise ConfigError(
-        f"env.id={id}: the observation space is {short(space)}, "
-        f"not a Box of shape (n,) or a Discrete: {advice}."
+        f"env.id={id}: the observation space is {short(space)}, not a Box of shape (n,) or a Discrete: {advice}."
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torchrl.data import Categorical
+from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import DiscreteSACLoss, LossModule, SACLoss, SoftUpdate, ValueEstimators
 
 from sac_torchrl.actors import categorical_actor, tanh_normal_actor
@@ -53,14 +54,10 @@ class SAC(Variant):
                 "ones: use recipes/discrete.py."
             )
         actions = specs.action.shape[-1]
-        actor = tanh_normal_actor(
-            self.network.build(specs.observation, outputs=2 * actions, device=device), specs
-        )
+        actor = tanh_normal_actor(self.network.build(specs.observation, outputs=2 * actions, device=device), specs)
         # A list of critics built one by one: TorchRL redraws the weights of a single one that it has to copy.
         critics = [
-            state_action_critic(
-                self.network.build(specs.observation, inputs=actions, outputs=1, device=device)
-            )
+            state_action_critic(self.network.build(specs.observation, inputs=actions, outputs=1, device=device))
             for _ in range(self.critics)
         ]
         loss = SACLoss(
@@ -122,13 +119,13 @@ class DiscreteSAC(Variant):
             loss_function="l2",
             alpha_init=self.alpha,
             fixed_alpha=self.fixed_alpha,
-            target_entropy=self.target_entropy_ratio * math.log(actions),
+            target_entropy_weight=self.target_entropy_ratio,
             deactivate_vmap=True,
         ).to(device)
         return _agent(actor, loss, gamma=self.gamma, tau=self.tau)
 
 
-def _agent(actor: object, loss: LossModule, *, gamma: float, tau: float) -> Agent:
+def _agent(actor: ProbabilisticActor, loss: LossModule, *, gamma: float, tau: float) -> Agent:
     loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
     return Agent(actor, loss, targets=(SoftUpdate(loss, tau=tau),))
 

@@ -17,7 +17,7 @@ SATURATED = [(10.0, 0.5), (20.0, 0.5), (-20.0, 0.5), (20.0, 7.0)]
 
 
 def squashed(*, dimensions: int = 1) -> ProbabilisticActor:
-    """A squashed head whose observation is its own parameters: means, then logarithms of standard deviations."""
+    """A squashed head whose observation is its parameters: means, then logarithms of standard deviations."""
     specs = Specs(Unbounded(shape=2 * dimensions), Bounded(-1, 1, shape=dimensions))
     return tanh_normal_actor(nn.Identity(), specs)
 
@@ -32,9 +32,7 @@ def observed(values: Tensor) -> TensorDict:
 
 
 def distribution(loc: Tensor, scale: Tensor) -> TanhNormal:
-    head: TanhNormal = squashed(dimensions=loc.shape[-1]).get_dist(
-        observed(torch.cat([loc, scale.log()], -1))
-    )
+    head: TanhNormal = squashed(dimensions=loc.shape[-1]).get_dist(observed(torch.cat([loc, scale.log()], -1)))
     return head
 
 
@@ -60,9 +58,7 @@ def test_the_density_integrates_to_one_over_the_actions(loc: float, scale: float
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("loc", "scale"), [(0.0, 1.0), (0.5, 0.1), (-3.0, 2.0), *SATURATED])
-def test_the_log_probability_is_the_exact_change_of_variables(
-    loc: float, scale: float, dtype: torch.dtype
-) -> None:
+def test_the_log_probability_is_the_exact_change_of_variables(loc: float, scale: float, dtype: torch.dtype) -> None:
     means = torch.full((40, 2), loc, dtype=dtype)
     head = distribution(means, torch.full_like(means, scale))
     torch.manual_seed(1)
@@ -71,8 +67,7 @@ def test_the_log_probability_is_the_exact_change_of_variables(
     noise = torch.randn_like(means)
     torch.testing.assert_close(action, torch.tanh(head.loc + head.scale * noise))
     expected = [
-        sum(exact_log_prob(loc, float(head.scale[row, i]), float(noise[row, i])) for i in range(2))
-        for row in range(40)
+        sum(exact_log_prob(loc, float(head.scale[row, i]), float(noise[row, i])) for i in range(2)) for row in range(40)
     ]
     # torch's softplus is the identity beyond 20, which leaves out exp(-20) = 2e-9.
     rtol, atol = (2e-6, 1e-5) if dtype is torch.float32 else (1e-12, 1e-8)
@@ -81,9 +76,7 @@ def test_the_log_probability_is_the_exact_change_of_variables(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("loc", "scale"), [(0.3, 0.5), *SATURATED])
-def test_the_gradients_of_the_log_probability_hold_in_saturation(
-    loc: float, scale: float, dtype: torch.dtype
-) -> None:
+def test_the_gradients_of_the_log_probability_hold_in_saturation(loc: float, scale: float, dtype: torch.dtype) -> None:
     means = torch.full((64, 1), loc, dtype=dtype, requires_grad=True)
     log_stds = torch.full((64, 1), scale, dtype=dtype).log().requires_grad_()
     head = squashed().get_dist(observed(torch.cat([means, log_stds], -1)))
@@ -122,7 +115,7 @@ def test_actions_are_drawn_where_nothing_else_is_asked_for() -> None:
     torch.manual_seed(0)
     observation = torch.zeros(4096, 2)
     action = squashed()(observed(observation))["action"]
-    # A standard normal pre-image: P(|tanh(u)| < tanh(1)) = P(|u| < 1) = 0.6827, give or take 4 standard errors.
+    # A standard normal pre-image: P(|tanh(u)| < tanh(1)) = P(|u| < 1) = 0.6827, within 4 standard errors.
     assert float((action.atanh().abs() < 1).float().mean()) == pytest.approx(0.6827, abs=0.03)
 
 

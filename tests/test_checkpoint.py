@@ -217,6 +217,20 @@ def test_a_save_writes_the_new_rows_only_and_shares_the_rest(tmp_path: Path) -> 
     ]
 
 
+def test_a_resumed_run_saves_its_new_rows_only(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    run.collect(4)
+    run.save()
+    resumed = Trial(tmp_path)
+    resumed.checkpoints.restore()
+    resumed.collect(2)
+    resumed.save()
+    resumed.collect(25)  # more than the ring holds: the first fifteen are overwritten already
+    resumed.save()
+    names = [file.name.split(".")[0] for file in (run.folder / "rows").iterdir()]
+    assert sorted(names) == ["0-4", "21-31", "4-6"]
+
+
 def test_long_stretches_of_rows_are_split_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "SEGMENT_BYTES", 37 * 4)
     run = Trial(tmp_path)
@@ -281,9 +295,7 @@ NAMES = ["first bit", "middle bit", "last bit", "half", "longer", "link", "gone"
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=NAMES)
-@pytest.mark.parametrize(
-    "file", ["8/state.safetensors", "8/state.json", "8/manifest.json", "rows/4-8.safetensors"]
-)
+@pytest.mark.parametrize("file", ["8/state.safetensors", "8/state.json", "8/manifest.json", "rows/4-8.safetensors"])
 def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_is_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, damage: Callable[[Path], None]
 ) -> None:
@@ -314,9 +326,7 @@ def test_without_an_intact_checkpoint_restoring_fails_and_changes_nothing(tmp_pa
     fresh = Trial(tmp_path)
     fresh.advance(3)
     before = fresh.everything()
-    with pytest.raises(
-        CheckpointError, match=r"none of the 2 checkpoints .*0-4.safetensors: its SHA-256"
-    ) as failure:
+    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints .*0-4.safetensors: its SHA-256") as failure:
         fresh.checkpoints.restore()
     assert "\n" not in str(failure.value)
     assert fresh.everything() == before
@@ -362,14 +372,10 @@ def test_a_part_that_refuses_its_state_leaves_all_parts_as_they_were(tmp_path: P
     fresh.advance(3)
     before = fresh.everything()
     loading = Checkpointing().build(fresh.folder, fresh.buffer, fitted=fresh.fitted, constant=Constant(2))
-    with pytest.raises(
-        CheckpointError, match=r"'constant' of the checkpoint at 4 frames .*: no such value: 1"
-    ):
+    with pytest.raises(CheckpointError, match=r"'constant' of the checkpoint at 4 frames .*: no such value: 1"):
         loading.restore()
     assert fresh.everything() == before
-    with pytest.raises(
-        CheckpointError, match=r"holds \['constant', 'fitted'\] and this run has \['fitted'\]"
-    ):
+    with pytest.raises(CheckpointError, match=r"holds \['constant', 'fitted'\] and this run has \['fitted'\]"):
         fresh.checkpoints.restore()
     assert fresh.everything() == before
 
@@ -515,9 +521,11 @@ def kill_at(event: int, *, below: Path) -> None:
 
 def test_a_process_killed_at_any_moment_of_a_save_leaves_an_intact_checkpoint(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, __file__, tmp_path], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, __file__, tmp_path], env=environment, check=True, timeout=600)
     outcomes = []
     for event in sorted(int(path.name) for path in tmp_path.iterdir())[1:]:
+        for left in snapshot.frames_in(tmp_path / str(event) / "checkpoints"):
+            snapshot.verify(tmp_path / str(event) / "checkpoints" / str(left))
         run = Trial(tmp_path / str(event), capacity=6)
         frames = run.checkpoints.restore()
         assert frames is not None

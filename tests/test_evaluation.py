@@ -139,9 +139,7 @@ class Blind(gym.Env[Any, Any]):
 def test_what_cannot_be_drawn_is_said_in_one_line(tmp_path: Path) -> None:
     gym.register("Blind-v0", lambda **options: Blind(**options))
     try:
-        with pytest.raises(
-            SacError, match=r"env.id=Blind-v0 cannot be rendered here \(RuntimeError\('no light'\)\)"
-        ):
+        with pytest.raises(SacError, match=r"env.id=Blind-v0 cannot be rendered here \(RuntimeError\('no light'\)\)"):
             record_video(still(1), Env("Blind-v0"), tmp_path / "film.mp4", seed=0)
     finally:
         gym.registry.pop("Blind-v0")

@@ -81,9 +81,7 @@ def transitions(observation: TensorSpec, *, discrete: bool, done: bool = False) 
     return TensorDict({"observation": observations(), "action": action, "next": following}, batch_size=[ROWS])
 
 
-def forward(
-    parameters: TensorDictParams, observation: Tensor, *inputs: Tensor, critic: int | None = None
-) -> Tensor:
+def forward(parameters: TensorDictParams, observation: Tensor, *inputs: Tensor, critic: int | None = None) -> Tensor:
     """The perceptron with these parameters, of one critic where several are stacked, in plain torch."""
     named = {key: leaf if critic is None else leaf[critic] for key, leaf in parameters.items(True, True)}
     tables = [leaf for key, leaf in named.items() if "encoder" in key and key[-1] == "weight"]
@@ -102,9 +100,7 @@ def forward(
 
 
 def values(parameters: TensorDictParams, critics: int, observation: Tensor, *inputs: Tensor) -> Tensor:
-    return torch.stack(
-        [forward(parameters, observation, *inputs, critic=critic) for critic in range(critics)]
-    )
+    return torch.stack([forward(parameters, observation, *inputs, critic=critic) for critic in range(critics)])
 
 
 def sampled(loss: LossModule, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +112,7 @@ def sampled(loss: LossModule, observation: Tensor, noise: Tensor) -> tuple[Tenso
 
 
 def expected_sac(loss: LossModule, batch: TensorDict, critics: int, noise: list[Tensor]) -> dict[str, Tensor]:
-    """Equations 5 to 9 and 18 of Haarnoja et al. 2018b; `noise` for the next actions, then for the actions."""
+    """Equations 5 to 9 and 18 of Haarnoja et al. 2018b; `noise` for next actions, then for actions."""
     alpha = loss.log_alpha.detach().exp()
     online, target = loss.qvalue_network_params, loss.target_qvalue_network_params
     following = batch["next"]
@@ -138,7 +134,7 @@ def expected_sac(loss: LossModule, batch: TensorDict, critics: int, noise: list[
 
 
 def expected_discrete(loss: LossModule, batch: TensorDict, critics: int) -> dict[str, Tensor]:
-    """Equations 10 to 12 of Christodoulou 2019 with the smallest value of the critics: every expectation a sum."""
+    """Equations 10 to 12 of Christodoulou 2019 with the smallest critic: every expectation a sum."""
     alpha = loss.log_alpha.detach().exp()
     online, target = loss.qvalue_network_params, loss.target_qvalue_network_params
     following = batch["next"]
@@ -164,9 +160,7 @@ def expected_discrete(loss: LossModule, batch: TensorDict, critics: int) -> dict
 def groups(loss: LossModule) -> dict[str, list[Tensor]]:
     named = list(loss.named_parameters())
     prefixes = {"loss_qvalue": "qvalue_network", "loss_actor": "actor_network", "loss_alpha": "log_alpha"}
-    return {
-        name: [leaf for key, leaf in named if key.startswith(prefix)] for name, prefix in prefixes.items()
-    }
+    return {name: [leaf for key, leaf in named if key.startswith(prefix)] for name, prefix in prefixes.items()}
 
 
 def assert_same(loss: LossModule, found: TensorDict, expected: dict[str, Tensor]) -> None:
@@ -184,9 +178,7 @@ def assert_same(loss: LossModule, found: TensorDict, expected: dict[str, Tensor]
 @DONE
 @CRITICS
 @OBSERVATIONS
-def test_sac_is_its_equations(
-    observation: TensorSpec, embedding: int | None, critics: int, done: bool
-) -> None:
+def test_sac_is_its_equations(observation: TensorSpec, embedding: int | None, critics: int, done: bool) -> None:
     loss = build(observation, discrete=False, critics=critics, embedding=embedding).loss
     batch = transitions(observation, discrete=False, done=done)
     torch.manual_seed(5)

@@ -66,9 +66,7 @@ def test_a_state_enters_through_a_learned_embedding(inputs: int) -> None:
     assert any(parameter is table for parameter in network.parameters())
     states = torch.tensor([[3, 0, 4], [1, 2, 3]])
     beside = [torch.randn(2, 3, inputs)] if inputs else []
-    torch.testing.assert_close(
-        network(states, *beside), perceptron(network, torch.cat([table[states], *beside], -1))
-    )
+    torch.testing.assert_close(network(states, *beside), perceptron(network, torch.cat([table[states], *beside], -1)))
 
 
 def test_a_state_without_a_batch_is_one_row() -> None:

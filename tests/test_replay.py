@@ -35,9 +35,7 @@ def build(
 
 @pytest.mark.parametrize("specs", [BOX, DISCRETE], ids=["box", "discrete"])
 @pytest.mark.parametrize("storage", list(Storage))
-def test_rows_come_back_as_they_were_stored_across_the_wrap(
-    tmp_path: Path, storage: Storage, specs: Specs
-) -> None:
+def test_rows_come_back_as_they_were_stored_across_the_wrap(tmp_path: Path, storage: Storage, specs: Specs) -> None:
     buffer = build(tmp_path, storage=storage, specs=specs)
     for start in range(0, 24, 6):
         buffer.extend(rows(collected(specs, (3, 2), start=start), specs))
@@ -53,9 +51,7 @@ def test_rows_come_back_as_they_were_stored_across_the_wrap(
 def test_a_row_holds_exactly_the_columns_of_the_layout(tmp_path: Path, storage: Storage) -> None:
     buffer = build(tmp_path, storage=storage)
     buffer.extend(rows(collected(BOX, (2, 3)), BOX))
-    found = {
-        key: (value.dtype, value.shape[1:]) for key, value in buffer.storage[:].flatten_keys("/").items()
-    }
+    found = {key: (value.dtype, value.shape[1:]) for key, value in buffer.storage[:].flatten_keys("/").items()}
     assert found == {"/".join(key): column for key, column in layout(BOX).items()}
     assert row_bytes(BOX) == 3 * 4 + 2 * 4 + 3 * 4 + 4 + 1
     assert row_bytes(DISCRETE) == 8 + 8 + 8 + 4 + 1
@@ -127,9 +123,7 @@ def test_disk_rows_are_files_of_the_whole_size_with_their_blocks_reserved(tmp_pa
 def test_rows_that_do_not_fit_are_refused_with_the_numbers_and_no_file(tmp_path: Path) -> None:
     huge = 10**15
     for storage, error in ((Storage.disk, DiskError), (Storage.ram, ConfigError)):
-        with pytest.raises(
-            error, match=r"1,000,000,000,000,000 replay rows need 37,000.0 TB .* replay.capacity"
-        ):
+        with pytest.raises(error, match=r"1,000,000,000,000,000 replay rows need 37,000.0 TB .* replay.capacity"):
             Replay(huge, storage).build(tmp_path, BOX, rows=huge, batch_size=4, seed=0, device=CPU)
     assert not list(tmp_path.rglob("*.*"))
 

@@ -37,10 +37,8 @@ def test_critics_are_drawn_independently(discrete: bool, critics: int) -> None:
 @pytest.mark.parametrize("observation", [VECTOR, Categorical(5)], ids=["vector", "index"])
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("critics", [1, 2, 3])
-def test_critics_keep_the_weights_they_were_built_with(
-    observation: TensorSpec, discrete: bool, critics: int
-) -> None:
-    """TorchRL's losses draw the weights of a critic that they copy themselves anew, from another distribution."""
+def test_critics_keep_the_weights_they_were_built_with(observation: TensorSpec, discrete: bool, critics: int) -> None:
+    """TorchRL draws the weights of a critic that it copies itself anew, from another distribution."""
     network = Network([8], embedding=6)
     torch.manual_seed(0)
     if discrete:
@@ -52,9 +50,7 @@ def test_critics_keep_the_weights_they_were_built_with(
     inputs, outputs = (0, 4) if discrete else (2, 1)
     built = [network.build(observation, inputs=inputs, outputs=outputs, device=CPU) for _ in range(critics)]
     found = [leaf for name, leaf in agent.loss.named_parameters() if name.startswith("qvalue_network_params")]
-    expected = [
-        torch.stack(leaves) for leaves in zip(*(critic.parameters() for critic in built), strict=True)
-    ]
+    expected = [torch.stack(leaves) for leaves in zip(*(critic.parameters() for critic in built), strict=True)]
     assert len(found) == len(expected)
     assert all(torch.equal(leaf, value) for leaf, value in zip(found, expected, strict=True))
 
@@ -83,12 +79,8 @@ def test_the_same_seed_builds_the_same_agent(discrete: bool) -> None:
 @pytest.mark.parametrize("discrete", [False, True])
 def test_the_loss_trains_the_actor_that_acts(discrete: bool) -> None:
     agent = build(discrete=discrete)
-    trained = [
-        parameter for name, parameter in agent.loss.named_parameters() if name.startswith("actor_network")
-    ]
-    assert {id(parameter) for parameter in trained} == {
-        id(parameter) for parameter in agent.actor.parameters()
-    }
+    trained = [parameter for name, parameter in agent.loss.named_parameters() if name.startswith("actor_network")]
+    assert {id(parameter) for parameter in trained} == {id(parameter) for parameter in agent.actor.parameters()}
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 5])
@@ -157,9 +149,7 @@ def test_an_entropy_target_out_of_reach_is_refused(ratio: float) -> None:
         DiscreteSAC(target_entropy_ratio=ratio)
 
 
-@pytest.mark.parametrize(
-    "variant", [SAC(gamma=1.0, tau=0.5), SAC(gamma=0.0), DiscreteSAC(gamma=1.0, critics=1)]
-)
+@pytest.mark.parametrize("variant", [SAC(gamma=1.0, tau=0.5), SAC(gamma=0.0), DiscreteSAC(gamma=1.0, critics=1)])
 def test_the_ends_of_the_ranges_are_allowed(variant: Variant) -> None:
     assert variant.build(CONTINUOUS if isinstance(variant, SAC) else DISCRETE, device=CPU).targets
 

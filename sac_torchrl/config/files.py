@@ -16,7 +16,15 @@ from sac_torchrl.errors import ConfigError
 from sac_torchrl.run import CONFIG, Run
 
 # What a resumed run may change: how long and where it goes on and what it reports, not what it learns from.
-FREE_ON_RESUME = ("total_frames", "log_every", "device", "learner.execution", "evaluate.", "checkpoint.", "run.")
+FREE_ON_RESUME = (
+    "total_frames",
+    "log_every",
+    "device",
+    "learner.execution",
+    "evaluate.",
+    "checkpoint.",
+    "run.",
+)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ _HEADER = """\
 Train Soft Actor-Critic (recipe: {recipe}). Give KEY=VALUE to change anything below.
 
   {command}
-  {command} env.id={example} total_frames=100000 seed=1
+  {command} preset={preset} seed=1
+  {command} env.id={env} total_frames=100000
   {command} -m seed=0,1,2                      (one run after the other)
   {command} run.folder=runs/NAME               (a new folder, or a run to go on with)
 
@@ -183,9 +184,8 @@ class _CommandLine(Generic[T]):
             raise ConfigError(_one_line(error)) from error
 
     def _hydra(self, notes: str) -> dict[str, Any]:
-        example = {"continuous": "Hopper-v5", "discrete": "Acrobot-v1"}[self.recipe]
-        command = f"python {sys.argv[0]}" if sys.argv[0].endswith(".py") else sys.argv[0]
-        header = _HEADER.format(recipe=self.recipe, command=command, example=example)
+        preset, env = {"continuous": ("hopper", "Hopper-v5"), "discrete": ("acrobot", "Acrobot-v1")}[self.recipe]
+        header = _HEADER.format(recipe=self.recipe, command=f"python {sys.argv[0]}", preset=preset, env=env)
         return {
             "run": {"dir": "."},
             "sweep": {"dir": notes, "subdir": "."},

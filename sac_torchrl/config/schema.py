@@ -63,8 +63,7 @@ class Training:
                     0 < self.replay_ratio < math.inf,
                 ),
                 (
-                    f"batch_size={self.batch_size}: give 1 to {rows}, the smaller of replay.capacity and "
-                    "total_frames.",
+                    f"batch_size={self.batch_size}: give 1 to {rows}, the smaller of replay.capacity and total_frames.",
                     1 <= self.batch_size <= rows or self.total_frames < 1,
                 ),
             )

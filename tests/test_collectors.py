@@ -1,0 +1,141 @@
+from pathlib import Path
+
+import counting
+import pytest
+import torch
+from torch import Tensor, nn
+from torchrl.data import TensorDictReplayBuffer
+
+from sac_torchrl import Direct, Env, Experience, Replay, ReplayRatio, Storage, tanh_normal_actor
+
+CPU = torch.device("cpu")
+
+
+class AlwaysUp(nn.Module):
+    """Parameters of a policy that squashes to 1 whatever it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.height = nn.Parameter(torch.tensor(50.0))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return torch.cat([self.height.expand(*observation.shape[:-1], 1), torch.zeros(*observation.shape[:-1], 1)], -1)
+
+
+def collect(
+    folder: Path,
+    *,
+    count: int,
+    total_frames: int,
+    capacity: int = 10_000,
+    random_frames: int = 0,
+    seed: int = 3,
+) -> tuple[Experience, TensorDictReplayBuffer]:
+    plan = Env("Counting-v0", count, plugins=["counting"])
+    specs = plan.specs()
+    buffer = Replay(capacity, Storage.disk).build(folder, specs, rows=total_frames, batch_size=1, seed=0, device=CPU)
+    actor = tanh_normal_actor(AlwaysUp(), specs)
+    experience = Direct().build(
+        plan.build(),
+        actor,
+        buffer,
+        specs=specs,
+        total_frames=total_frames,
+        random_frames=random_frames,
+        seed=seed,
+    )
+    return experience, buffer
+
+
+@pytest.mark.parametrize("count", [1, 7])
+@pytest.mark.parametrize("capacity", [1_000, 30])
+def test_no_transition_is_lost_doubled_or_torn(tmp_path: Path, count: int, capacity: int) -> None:
+    frames = 20 * count
+    experience, buffer = collect(tmp_path, count=count, total_frames=frames, capacity=capacity)
+    assert list(experience) == [count] * 20
+    rows = buffer.storage[:]
+    newest = min(frames, capacity)
+    assert len(rows) == newest
+    # The ring has its oldest row at the cursor once it has wrapped.
+    rows = rows[torch.arange(frames - newest, frames) % capacity]
+    numbers = rows["observation"][-count:, 0].int().tolist()
+    assert len(set(numbers)) == count
+    expected = []
+    for number in numbers:
+        episode, step = 1, 0  # seeding the environments resets them, and then the collector does
+        for time in range(20):
+            last = step + 1 == counting.length(number, episode)
+            expected.append((time, numbers.index(number), [number, episode, step], last))
+            episode, step = (episode + 1, 0) if last else (episode, step + 1)
+    expected.sort()
+    for row, (_, _, observation, last) in zip(rows, expected[-newest:], strict=True):
+        number, episode, step = observation
+        assert row["observation"].int().tolist() == observation
+        assert row["next", "observation"].int().tolist() == [number, episode, step + 1]
+        assert row["next", "reward"].item() == step + 1
+        assert row["next", "terminated"].item() == (last and not counting.truncates(number, episode))
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_the_first_actions_are_uniform_and_the_others_the_policys(tmp_path: Path, count: int) -> None:
+    torch.manual_seed(0)
+    experience, buffer = collect(tmp_path, count=count, total_frames=700, random_frames=350)
+    for _ in experience:
+        pass
+    drawn, chosen = buffer.storage[:]["action"].split(350)
+    assert (chosen == 1).all()
+    assert drawn.abs().max() < 1
+    assert drawn.mean().item() == pytest.approx(0, abs=0.1)
+    assert drawn.var(correction=0).item() == pytest.approx(1 / 3, abs=0.06)
+
+
+def test_episode_returns_and_lengths_are_means_over_those_that_ended(tmp_path: Path) -> None:
+    experience, buffer = collect(tmp_path, count=2, total_frames=40)
+    assert "train/return" not in experience.metrics()
+    for _ in experience:
+        pass
+    lengths = []
+    for number in buffer.storage[:2]["observation"][:, 0].int().tolist():
+        episode, left = 1, 20
+        while left >= counting.length(number, episode):
+            lengths.append(counting.length(number, episode))
+            left -= lengths[-1]
+            episode += 1
+    metrics = experience.metrics()
+    assert metrics["train/length"] == pytest.approx(sum(lengths) / len(lengths))
+    assert metrics["train/return"] == pytest.approx(sum(n * (n + 1) / 2 for n in lengths) / len(lengths))
+    assert "train/return" not in experience.metrics()
+
+
+@pytest.mark.parametrize("ratio", [0.25, 1, 4])
+@pytest.mark.parametrize("count", [1, 8])
+def test_updates_follow_frames_over_all_environments(tmp_path: Path, ratio: float, count: int) -> None:
+    experience, _ = collect(tmp_path, count=count, total_frames=400, random_frames=80)
+    replay_ratio, updates = ReplayRatio(ratio, after=80), 0
+    for new_frames in experience:
+        updates += replay_ratio.due(new_frames)
+        assert updates == int(ratio * max(0, experience.frames - 80))
+    assert experience.frames == 400
+    assert updates == ratio * 320
+
+
+def test_a_resumed_experience_counts_on_with_other_episodes(tmp_path: Path) -> None:
+    first, buffer = collect(tmp_path / "first", count=1, total_frames=10, random_frames=10)
+    for _ in first:
+        pass
+    resumed, rows = collect(tmp_path / "resumed", count=1, total_frames=15, random_frames=12)
+    resumed.load_state_dict(first.state_dict())
+    assert sum(resumed) == 5
+    assert resumed.finished
+    assert resumed.frames == 15
+    # The first two frames are the last of the random ones.
+    assert (rows.storage[:]["action"].flatten() == 1).tolist() == [False, False, True, True, True]
+    numbers = {float(one.storage[:1]["observation"][0, 0]) for one in (buffer, rows)}
+    assert len(numbers) == 2, "the same seed would play the first episodes again"
+
+
+def test_a_finished_experience_collects_nothing(tmp_path: Path) -> None:
+    experience, buffer = collect(tmp_path, count=1, total_frames=5)
+    experience.load_state_dict({"frames": 5})
+    assert list(experience) == []
+    assert len(buffer) == 0
