@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from sac_torchrl import snapshot
-from sac_torchrl.config import RECIPES, SHIPPED, assignment, load, nearest, recipe_of
-from sac_torchrl.errors import CheckpointError, ConfigError
+from sac_torchrl.config import RECIPES, SHIPPED, assignment, load, recipe_of
+from sac_torchrl.errors import CheckpointError, ConfigError, nearest
 from sac_torchrl.evaluation import evaluate, record_video, write_evaluation
 from sac_torchrl.plots import curve
 from sac_torchrl.run import Seeds, exit_codes, resolve_device

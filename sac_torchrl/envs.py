@@ -1,12 +1,11 @@
 """Environments as the agent sees them: float32 vectors or indices in, actions in [-1, 1] or indices out."""
 
-import difflib
 import importlib
 import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +18,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torchrl.envs import EnvBase, GymWrapper
 
 from sac_torchrl.agent import Specs
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.errors import ConfigError, nearest
 from sac_torchrl.spaces import Edge, short
 
 _SUITE = "dmc/"
@@ -91,8 +90,8 @@ def _gymnasium(id: str, render_mode: str | None) -> gym.Env[Any, Any]:
         raise ConfigError(f"env.id={id} names a module: give env.id={name} env.plugins=[{module}] instead.")
     if id not in gym.registry:
         raise ConfigError(
-            f"env.id={id} is not a registered environment{_nearest(id, gym.registry)}; "
-            "one from another package needs env.plugins=[its module]."
+            f"env.id={id} is not a registered environment{nearest(id, gym.registry)} "
+            "One from another package needs env.plugins=[its module]."
         )
     entry = str(gym.registry[id].entry_point)
     options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
@@ -123,7 +122,9 @@ def _suite(id: str, render_mode: str | None) -> gym.Env[Any, Any]:
     tasks = {f"{domain}-{task}": (domain, task) for domain, task in suite.ALL_TASKS}
     name = id.removeprefix(_SUITE)
     if name not in tasks:
-        raise ConfigError(f"env.id={id} is not a DeepMind Control task{_nearest(name, tasks, _SUITE)}.")
+        raise ConfigError(
+            f"env.id={id} is not a DeepMind Control task{nearest(id, [_SUITE + known for known in tasks])}"
+        )
     with _quiet(mujoco=True):
         # Some tasks (lqr) draw their model from `random` when loaded. One model serves all environments of
         # a run, evaluation included; the episodes are seeded by reset(seed=...).
@@ -210,8 +211,3 @@ def _load(plugin: str) -> None:
 def _check_count(count: int) -> None:
     if count < 1:
         raise ConfigError(f"env.count={count}: give 1 or more environments.")
-
-
-def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    close = [prefix + match for match in difflib.get_close_matches(name, list(known))]
-    return f"; the nearest are {', '.join(close)}" if close else ""

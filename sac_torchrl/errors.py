@@ -1,5 +1,8 @@
 """The failures a user can meet, each one line on standard error and an exit code."""
 
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+
 
 class SacError(Exception):
     """A failure whose message is one line: what was wrong, where, and what to do."""
@@ -29,3 +32,15 @@ class DiskError(SacError):
     """A file that cannot be written: no space, no permission, no such folder."""
 
     exit_code = 74
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Suggest up to three of the `known` dotted keys or names, by their last part or as a whole."""
+
+    def likeness(candidate: str) -> float:
+        whole = SequenceMatcher(None, word, candidate).ratio()
+        last = SequenceMatcher(None, word.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
+        return max(whole, last) + whole / 10
+
+    close = [one for one in sorted(known, key=likeness, reverse=True) if likeness(one) > 0.75]
+    return f": did you mean {' or '.join(close[:3])}?" if close else "."

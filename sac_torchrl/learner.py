@@ -125,16 +125,19 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy a saved state into this learner; raises KeyError or RuntimeError where the two do not match."""
-        tensors = _tensors(self.agent.loss)
-        if tensors.keys() != state["loss"].keys():
-            raise KeyError(f"other tensors were saved: {sorted(tensors.keys() ^ state['loss'].keys())}")
+        tensors, saved = _tensors(self.agent.loss), state["loss"]
+        if tensors.keys() != saved.keys():
+            raise KeyError(f"other tensors were saved: {sorted(tensors.keys() ^ saved.keys())}")
+        for name, tensor in tensors.items():
+            if tensor.shape != saved[name].shape:  # copying would broadcast
+                raise RuntimeError(f"{name} was saved as {tuple(saved[name].shape)} and is {tuple(tensor.shape)}")
         with torch.no_grad():
             for name, tensor in tensors.items():
-                tensor.copy_(state["loss"][name])
+                tensor.copy_(saved[name])
         for name, optimizer in self.optimizers.items():
-            saved = state["optimizers"][name]
-            moments = {int(index): moment for index, moment in saved["state"].items()}
-            optimizer.load_state_dict({**saved, "state": moments})
+            optimizer_state = state["optimizers"][name]
+            moments = {int(index): moment for index, moment in optimizer_state["state"].items()}
+            optimizer.load_state_dict({**optimizer_state, "state": moments})
         self.updates = state["updates"]
 
     def _gradients(self, keys: list[Any], inputs: list[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

@@ -154,4 +154,8 @@ def test_every_command_explains_itself(
         main(words)
     assert end.value.code == 0
     said = capsys.readouterr().out
-    assert ("preset: acrobot" in said) if "discrete" in words else ("usage: sac-torchrl" in said)
+    if "discrete" in words:
+        assert "preset: acrobot" in said
+        assert "sac-torchrl train discrete preset=acrobot" in said
+    else:
+        assert "usage: sac-torchrl" in said

@@ -11,6 +11,7 @@ RATIOS = [
     (4, Fraction(4)),
     (0.1, Fraction(1, 10)),
     (1 / 3, Fraction(1, 3)),
+    (0.29, Fraction(29, 100)),
 ]
 
 

@@ -1,7 +1,7 @@
 """Configuration: the dataclasses, their files and the command line; the only place that knows Hydra."""
 
 from sac_torchrl.config.files import load, open_run
-from sac_torchrl.config.launch import SHIPPED, assignment, launch, nearest
+from sac_torchrl.config.launch import SHIPPED, assignment, launch
 from sac_torchrl.config.schema import RECIPES, Continuous, Discrete, Training, plan, recipe_of
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "assignment",
     "launch",
     "load",
-    "nearest",
     "open_run",
     "plan",
     "recipe_of",

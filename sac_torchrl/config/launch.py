@@ -3,10 +3,9 @@
 import inspect
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, Generic
 
@@ -21,7 +20,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from sac_torchrl.config.files import Layer, read
 from sac_torchrl.config.schema import T, choices, chosen, plan, recipe_of
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.errors import ConfigError, nearest
 from sac_torchrl.run import CONFIG, exit_codes
 
 _PACKAGE = Path(__file__).parents[1]
@@ -185,7 +184,9 @@ class _CommandLine(Generic[T]):
 
     def _hydra(self, notes: str) -> dict[str, Any]:
         preset, env = {"continuous": ("hopper", "Hopper-v5"), "discrete": ("acrobot", "Acrobot-v1")}[self.recipe]
-        header = _HEADER.format(recipe=self.recipe, command=f"python {sys.argv[0]}", preset=preset, env=env)
+        shipped = sys.argv[0] == str(SHIPPED / f"{self.recipe}.py")
+        command = f"sac-torchrl train {self.recipe}" if shipped else f"python {sys.argv[0]}"
+        header = _HEADER.format(recipe=self.recipe, command=command, preset=preset, env=env)
         return {
             "run": {"dir": "."},
             "sweep": {"dir": notes, "subdir": "."},
@@ -198,18 +199,6 @@ class _CommandLine(Generic[T]):
 def assignment(key: str, text: str) -> str:
     """Write `text` as a value on Hydra's command line, whatever characters it holds."""
     return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Suggest up to three of the `known` dotted keys or names, by their last part or as a whole."""
-
-    def likeness(candidate: str) -> float:
-        whole = SequenceMatcher(None, word, candidate).ratio()
-        last = SequenceMatcher(None, word.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
-        return max(whole, last) + whole / 10
-
-    close = [one for one in sorted(known, key=likeness, reverse=True) if likeness(one) > 0.75]
-    return f": did you mean {' or '.join(close[:3])}?" if close else "."
 
 
 def _parse(word: str) -> Override:
