@@ -1,6 +1,6 @@
 """Policies as TorchRL's ProbabilisticActor: a squashed Gaussian and a categorical head on any network."""
 
-from tensordict.nn import InteractionType, TensorDictModule
+from tensordict.nn import InteractionType, TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torchrl.modules import ProbabilisticActor, TanhNormal
@@ -61,4 +61,4 @@ def categorical_actor(network: nn.Module, specs: Specs) -> ProbabilisticActor:
 
 def acting(actor: ProbabilisticActor) -> TensorDictModule:
     """The same policy, sharing its parameters, that writes nothing but the action into a transition."""
-    return actor.select_out_keys("action")
+    return TensorDictSequential(actor, selected_out_keys=["action"])

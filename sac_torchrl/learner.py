@@ -126,18 +126,25 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy a saved state into this learner; raises KeyError or RuntimeError where the two do not match."""
         tensors, saved = _tensors(self.agent.loss), state["loss"]
-        if tensors.keys() != saved.keys():
-            raise KeyError(f"other tensors were saved: {sorted(tensors.keys() ^ saved.keys())}")
-        for name, tensor in tensors.items():
-            if tensor.shape != saved[name].shape:  # copying would broadcast
-                raise RuntimeError(f"{name} was saved as {tuple(saved[name].shape)} and is {tuple(tensor.shape)}")
+        shapes, found = ({name: tensor.shape for name, tensor in part.items()} for part in (tensors, saved))
+        if shapes != found:
+            other = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+            raise KeyError(f"the saved learner has other tensors: {other}")
+        if self.optimizers.keys() != state["optimizers"].keys():
+            raise KeyError(
+                f"the saved learner trained {sorted(state['optimizers'])}, this one {sorted(self.optimizers)}"
+            )
         with torch.no_grad():
             for name, tensor in tensors.items():
                 tensor.copy_(saved[name])
         for name, optimizer in self.optimizers.items():
-            optimizer_state = state["optimizers"][name]
-            moments = {int(index): moment for index, moment in optimizer_state["state"].items()}
-            optimizer.load_state_dict({**optimizer_state, "state": moments})
+            part = state["optimizers"][name]
+            # Adam would go on in the very tensors it is given.
+            moments = {
+                int(index): {key: value.clone() for key, value in moment.items()}
+                for index, moment in part["state"].items()
+            }
+            optimizer.load_state_dict({**part, "state": moments})
         self.updates = state["updates"]
 
     def _gradients(self, keys: list[Any], inputs: list[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

@@ -31,7 +31,9 @@ class ReplayRatio:
         if not 0 < ratio < float("inf"):
             raise ConfigError(f"replay_ratio={ratio}: give a positive number of updates per frame.")
         # A fraction, so that 0.1 is a tenth: no update is lost to rounding in a run of any length.
-        self._ratio = Fraction(ratio).limit_denominator(1_000_000)
+        small = ratio < 1
+        whole = Fraction(1 / ratio if small else ratio).limit_denominator(1_000_000)
+        self._ratio = 1 / whole if small else whole
         self._after = after
         self._frames = frames
 

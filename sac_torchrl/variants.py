@@ -5,8 +5,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn import Parameter
 from torchrl.data import Categorical
-from torchrl.modules import ProbabilisticActor
+from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import DiscreteSACLoss, LossModule, SACLoss, SoftUpdate, ValueEstimators
 
 from sac_torchrl.actors import categorical_actor, tanh_normal_actor
@@ -62,7 +63,7 @@ class SAC(Variant):
         ]
         loss = SACLoss(
             actor,
-            critics,
+            critics[0],
             num_qvalue_nets=self.critics,
             loss_function="l2",
             alpha_init=self.alpha,
@@ -70,7 +71,7 @@ class SAC(Variant):
             target_entropy=-float(actions) if self.target_entropy is None else self.target_entropy,
             deactivate_vmap=True,
         ).to(device)
-        return _agent(actor, loss, gamma=self.gamma, tau=self.tau)
+        return _agent(actor, loss, critics, gamma=self.gamma, tau=self.tau)
 
 
 @dataclass
@@ -112,7 +113,7 @@ class DiscreteSAC(Variant):
         ]
         loss = DiscreteSACLoss(
             actor,
-            critics,
+            critics[0],
             action_space="categorical",
             num_actions=actions,
             num_qvalue_nets=self.critics,
@@ -122,10 +123,17 @@ class DiscreteSAC(Variant):
             target_entropy_weight=self.target_entropy_ratio,
             deactivate_vmap=True,
         ).to(device)
-        return _agent(actor, loss, gamma=self.gamma, tau=self.tau)
+        return _agent(actor, loss, critics, gamma=self.gamma, tau=self.tau)
 
 
-def _agent(actor: ProbabilisticActor, loss: LossModule, *, gamma: float, tau: float) -> Agent:
+def _agent(
+    actor: ProbabilisticActor, loss: LossModule, critics: list[ValueOperator], *, gamma: float, tau: float
+) -> Agent:
+    # TorchRL draws the weights of a critic that it copies anew, and would not train the only one of a list.
+    with torch.no_grad():
+        for name, stacked in loss.qvalue_network_params.flatten_keys(".").items():
+            if isinstance(stacked, Parameter):
+                stacked.copy_(torch.stack([critic.get_parameter(name) for critic in critics]))
     loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
     return Agent(actor, loss, targets=(SoftUpdate(loss, tau=tau),))
 

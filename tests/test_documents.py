@@ -1,8 +1,10 @@
 """What the documents say is what happens: their programs and commands run, and their names exist."""
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +76,20 @@ def test_a_training_command_of_the_readme_runs(line: str, tmp_path: Path) -> Non
         "checkpoints/300/manifest.json",
     ):
         assert all((folder / made).stat().st_size for folder in runs), made
+
+
+def test_the_commands_of_the_readme_take_a_run_further(tmp_path: Path) -> None:
+    run(recipe_command("python recipes/discrete.py run.folder=runs/NAME"), tmp_path)
+    shutil.copytree(tmp_path / "runs/NAME", tmp_path / "runs/OTHER")
+    lines = [line for block in blocks("README.md", "bash") for line in block.splitlines() if "runs/NAME" in line]
+    assert [line.split()[1] for line in lines] == ["resume", "evaluate", "plot"]
+    for line in lines:
+        words = shlex.split(line.replace("total_frames=20000", "total_frames=450"))
+        assert words[0] == "sac-torchrl"
+        run([sys.executable, "-m", "sac_torchrl", *words[1:]], tmp_path)
+    assert (tmp_path / "runs/NAME/checkpoints/450/manifest.json").exists()
+    assert len(json.loads((tmp_path / "runs/NAME/evaluation.json").read_text())["returns"]) == 20
+    assert (tmp_path / "curves.png").exists()
 
 
 def test_the_mistake_in_the_readme_is_answered_as_it_says(tmp_path: Path) -> None:
