@@ -35,12 +35,13 @@ class DiskError(SacError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Suggest up to three of the `known` dotted keys or names, by their last part or as a whole."""
+    """Suggest the one of the `known` dotted keys or names that is meant, or up to three that are about as close."""
 
     def likeness(candidate: str) -> float:
         whole = SequenceMatcher(None, word, candidate).ratio()
         last = SequenceMatcher(None, word.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
         return max(whole, last) + whole / 10
 
-    close = [one for one in sorted(known, key=likeness, reverse=True) if likeness(one) > 0.75]
+    ranked = sorted(known, key=likeness, reverse=True)
+    close = [one for one in ranked if likeness(one) > max(0.75, likeness(ranked[0]) - 0.1)]
     return f": did you mean {' or '.join(close[:3])}?" if close else "."
