@@ -56,7 +56,6 @@ class SAC(Variant):
             )
         actions = specs.action.shape[-1]
         actor = tanh_normal_actor(self.network.build(specs.observation, outputs=2 * actions, device=device), specs)
-        # A list of critics built one by one: TorchRL redraws the weights of a single one that it has to copy.
         critics = [
             state_action_critic(self.network.build(specs.observation, inputs=actions, outputs=1, device=device))
             for _ in range(self.critics)
