@@ -1,0 +1,7 @@
+"""The members of the SAC family: each a plan that builds an agent from the environment's specs."""
+
+from sac_torchrl.variants.base import Variant
+from sac_torchrl.variants.discrete_sac import DiscreteSAC
+from sac_torchrl.variants.sac import SAC
+
+__all__ = ["SAC", "DiscreteSAC", "Variant"]

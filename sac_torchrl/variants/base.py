@@ -1,0 +1,51 @@
+"""What every member of the SAC family shares: the plan it is, and how its agent is put together."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch.nn import Parameter
+from torchrl.modules import ProbabilisticActor, ValueOperator
+from torchrl.objectives import LossModule, SoftUpdate, ValueEstimators
+
+from sac_torchrl.agent import Agent, Specs
+from sac_torchrl.errors import ConfigError
+
+
+@dataclass
+class Variant(ABC):
+    """What `variant=NAME` chooses."""
+
+    @abstractmethod
+    def build(self, specs: Specs, *, device: torch.device) -> Agent:
+        """Build the agent on `device`; draws the initial weights from torch's global generator."""
+
+
+def assemble(
+    actor: ProbabilisticActor, loss: LossModule, critics: list[ValueOperator], *, gamma: float, tau: float
+) -> Agent:
+    """Give the loss the critics' own weights, the discount of its TD(0) targets, and target networks that follow."""
+    # TorchRL draws the weights of a critic that it copies anew, and would not train the only one of a list.
+    with torch.no_grad():
+        for name, stacked in loss.qvalue_network_params.flatten_keys(".").items():
+            if isinstance(stacked, Parameter):
+                stacked.copy_(torch.stack([critic.get_parameter(name) for critic in critics]))
+    loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
+    return Agent(actor, loss, targets=(SoftUpdate(loss, tau=tau),))
+
+
+def check(critics: int, gamma: float, tau: float, alpha: float) -> None:
+    """Raise one ConfigError for everything that is wrong with the fields that all variants have."""
+    wrong = [
+        line
+        for line, right in (
+            (f"variant.critics={critics}: at least 1", critics >= 1),
+            (f"variant.gamma={gamma}: from 0 to 1", 0 <= gamma <= 1),
+            (f"variant.tau={tau}: above 0, at most 1", 0 < tau <= 1),
+            (f"variant.alpha={alpha}: above 0", 0 < alpha < math.inf),
+        )
+        if not right
+    ]
+    if wrong:
+        raise ConfigError("; ".join(wrong) + ".")
