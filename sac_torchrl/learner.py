@@ -11,7 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import Parameter
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 from torchrl.objectives import LossModule
 
 from sac_torchrl.agent import Agent
@@ -26,6 +26,9 @@ TRAINS = {
 }
 
 
+CRITICS = frozenset({"loss_qvalue", "loss_value"})
+
+
 class Execution(Enum):
     """How losses and gradients are computed; the numbers are the same.
 
@@ -38,24 +41,85 @@ class Execution(Enum):
     compiled = "compiled"
 
 
+class Order(Enum):
+    """Which losses of an update see the weights of which step.
+
+    `together`: all of them see the weights from before the update, in one backward pass (TorchRL's recipe).
+    `critics_first`: the critics step, then actor and temperature on one draw of actions (Spinning Up, pytorch_sac,
+    Stable-Baselines3). `one_by_one`: critics, actor and temperature step in turn, each on a new draw (softlearning,
+    CleanRL).
+    """
+
+    together = "together"
+    critics_first = "critics_first"
+    one_by_one = "one_by_one"
+
+
 @dataclass
 class Learning:
-    """Adam for every loss, with one learning rate `lr` (3e-4, table 1 of Haarnoja et al. 2018b) and eps 1e-8."""
+    """Adam for every loss: learning rate `lr` (3e-4, table 1 of Haarnoja et al. 2018b), or one of its own.
+
+    `eps` and `betas` are Adam's; with a `weight_decay` above 0 it is AdamW. The losses step in `order`; actor and
+    temperature at every `actor_every`-th update only, and then `actor_updates` times (CleanRL: 2 and 2); target
+    networks move at every `target_every`-th update (pytorch_sac: 2).
+    """
 
     lr: float = 3e-4
+    actor_lr: float | None = None
+    critic_lr: float | None = None
+    alpha_lr: float | None = None
+    eps: float = 1e-8
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    order: Order = Order.together
+    actor_every: int = 1
+    actor_updates: int = 1
+    target_every: int = 1
     execution: Execution = Execution.captured
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise ConfigError(f"learner.lr={self.lr}: give a positive learning rate.")
+        rates = {name: getattr(self, name) for name in ("lr", "actor_lr", "critic_lr", "alpha_lr")}
+        counts = {name: getattr(self, name) for name in ("actor_every", "actor_updates", "target_every")}
+        wrong = [
+            f"learner.{name}={rate}: give a positive learning rate."
+            for name, rate in rates.items()
+            if rate is not None and not 0 < rate < math.inf
+        ]
+        wrong += [f"learner.{name}={count}: give at least 1." for name, count in counts.items() if count < 1]
+        if not 0 < self.eps < 1:
+            wrong.append(f"learner.eps={self.eps}: give a number between 0 and 1.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            wrong.append(f"learner.betas={list(self.betas)}: give two numbers from 0 to below 1.")
+        if not 0 <= self.weight_decay < math.inf:
+            wrong.append(f"learner.weight_decay={self.weight_decay}: give 0 or more.")
+        if wrong:
+            raise ConfigError(" ".join(wrong))
 
     def build(self, agent: Agent) -> "Learner":
         """Make an optimizer for each loss of the agent that has parameters to train."""
-        optimizers: dict[str, Optimizer] = {
-            name: Adam(parameters, lr=self.lr, fused=True)
-            for name, parameters in trained_parameters(agent.loss).items()
-        }
-        return Learner(agent, optimizers, execution=self.execution)
+        rates = {"loss_actor": self.actor_lr, "loss_alpha": self.alpha_lr}
+        kind = AdamW if self.weight_decay else Adam
+        optimizers: dict[str, Optimizer] = {}
+        for name, parameters in trained_parameters(agent.loss).items():
+            rate = rates.get(name, self.critic_lr)
+            optimizers[name] = kind(
+                parameters,
+                lr=self.lr if rate is None else rate,
+                betas=self.betas,
+                eps=self.eps,
+                # A temperature is no weight: decay would pull it towards 1.
+                weight_decay=0.0 if name == "loss_alpha" else self.weight_decay,
+                fused=True,
+            )
+        return Learner(
+            agent,
+            optimizers,
+            order=self.order,
+            actor_every=self.actor_every,
+            actor_updates=self.actor_updates,
+            target_every=self.target_every,
+            execution=self.execution,
+        )
 
 
 def trained_parameters(loss: LossModule) -> dict[str, list[Parameter]]:
@@ -68,47 +132,48 @@ def trained_parameters(loss: LossModule) -> dict[str, list[Parameter]]:
 
 
 class Learner:
-    """Trains an agent: losses, one backward pass, a step of every optimizer, a step of every target network.
+    """Trains an agent: losses, gradients, a step of every optimizer, a step of every target network.
 
-    All losses are computed from the weights before the step, as in TorchRL's recipe: the actor sees the critics
-    that the batch found. `updates` counts the calls.
+    `updates` counts the calls of `update`; the other arguments are those of `Learning`.
     """
 
     def __init__(
-        self, agent: Agent, optimizers: dict[str, Optimizer], *, execution: Execution = Execution.eager
+        self,
+        agent: Agent,
+        optimizers: dict[str, Optimizer],
+        *,
+        order: Order = Order.together,
+        actor_every: int = 1,
+        actor_updates: int = 1,
+        target_every: int = 1,
+        execution: Execution = Execution.eager,
     ) -> None:
         self.agent = agent
         self.optimizers = optimizers
         self.updates = 0
-        self._parameters: list[Parameter] = [
-            parameter
-            for optimizer in optimizers.values()
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        ]
+        self._order = order
+        self._actor_every = actor_every
+        self._actor_updates = actor_updates
+        self._target_every = target_every
         self._execution = execution
-        self._recordings: dict[object, Callable[..., Sequence[Tensor]]] = {}
-        self._names: list[str] = []
-        self._newest: TensorDictBase = TensorDict()
+        self._recordings: dict[object, tuple[Callable[..., Sequence[Tensor]], list[str]]] = {}
+        self._newest: dict[str, Tensor] = {}
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:
-        """Take one gradient step on every loss with `batch`, of shape `(batch,)`, on the agent's device.
+        """Train on `batch`, of shape `(batch,)`, on the agent's device.
 
-        Returns detached scalars on that device: every loss, `alpha`, and `entropy` (of the policy, in nats).
+        Returns detached scalars on that device: every loss, `alpha`, and `entropy` (of the policy, in nats), each
+        from the newest update that computed it.
         """
         keys = [key for key in self.agent.loss.in_keys if key in batch.keys(include_nested=True)]
         inputs = [batch.get(key) for key in keys]
-        gradients, metrics = self._gradients(keys, inputs)
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad()
-        for target in self.agent.targets:
-            target.step()
+        for names in self._steps():
+            self._newest |= self._step(names, keys, inputs)
         self.updates += 1
-        self._newest = TensorDict(dict(zip(self._names, metrics, strict=True)))
-        return self._newest
+        if self.updates % self._target_every == 0:
+            for target in self.agent.targets:
+                target.step()
+        return TensorDict(self._newest)
 
     def metrics(self) -> dict[str, float]:
         """The newest update's metrics as numbers, named for a log; waits for the device to finish."""
@@ -147,25 +212,47 @@ class Learner:
             optimizer.load_state_dict({**part, "state": moments})
         self.updates = state["updates"]
 
-    def _gradients(self, keys: list[Any], inputs: list[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    def _steps(self) -> list[tuple[str, ...]]:
+        """Name the losses of each step of this update, in order."""
+        critics = tuple(name for name in self.optimizers if name in CRITICS)
+        policy = tuple(name for name in self.optimizers if name not in CRITICS)
+        if (self.updates + 1) % self._actor_every:
+            return [critics]
+        match self._order:
+            case Order.together:
+                return [(*critics, *policy), *[policy] * (self._actor_updates - 1)]
+            case Order.critics_first:
+                return [critics, *[policy] * self._actor_updates]
+            case Order.one_by_one:
+                return [critics, *[(name,) for name in policy] * self._actor_updates]
+
+    def _step(self, names: tuple[str, ...], keys: list[Any], inputs: list[Tensor]) -> dict[str, Tensor]:
+        """Take one gradient step on the losses `names`; return them, and the loss's metrics if it is the policy's."""
+        parameters = [parameter for name in names for parameter in _parameters(self.optimizers[name])]
+        metrics, told = not CRITICS.issuperset(names), list[str]()
+
         def losses_and_gradients(*tensors: Tensor) -> list[Tensor]:
             batch = TensorDict(dict(zip(keys, tensors, strict=True)), batch_size=tensors[0].shape[:1])
             losses = self.agent.loss(batch)
-            self._names = list(losses.keys())
-            total = sum(losses[name] for name in self.optimizers)
-            gradients = torch.autograd.grad(total, self._parameters)
-            return [*gradients, *(losses[name].detach() for name in self._names)]
+            told[:] = [name for name in list(losses.keys()) if name in names or (name not in TRAINS and metrics)]
+            total = sum(losses[name] for name in names)
+            gradients = torch.autograd.grad(total, parameters)
+            return [*gradients, *(losses[name].detach() for name in told)]
 
         if self._execution is Execution.eager:
             outputs: Sequence[Tensor] = losses_and_gradients(*inputs)
         else:
-            form = tuple((key, tensor.shape, tensor.dtype) for key, tensor in zip(keys, inputs, strict=True))
+            form = (names, *((key, tensor.shape, tensor.dtype) for key, tensor in zip(keys, inputs, strict=True)))
             if form not in self._recordings:
-                self._recordings[form] = self._record(losses_and_gradients, inputs)
+                self._recordings[form] = self._record(losses_and_gradients, inputs), told
+            recording, told = self._recordings[form]
             with torch.no_grad():
-                outputs = self._recordings[form](*inputs)
-        count = len(self._parameters)
-        return outputs[:count], outputs[count:]
+                outputs = recording(*inputs)
+        for parameter, gradient in zip(parameters, outputs[: len(parameters)], strict=True):
+            parameter.grad = gradient
+        for name in names:
+            self.optimizers[name].step()
+        return dict(zip(told, outputs[len(parameters) :], strict=True))
 
     def _record(self, function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
         # Recording runs the operations once: the random numbers they draw are given back.
@@ -177,6 +264,10 @@ class Learner:
             # Inductor has a random number generator of its own; these are to be torch's draws.
             return torch.compile(recording, options={"fallback_random": True})
         return recording
+
+
+def _parameters(optimizer: Optimizer) -> list[Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _tensors(loss: LossModule) -> dict[str, Tensor]:

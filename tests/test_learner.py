@@ -13,7 +13,7 @@ from torchrl.data import Bounded, Categorical, Unbounded
 
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.learner import Execution, Learner, Learning, trained_parameters
+from sac_torchrl.learner import Execution, Learner, Learning, Order, trained_parameters
 from sac_torchrl.networks import Network
 from sac_torchrl.variants import SAC, DiscreteSAC
 
@@ -32,6 +32,7 @@ def build(
     lr: float = 1e-2,
     states: int | None = None,
     embedding: int | None = None,
+    learning: dict[str, Any] | None = None,
     **fields: Any,
 ) -> Learner:
     torch.manual_seed(seed)
@@ -42,7 +43,7 @@ def build(
         agent = DiscreteSAC(network, **fields).build(Specs(observation, Categorical(4)), device=CPU)
     else:
         agent = SAC(network, **fields).build(Specs(observation, Bounded(-1, 1, shape=2)), device=CPU)
-    return Learning(lr=lr, execution=execution).build(agent)
+    return Learning(lr=lr, execution=execution, **(learning or {})).build(agent)
 
 
 def batches(count: int, *, discrete: bool = False, rows: int = 8, states: int | None = None) -> list[TensorDict]:
@@ -145,6 +146,71 @@ def test_an_update_is_one_adam_step_on_every_loss_and_then_one_target_step(discr
     for key, moved in learner.agent.loss.target_qvalue_network_params.items(True, True):
         value = torch.lerp(targets[key], loss.qvalue_network_params[key].detach(), 0.005)
         torch.testing.assert_close(moved, value, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("order", list(Order))
+@pytest.mark.parametrize("actor_updates", [1, 2])
+def test_losses_see_the_weights_that_the_order_says(order: Order, actor_updates: int) -> None:
+    """Plain Adam steps written out here, on the losses of a second agent, are the update."""
+    [batch] = batches(1)
+    learner = build(learning={"order": order, "actor_updates": actor_updates})
+    train(learner, [batch])
+    reference = build().agent.loss
+    groups = trained_parameters(reference)
+    adams = {name: torch.optim.Adam(parameters, lr=1e-2) for name, parameters in groups.items()}
+    policy = ["loss_actor", "loss_alpha"]
+    steps = {
+        Order.together: [["loss_qvalue", *policy], *[policy] * (actor_updates - 1)],
+        Order.critics_first: [["loss_qvalue"], *[policy] * actor_updates],
+        Order.one_by_one: [["loss_qvalue"], *[["loss_actor"], ["loss_alpha"]] * actor_updates],
+    }[order]
+    torch.manual_seed(7)
+    for names in steps:
+        losses = reference(batch.clone())
+        for name in names:
+            gradients = torch.autograd.grad(losses[name], groups[name], retain_graph=True)
+            for parameter, gradient in zip(groups[name], gradients, strict=True):
+                parameter.grad = gradient
+        for name in names:
+            adams[name].step()
+    found = trained_parameters(learner.agent.loss)
+    for name, parameters in groups.items():
+        for parameter, expected in zip(found[name], parameters, strict=True):
+            torch.testing.assert_close(parameter, expected, rtol=1e-5, atol=1e-6)
+
+
+@VARIANTS
+@pytest.mark.parametrize("order", list(Order))
+def test_captured_updates_are_bit_for_bit_the_eager_ones_in_every_order(discrete: bool, order: Order) -> None:
+    learning = {"order": order, "actor_every": 2, "actor_updates": 2, "target_every": 3}
+    eager, captured = (
+        build(discrete=discrete, execution=it, learning=learning) for it in (Execution.eager, Execution.captured)
+    )
+    data = batches(7, discrete=discrete)
+    assert train(eager, data) == train(captured, data)
+    assert_equal_state(eager, captured)
+
+
+@EXECUTIONS
+def test_a_delayed_actor_and_delayed_targets_move_only_when_they_are_due(execution: Execution) -> None:
+    learner = build(execution=execution, learning={"actor_every": 2, "target_every": 3})
+    loss = learner.agent.loss
+    moved: dict[str, list[int]] = {"qvalue": [], "actor": [], "log_alpha": [], "target_qvalue": []}
+    for number, batch in enumerate(batches(6), start=1):
+        before = {name: tensor.clone() for name, tensor in loss.state_dict().items() if isinstance(tensor, Tensor)}
+        metrics = learner.update(batch)
+        assert ("entropy" in set(metrics.keys())) == (number > 1)
+        for prefix, numbers in moved.items():
+            changed = (
+                not torch.equal(before[name], loss.state_dict()[name]) for name in before if name.startswith(prefix)
+            )
+            numbers += [number] * any(changed)
+    assert moved == {
+        "qvalue": [1, 2, 3, 4, 5, 6],
+        "actor": [2, 4, 6],
+        "log_alpha": [2, 4, 6],
+        "target_qvalue": [3, 6],
+    }
 
 
 @EXECUTIONS
@@ -349,12 +415,48 @@ def test_the_discrete_temperature_falls_from_an_almost_uniform_policy() -> None:
     assert alphas[-1] < alphas[0]
 
 
-@pytest.mark.parametrize("lr", [0.0, -1e-3, math.inf, math.nan])
-def test_a_bad_learning_rate_is_refused(lr: float) -> None:
-    with pytest.raises(ConfigError, match=rf"learner\.lr={lr}: "):
-        Learning(lr=lr)
+@pytest.mark.parametrize("name", ["lr", "actor_lr", "critic_lr", "alpha_lr"])
+@pytest.mark.parametrize("rate", [0.0, -1e-3, math.inf, math.nan])
+def test_a_bad_learning_rate_is_refused(name: str, rate: float) -> None:
+    with pytest.raises(ConfigError, match=rf"learner\.{name}={rate}: "):
+        Learning(**{name: rate})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("actor_every", 0),
+        ("actor_updates", 0),
+        ("target_every", 0),
+        ("eps", 0.0),
+        ("betas", (0.9, 1.0)),
+        ("weight_decay", -0.1),
+    ],
+)
+def test_a_field_out_of_range_is_refused(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"learner\.{field}="):
+        Learning(**{field: value})
 
 
 def test_the_learning_rate_reaches_every_optimizer() -> None:
     rates = [group["lr"] for it in build(lr=0.123).optimizers.values() for group in it.param_groups]
     assert rates == [0.123] * 3
+
+
+def test_every_loss_may_have_a_learning_rate_of_its_own() -> None:
+    learning = {"critic_lr": 0.1, "alpha_lr": 0.3, "eps": 1e-4, "betas": (0.5, 0.9), "weight_decay": 0.01}
+    learner = build(lr=0.2, learning=learning)
+    groups = {name: it.param_groups[0] for name, it in learner.optimizers.items()}
+    assert {name: group["lr"] for name, group in groups.items()} == {
+        "loss_qvalue": 0.1,
+        "loss_actor": 0.2,
+        "loss_alpha": 0.3,
+    }
+    assert {group["eps"] for group in groups.values()} == {1e-4}
+    assert {tuple(group["betas"]) for group in groups.values()} == {(0.5, 0.9)}
+    assert {name: group["weight_decay"] for name, group in groups.items()} == {
+        "loss_qvalue": 0.01,
+        "loss_actor": 0.01,
+        "loss_alpha": 0.0,
+    }
+    assert all(isinstance(it, torch.optim.AdamW) for it in learner.optimizers.values())
