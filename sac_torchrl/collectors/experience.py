@@ -1,4 +1,4 @@
-"""Collection: environments, a policy and a replay buffer behind one iterator."""
+"""What every kind of collection is to a recipe: an iterator that stores transitions and counts them."""
 
 import time
 from abc import ABC, abstractmethod
@@ -148,24 +148,3 @@ class Collecting(ABC):
         seed: int,
     ) -> Experience:
         """Connect `actor`, acting in `env`, to `buffer`; nothing is stepped before the first iteration."""
-
-
-@dataclass
-class Direct(Collecting):
-    """All environments in this process, one step of each between two looks at the replay ratio."""
-
-    def build(
-        self,
-        env: EnvBase,
-        actor: ProbabilisticActor,
-        buffer: TensorDictReplayBuffer,
-        *,
-        specs: Specs,
-        total_frames: int,
-        random_frames: int,
-        seed: int,
-    ) -> Experience:
-        """Connect them; the policy acts with the very parameters that the learner trains, so nothing is copied."""
-        return Experience(
-            env, actor, buffer, specs=specs, total_frames=total_frames, random_frames=random_frames, seed=seed
-        )
