@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import Parameter
 from torch.optim import Adam, AdamW, Optimizer
 from torchrl.objectives import LossModule
 
 from sac_torchrl.agent import Agent
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.recording import record
 
 # What each loss of a TorchRL loss module trains: the parameters whose names begin so.
 TRAINS = {
@@ -255,15 +255,12 @@ class Learner:
         return dict(zip(told, outputs[len(parameters) :], strict=True))
 
     def _record(self, function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
-        # Recording runs the operations once: the random numbers they draw are given back.
-        with torch.random.fork_rng(devices=[inputs[0].device] if inputs[0].is_cuda else []):
-            recording = make_fx(function)(*inputs)
-        recording.graph.eliminate_dead_code()
-        recording.recompile()
+        recording, constants = record(function, inputs)
+        replay: Callable[..., Sequence[Tensor]] = recording.forward
         if self._execution is Execution.compiled:
             # Inductor has a random number generator of its own; these are to be torch's draws.
-            return torch.compile(recording, options={"fallback_random": True})
-        return recording
+            replay = torch.compile(recording, options={"fallback_random": True})
+        return lambda *tensors: replay(*tensors, *constants)
 
 
 def _parameters(optimizer: Optimizer) -> list[Parameter]:

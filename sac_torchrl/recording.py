@@ -1,0 +1,118 @@
+"""Recording a function of tensors as a flat list of tensor operations, to be replayed without its overhead."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_aggregate
+
+# They hand their argument on, for autograd, without which a recording is replayed.
+NOTHING = {torch.ops.aten.alias.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh_copy.default}
+
+
+def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> tuple[fx.GraphModule, list[Tensor]]:
+    """Record what `function` does to `inputs`: a module that takes the inputs and then the constants given back.
+
+    The constants are the tensors that `function` reads besides its inputs, and views of them; what is changed in
+    place, such as parameters, keeps its meaning. Nothing is computed otherwise than `function` does, only what it
+    computes twice is computed once: results are equal bit for bit. Recording runs the operations once and gives back
+    the random numbers that they draw.
+    """
+    with torch.random.fork_rng(devices=sorted({tensor.get_device() for tensor in inputs if tensor.is_cuda})):
+        recording = make_fx(function)(*inputs)
+    graph = recording.graph
+    _skip_what_changes_nothing(graph)
+    graph.eliminate_dead_code()
+    _compute_once(graph)
+    constants = _hoist(graph, recording)
+    return fx.GraphModule(torch.nn.Module(), graph), constants
+
+
+def _skip_what_changes_nothing(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        source = node.args[0] if node.args else None
+        if node.target in NOTHING:
+            node.replace_all_uses_with(source)
+        elif node.target is torch.ops.aten.t.default and source.target is torch.ops.aten.t.default:
+            node.replace_all_uses_with(source.args[0])
+
+
+def _compute_once(graph: fx.Graph) -> None:
+    """Let equal operations on equal inputs share their result, unless one of them is changed in place or random."""
+    changed = {
+        _memory(value)
+        for node in graph.nodes
+        for argument, value in _arguments(node)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    }
+    seen: dict[object, fx.Node] = {}
+    for node in graph.nodes:
+        private = any(_memory(it) in changed for it in (node, *node.all_input_nodes))
+        # An empty tensor is memory to write to, not a value.
+        if node.op == "output" or node.is_impure() or private or node.target is torch.ops.aten.empty.memory_format:
+            continue
+        key = (node.op, node.target, _frozen(node.args), _frozen(node.kwargs))
+        first = seen.setdefault(key, node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def _hoist(graph: fx.Graph, module: fx.GraphModule) -> list[Tensor]:
+    """Make placeholders of the constants and of views of them, whose memory never moves; return their tensors."""
+    values: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                values[node] = getattr(module, node.target)
+            elif node.op == "call_function" and _is_view(node) and all(it in values for it in node.all_input_nodes):
+                values[node] = node.target(*map_aggregate(node.args, lambda it: values.get(it, it)), **node.kwargs)
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    constants = []
+    for node, value in reversed(values.items()):
+        if any(user not in values for user in node.users):
+            with graph.inserting_before(first):
+                placeholder = graph.placeholder(f"constant_{len(constants)}")
+            placeholder.meta = node.meta
+            node.replace_all_uses_with(placeholder, delete_user_cb=lambda user: user not in values)
+            constants.append(value)
+        graph.erase_node(node)
+    return constants
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether the results of a node are its first argument's memory, unchanged."""
+    returns = getattr(getattr(node.target, "_schema", None), "returns", [])
+    view = bool(returns) and all(it.alias_info is not None and not it.alias_info.is_write for it in returns)
+    return view or node.target is operator.getitem
+
+
+def _memory(node: Any) -> Any:
+    """Find the node that made the memory in which a node's value lies."""
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        returns = getattr(getattr(node.target, "_schema", None), "returns", [])
+        if node.target is not operator.getitem and all(it.alias_info is None for it in returns):
+            break
+        node = node.args[0]
+    return node
+
+
+def _arguments(node: fx.Node) -> list[tuple[Any, Any]]:
+    """Pair what the operation of a node calls its arguments with their values."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return []
+    by_name = {it.name: it for it in schema.arguments}
+    return [*zip(schema.arguments, node.args, strict=False), *((by_name[key], it) for key, it in node.kwargs.items())]
+
+
+def _frozen(value: Any) -> Any:
+    """Make a key of arguments; 1, 1.0 and True are different ones."""
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(it) for it in value)
+    if isinstance(value, dict):
+        return tuple((key, _frozen(it)) for key, it in value.items())
+    return type(value), value
