@@ -10,16 +10,14 @@ from pathlib import Path
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import LazyMemmapStorage, LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
+from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import RoundRobinWriter
 
 from sac_torchrl.agent import Specs
 from sac_torchrl.errors import ConfigError, DiskError
+from sac_torchrl.packed import Key, Layout, PackedMemmapStorage, PackedReplayBuffer, PackedTensorStorage, Packing
 
 log = logging.getLogger(__name__)
-
-Key = tuple[str, ...]
-Layout = dict[Key, tuple[torch.dtype, torch.Size]]
 
 
 class Storage(Enum):
@@ -57,16 +55,16 @@ class Replay:
         size = min(self.capacity, rows)
         place = device if self.storage is Storage.device else torch.device("cpu")
         if self.storage is Storage.disk:
-            _clear(folder, specs)
+            _clear(folder)
             _check_disk(folder, size * row_bytes(specs), rows=size)
-            storage: LazyTensorStorage = LazyMemmapStorage(size, scratch_dir=folder)
+            storage: LazyTensorStorage = PackedMemmapStorage(size, layout(specs), scratch_dir=folder)
         else:
             _check_memory(place, size * row_bytes(specs), rows=size, storage=self.storage)
-            storage = LazyTensorStorage(size, device=place)
-        buffer = TensorDictReplayBuffer(
+            storage = PackedTensorStorage(size, layout(specs), device=place)
+        buffer = PackedReplayBuffer(
             storage=storage,
             sampler=RandomSampler(),
-            # TorchRL's default writer stores an int64 index with every row; `sample` adds it anyway.
+            # TorchRL's default writer wants a column for every row's index; `sample` adds it anyway.
             writer=RoundRobinWriter(),
             batch_size=batch_size,
             # RandomSampler draws on the storage's device and needs a generator of that device.
@@ -99,7 +97,7 @@ def layout(specs: Specs) -> Layout:
 
 def row_bytes(specs: Specs) -> int:
     """The bytes one row takes in the buffer."""
-    return sum(dtype.itemsize * shape.numel() for dtype, shape in layout(specs).values())
+    return Packing(layout(specs)).width
 
 
 def rows(batch: TensorDictBase, specs: Specs) -> TensorDict:
@@ -146,12 +144,9 @@ def _zeros(specs: Specs, *, rows: int) -> TensorDict:
     )
 
 
-def _clear(folder: Path, specs: Specs) -> None:
+def _clear(folder: Path) -> None:
     """Remove what `LazyMemmapStorage` made in `folder` in an earlier run, and nothing else."""
-    for key in layout(specs):
-        file = folder.joinpath(*key).with_suffix(".memmap")
-        file.unlink(missing_ok=True)
-        (file.parent / "meta.json").unlink(missing_ok=True)
+    (folder / "_-single-tensor-_.memmap").unlink(missing_ok=True)
 
 
 def _check_disk(folder: Path, needed: int, *, rows: int) -> None:

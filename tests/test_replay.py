@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.data import Bounded, Categorical, TensorDictReplayBuffer, Unbounded
+from torchrl.data import (
+    Bounded,
+    Categorical,
+    LazyTensorStorage,
+    RandomSampler,
+    TensorDictReplayBuffer,
+    Unbounded,
+)
 
 from sac_torchrl.agent import Specs
 from sac_torchrl.errors import ConfigError, DiskError
@@ -53,8 +60,40 @@ def test_a_row_holds_exactly_the_columns_of_the_layout(tmp_path: Path, storage: 
     buffer.extend(rows(collected(BOX, (2, 3)), BOX))
     found = {key: (value.dtype, value.shape[1:]) for key, value in buffer.storage[:].flatten_keys("/").items()}
     assert found == {"/".join(key): column for key, column in layout(BOX).items()}
-    assert row_bytes(BOX) == 3 * 4 + 2 * 4 + 3 * 4 + 4 + 1
-    assert row_bytes(DISCRETE) == 8 + 8 + 8 + 4 + 1
+    # Rows begin at a multiple of their largest element.
+    assert row_bytes(BOX) == 3 * 4 + 2 * 4 + 3 * 4 + 4 + 1 + 3
+    assert row_bytes(DISCRETE) == 8 + 8 + 8 + 4 + 1 + 3
+
+
+@pytest.mark.parametrize("storage", list(Storage))
+@pytest.mark.parametrize("specs", [BOX, DISCRETE], ids=["box", "discrete"])
+def test_samples_are_those_of_torchrls_own_buffer(tmp_path: Path, storage: Storage, specs: Specs) -> None:
+    """The same generator gives the same rows, whatever way they are kept."""
+    buffer = build(tmp_path, storage=storage, specs=specs, seed=3)
+    reference = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(10),
+        sampler=RandomSampler(),
+        batch_size=4,
+        generator=torch.Generator().manual_seed(3),
+    )
+    for start in (0, 8):
+        data = rows(collected(specs, (8,), start=start), specs)
+        buffer.extend(data)
+        reference.extend(data.clone())
+        for _ in range(3):
+            sample, expected = buffer.sample(), reference.sample()
+            assert set(sample.keys(True, True)) == set(expected.keys(True, True))
+            assert all(torch.equal(value, expected[key]) for key, value in sample.items(True, True) if key != "index")
+
+
+def test_rows_handed_over_are_not_written_to_and_samples_are_copies(tmp_path: Path) -> None:
+    buffer = build(tmp_path, storage=Storage.ram)
+    data = rows(collected(BOX, (4,)), BOX)
+    assert buffer.extend(data).tolist() == [0, 1, 2, 3]
+    assert {"index"}.isdisjoint(data.keys(True, True))
+    before = buffer.storage[:].clone()
+    buffer.sample()["observation"].zero_()
+    assert (buffer.storage[:] == before).all()
 
 
 def test_sampling_draws_from_the_buffers_own_generator(tmp_path: Path) -> None:
@@ -106,7 +145,7 @@ def test_the_rows_of_a_batch_keep_their_order() -> None:
 def test_a_second_buffer_replaces_the_files_of_the_first_and_no_other(tmp_path: Path) -> None:
     first = build(tmp_path, storage=Storage.disk)
     first.extend(rows(collected(BOX, (6,)), BOX))
-    notes = tmp_path / "next" / "notes.txt"
+    notes = tmp_path / "notes.txt"
     notes.write_text("mine")
     second = build(tmp_path, storage=Storage.disk)
     assert (len(second), second.write_count) == (0, 0)
@@ -123,7 +162,7 @@ def test_disk_rows_are_files_of_the_whole_size_with_their_blocks_reserved(tmp_pa
 def test_rows_that_do_not_fit_are_refused_with_the_numbers_and_no_file(tmp_path: Path) -> None:
     huge = 10**15
     for storage, error in ((Storage.disk, DiskError), (Storage.ram, ConfigError)):
-        with pytest.raises(error, match=r"1,000,000,000,000,000 replay rows need 37,000.0 TB .* replay.capacity"):
+        with pytest.raises(error, match=r"1,000,000,000,000,000 replay rows need 40,000.0 TB .* replay.capacity"):
             Replay(huge, storage).build(tmp_path, BOX, rows=huge, batch_size=4, seed=0, device=CPU)
     assert not list(tmp_path.rglob("*.*"))
 
@@ -134,7 +173,7 @@ def test_the_cost_is_logged_and_never_more_rows_than_the_run_makes(
     with caplog.at_level(logging.INFO, logger="sac_torchrl.replay"):
         buffer = Replay().build(tmp_path, BOX, rows=2_000, batch_size=4, seed=0, device=CPU)
     assert buffer.storage.max_size == 2_000
-    assert f"2,000 rows, 74 kB on disk in {tmp_path}" in caplog.text
+    assert f"2,000 rows, 80 kB on disk in {tmp_path}" in caplog.text
 
 
 def test_a_capacity_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
