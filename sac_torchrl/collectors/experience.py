@@ -127,6 +127,9 @@ class Experience(ABC):
         whose, done = steps.environments, steps.done
         returns = self._returns[whose] + steps.rows["next", "reward"].reshape(-1)
         lengths = self._lengths[whose] + 1
+        if done.is_cpu and not done.any():
+            self._returns[whose], self._lengths[whose] = returns, lengths
+            return
         self._ended += torch.stack([done.double().sum(), (returns * done).sum(), (lengths * done).sum().double()])
         self._returns[whose] = returns * ~done
         self._lengths[whose] = lengths * ~done
