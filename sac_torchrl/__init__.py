@@ -9,7 +9,7 @@ from sac_torchrl.critics import action_value_critic, state_action_critic
 from sac_torchrl.envs import Env
 from sac_torchrl.errors import SacError
 from sac_torchrl.evaluation import Evaluating, Evaluation, evaluate, record_video, write_evaluation
-from sac_torchrl.learner import Execution, Learner, Learning, Order
+from sac_torchrl.learner import Execution, Learner, Learning, Order, Precision
 from sac_torchrl.loggers import Logger, Progress
 from sac_torchrl.networks import Network
 from sac_torchrl.plots import curve
@@ -38,6 +38,7 @@ __all__ = [
     "Logger",
     "Network",
     "Order",
+    "Precision",
     "Processes",
     "Progress",
     "Replay",
