@@ -76,7 +76,7 @@ class _PackedRows(LazyTensorStorage):
         if self.initialized and isinstance(cursor, Tensor) and len(cursor) <= self.max_size:
             # What TorchRL's own does with a tensor of positions, without asking what else they might be.
             self._set_last_cursor(cursor)
-            self._get_new_len(packed, cursor)
+            self._get_new_len(packed, cursor)  # type: ignore[no-untyped-call]  # TorchRL leaves it unannotated
             self._storage.index_copy_(0, cursor, packed)
             self._bump_mutation_revision()
         else:
