@@ -16,9 +16,10 @@ from sac_torchrl.plots import curve
 from sac_torchrl.replay import Replay, Storage
 from sac_torchrl.run import Running
 from sac_torchrl.schedule import Every, ReplayRatio
-from sac_torchrl.variants import SAC, DiscreteSAC
+from sac_torchrl.variants import REDQ, SAC, DiscreteSAC, DroQ
 
 __all__ = [
+    "REDQ",
     "SAC",
     "Agent",
     "Checkpointing",
@@ -27,6 +28,7 @@ __all__ = [
     "Direct",
     "Discrete",
     "DiscreteSAC",
+    "DroQ",
     "Env",
     "Evaluating",
     "Evaluation",

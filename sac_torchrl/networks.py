@@ -54,11 +54,21 @@ class Network:
         if self.embedding is not None and self.embedding < 1:
             raise ConfigError(f"network.embedding={self.embedding}: give a size of at least 1, or null for one-hot.")
 
-    def build(self, observation: TensorSpec, *, inputs: int = 0, outputs: int, device: torch.device) -> nn.Module:
+    def build(
+        self,
+        observation: TensorSpec,
+        *,
+        inputs: int = 0,
+        outputs: int,
+        device: torch.device,
+        dropout: float = 0.0,
+        layer_norm: bool = False,
+    ) -> nn.Module:
         """Map an observation, and `inputs` further numbers, to `outputs` numbers.
 
         The module takes `(..., n)` float32 or `(...)` int64 observations and, where `inputs` is not 0, a second
-        tensor `(..., inputs)`; it returns `(..., outputs)`.
+        tensor `(..., inputs)`; it returns `(..., outputs)`. Dropout and layer norm follow each hidden linear layer,
+        in that order, before the activation.
         """
         if not isinstance(observation, Categorical):
             features = observation.shape[-1]
@@ -71,6 +81,9 @@ class Network:
             out_features=outputs,
             num_cells=list(self.hidden),
             activation_class=nn.ReLU,
+            dropout=dropout or None,
+            norm_class=nn.LayerNorm if layer_norm else None,
+            norm_kwargs=[{"normalized_shape": width} for width in self.hidden] if layer_norm else None,
             device=device,
         )
         if not isinstance(observation, Categorical):

@@ -106,7 +106,8 @@ class _CommandLine(Generic[T]):
             base[key] = "???"
             store.repo.pop(key, None)  # The other recipe's, where both are launched in one process.
             for name, option in options.items():
-                store.store(group=key, name=name, node=option)
+                node = {key: OmegaConf.structured(option), **getattr(option, "training", {})}
+                store.store(group=key, name=name, node=node, package="_global_")
         store.repo.pop("preset", None)
         for name, layer in self.presets.items():
             if layer.recipe == self.recipe:

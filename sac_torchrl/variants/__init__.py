@@ -2,6 +2,8 @@
 
 from sac_torchrl.variants.base import Variant
 from sac_torchrl.variants.discrete_sac import DiscreteSAC
+from sac_torchrl.variants.droq import DroQ
+from sac_torchrl.variants.redq import REDQ
 from sac_torchrl.variants.sac import SAC
 
-__all__ = ["SAC", "DiscreteSAC", "Variant"]
+__all__ = ["REDQ", "SAC", "DiscreteSAC", "DroQ", "Variant"]

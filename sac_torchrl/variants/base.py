@@ -2,7 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch.nn import Parameter
@@ -15,7 +17,12 @@ from sac_torchrl.errors import ConfigError
 
 @dataclass
 class Variant(ABC):
-    """What `variant=NAME` chooses."""
+    """What `variant=NAME` chooses.
+
+    With it come the recipe's settings in `training`, where run, preset and command line set nothing else.
+    """
+
+    training: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def build(self, specs: Specs, *, device: torch.device) -> Agent:

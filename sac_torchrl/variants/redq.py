@@ -1,0 +1,53 @@
+"""Randomized ensembled double Q-learning."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torchrl.modules import ProbabilisticActor, ValueOperator
+from torchrl.objectives import LossModule
+
+from sac_torchrl.agent import Specs
+from sac_torchrl.critics import state_action_critic
+from sac_torchrl.errors import ConfigError
+from sac_torchrl.variants.ensemble import Ensemble, SubsetLoss
+
+
+@dataclass
+class REDQ(Ensemble):
+    """Many critics, a random few of them in each target, many updates a frame (Chen et al. 2021, arXiv 2101.05982).
+
+    Of `critics` Q networks, `sampled` are drawn at every update, and the smallest of their targets enters the TD
+    target; the actor climbs the mean of all. Numbers: appendix B.1 of the paper, which uses MBPO's entropy targets:
+    Hopper -1, HalfCheetah -3, Walker2d -3, Ant -4, Humanoid -2. Critics may have dropout and layer norm between
+    their linear layers and activations (DroQ, RLPD).
+    """
+
+    training: ClassVar[Mapping[str, Any]] = {"replay_ratio": 20.0, "learner": {"actor_every": 20}}
+
+    critics: int = 10
+    sampled: int = 2
+    dropout: float = 0.0
+    layer_norm: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.sampled <= self.critics:
+            raise ConfigError(f"variant.sampled={self.sampled}: give 1 to {self.critics}, the variant.critics.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"variant.dropout={self.dropout}: give a probability from 0 to below 1.")
+
+    def _critic(self, specs: Specs, actions: int, device: torch.device) -> ValueOperator:
+        network = self.network.build(
+            specs.observation,
+            inputs=actions,
+            outputs=1,
+            device=device,
+            dropout=self.dropout,
+            layer_norm=self.layer_norm,
+        )
+        return state_action_critic(network)
+
+    def _loss(self, actor: ProbabilisticActor, critic: ValueOperator, **fields: Any) -> LossModule:
+        return SubsetLoss(actor, critic, sampled=self.sampled, loss_function="l2", **fields)
