@@ -11,7 +11,20 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from tensordict import TensorDict
 
-from sac_torchrl import SAC, Agent, Direct, DiscreteSAC, Env, Learning, Network, Replay, ReplayRatio, Storage
+from sac_torchrl import (
+    REDQ,
+    SAC,
+    Agent,
+    Direct,
+    DiscreteSAC,
+    DroQ,
+    Env,
+    Learning,
+    Network,
+    Replay,
+    ReplayRatio,
+    Storage,
+)
 from sac_torchrl.variants import Variant
 
 CPU = torch.device("cpu")
@@ -89,8 +102,17 @@ def train(tmp_path: Path) -> Callable[..., Agent]:
     return run
 
 
-def test_a_continuous_policy_becomes_the_best_of_its_temperature(train: Callable[..., Agent]) -> None:
-    agent = train(SAC(network=SMALL, alpha=0.1, fixed_alpha=True, tau=0.05), Env("Aim-v0", 4), frames=4_000, ratio=0.4)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        SAC(network=SMALL, alpha=0.1, fixed_alpha=True, tau=0.05),
+        REDQ(network=SMALL, alpha=0.1, fixed_alpha=True, tau=0.05, critics=3),
+        DroQ(network=SMALL, alpha=0.1, fixed_alpha=True, tau=0.05),
+    ],
+    ids=lambda variant: type(variant).__name__,
+)
+def test_a_continuous_policy_becomes_the_best_of_its_temperature(train: Callable[..., Agent], variant: Variant) -> None:
+    agent = train(variant, Env("Aim-v0", 4), frames=4_000, ratio=0.4)
     seen = torch.linspace(-0.8, 0.8, 5).unsqueeze(-1)
     with torch.no_grad():
         actions = agent.actor.get_dist(TensorDict({"observation": seen}, [5])).sample((2_000,))

@@ -20,7 +20,7 @@ from sac_torchrl.variants.base import Variant, assemble, check
 
 @dataclass
 class Ensemble(Variant):
-    """The fields and the build of every descendant: `critics` Q networks with discount `gamma`, targets moving by `tau`.
+    """What every descendant has: `critics` Q networks with discount `gamma`, and targets that move by `tau`.
 
     The temperature starts at `alpha` and is learned so that the policy's entropy in the [-1, 1] action space meets
     `target_entropy` (null: minus the number of action dimensions), or stays at `alpha` where `fixed_alpha` is true.
