@@ -16,7 +16,7 @@ from sac_torchrl.plots import curve
 from sac_torchrl.replay import Replay, Storage
 from sac_torchrl.run import Running
 from sac_torchrl.schedule import Every, ReplayRatio
-from sac_torchrl.variants import REDQ, SAC, DiscreteSAC, DroQ
+from sac_torchrl.variants import REDQ, SAC, CrossQ, DiscreteSAC, DroQ
 
 __all__ = [
     "REDQ",
@@ -25,6 +25,7 @@ __all__ = [
     "Checkpointing",
     "Checkpoints",
     "Continuous",
+    "CrossQ",
     "Direct",
     "Discrete",
     "DiscreteSAC",

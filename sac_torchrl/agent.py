@@ -1,6 +1,7 @@
 """What an agent is made from and what it is made of."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torchrl.data import TensorSpec
 from torchrl.modules import ProbabilisticActor
@@ -20,13 +21,21 @@ class Specs:
     action: TensorSpec
 
 
+class Statistics(Protocol):
+    """Running statistics of the networks, moved by what the newest losses have seen."""
+
+    def step(self) -> None:
+        """Move them once."""
+
+
 @dataclass(frozen=True)
 class Agent:
     """An actor, the loss that trains it and the updaters of the loss's target networks, in TorchRL's types.
 
-    `targets` is empty where a variant has no target networks.
+    `targets` is empty where a variant has no target networks, `statistics` where nothing is normalised by batches.
     """
 
     actor: ProbabilisticActor
     loss: LossModule
     targets: tuple[TargetNetUpdater, ...]
+    statistics: tuple[Statistics, ...] = ()

@@ -169,6 +169,8 @@ class Learner:
         inputs = [batch.get(key) for key in keys]
         for names in self._steps():
             self._newest |= self._step(names, keys, inputs)
+        for statistics in self.agent.statistics:
+            statistics.step()
         self.updates += 1
         if self.updates % self._target_every == 0:
             for target in self.agent.targets:

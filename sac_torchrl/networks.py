@@ -1,5 +1,6 @@
 """The networks inside actors and critics: an encoder for the observation and a perceptron behind it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -61,14 +62,13 @@ class Network:
         inputs: int = 0,
         outputs: int,
         device: torch.device,
-        dropout: float = 0.0,
-        layer_norm: bool = False,
+        perceptron: Callable[[int, int], nn.Module] | None = None,
     ) -> nn.Module:
         """Map an observation, and `inputs` further numbers, to `outputs` numbers.
 
         The module takes `(..., n)` float32 or `(...)` int64 observations and, where `inputs` is not 0, a second
-        tensor `(..., inputs)`; it returns `(..., outputs)`. Dropout and layer norm follow each hidden linear layer,
-        in that order, before the activation.
+        tensor `(..., inputs)`; it returns `(..., outputs)`. `perceptron` builds another network behind the encoder,
+        from the numbers of its inputs and outputs; it concatenates the tensors that it is given.
         """
         if not isinstance(observation, Categorical):
             features = observation.shape[-1]
@@ -76,19 +76,13 @@ class Network:
             features = observation.space.n
         else:
             features = self.embedding
-        network = MLP(
-            in_features=features + inputs,
-            out_features=outputs,
-            num_cells=list(self.hidden),
-            activation_class=nn.ReLU,
-            dropout=dropout or None,
-            norm_class=nn.LayerNorm if layer_norm else None,
-            norm_kwargs=[{"normalized_shape": width} for width in self.hidden] if layer_norm else None,
-            device=device,
-        )
+        network = (perceptron or self._perceptron)(features + inputs, outputs).to(device)
         if not isinstance(observation, Categorical):
             return network
         states = observation.space.n
         if self.embedding is None:
             return Encoded(OneHot(states, device=device), network)
         return Encoded(nn.Embedding(states, self.embedding, device=device), network)
+
+    def _perceptron(self, inputs: int, outputs: int) -> nn.Module:
+        return MLP(in_features=inputs, out_features=outputs, num_cells=list(self.hidden), activation_class=nn.ReLU)

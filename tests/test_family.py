@@ -18,7 +18,7 @@ from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.learner import Execution, Learner, Learning, Order, trained_parameters
 from sac_torchrl.networks import Network
-from sac_torchrl.variants import REDQ, DroQ, Variant
+from sac_torchrl.variants import REDQ, CrossQ, DroQ, Variant
 
 CPU = torch.device("cpu")
 OBSERVED, DIMENSIONS, ROWS = 3, 2, 8
@@ -28,6 +28,7 @@ GAMMA, ALPHA = 0.9, 0.3
 FAMILY: dict[str, Callable[..., Variant]] = {
     "redq": lambda **fields: REDQ(network=SMALL, critics=4, **fields),
     "droq": lambda **fields: DroQ(network=SMALL, **fields),
+    "crossq": lambda **fields: CrossQ(network=SMALL, critic_hidden=[16, 16], **fields),
 }
 VARIANTS = pytest.mark.parametrize("name", FAMILY)
 
@@ -166,6 +167,9 @@ def test_discrete_states_are_taken(name: str) -> None:
         (lambda: DroQ(dropout=1.0), "variant.dropout=1.0: "),
         (lambda: DroQ(critics=1), "variant.sampled=2: give 1 to 1"),
         (lambda: REDQ(tau=0.0), "variant.tau=0.0: "),
+        (lambda: CrossQ(momentum=1.0), "variant.momentum=1.0: "),
+        (lambda: CrossQ(warmup=-1), "variant.warmup=-1: "),
+        (lambda: CrossQ(critic_hidden=[0]), "variant.critic_hidden=[0]: "),
     ],
 )
 def test_a_bad_field_is_named_in_one_line(make: Callable[[], Variant], complaint: str) -> None:
@@ -311,3 +315,85 @@ def test_the_critics_of_a_target_are_drawn_anew_at_every_update() -> None:
         drawn.add(round(float((value / 0.99 + log_prob)[~batch["next", "terminated"].squeeze(-1)].mean().detach())))
     # The smaller of two different ones of 0 to 5.
     assert drawn == {0, 1, 2, 3, 4}
+
+
+def renormed(named: dict[str, Tensor], x: Tensor, *, training: bool, warm: bool) -> Tensor:
+    """The perceptron of CrossQ: linear layers with ReLU, batch renormalisation of the input and behind each ReLU."""
+    layers: dict[int, dict[str, Tensor]] = {}
+    for key, leaf in named.items():
+        *_, index, kind = key.split(".")
+        layers.setdefault(int(index), {})[kind] = leaf
+    ordered = [layers[index] for index in sorted(layers)]
+    for position, layer in enumerate(ordered):
+        if "running_mean" not in layer:
+            x = linear(x, layer["weight"], layer["bias"])
+            x = x.relu() if position < len(ordered) - 1 else x
+            continue
+        sigma = (layer["running_var"] + 1e-3).sqrt()
+        if training:
+            mean, std = x.mean(0), (((x - x.mean(0)) ** 2).mean(0) + 1e-3).sqrt()
+            r = (std / sigma).detach().clamp(1 / 3, 3) if warm else 1
+            d = ((mean - layer["running_mean"]) / sigma).detach().clamp(-5, 5) if warm else 0
+            x = (x - mean) / std * r + d
+        else:
+            x = (x - layer["running_mean"]) / sigma
+        x = x * layer["weight"] + layer["bias"]
+    return x
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.usefixtures("float64")
+def test_crossq_is_its_equations(warm: bool) -> None:
+    """Figure 1 of Bhatt et al. 2024; its normalisation is algorithm 1 of Ioffe 2017."""
+    torch.manual_seed(3)
+    variant = CrossQ(SMALL, [16, 12], gamma=GAMMA, alpha=ALPHA, warmup=0 if warm else 1)
+    loss = variant.build(SPECS, device=CPU).loss
+    with torch.no_grad():
+        for network in (loss.actor_network_params, loss.qvalue_network_params):
+            for key, leaf in network.items(True, True):
+                if key[-1] in ("running_mean", "running_var", "weight", "bias"):
+                    leaf.data.add_(torch.rand_like(leaf) * (6 if key[-1] == "running_var" else 1))
+    [batch] = batches(1)
+    torch.manual_seed(5)
+    found = loss(batch.clone())
+    torch.manual_seed(5)
+
+    def act(observation: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
+        [named] = stacked(loss, "actor_network_params")
+        mean, log_std = renormed(named, observation, training=training, warm=warm).chunk(2, -1)
+        noise = torch.randn_like(mean)
+        u = mean + log_std.clamp(-20, 2).exp() * noise
+        normal = -(noise**2) / 2 - log_std.clamp(-20, 2) - math.log(2 * math.pi) / 2
+        return u.tanh(), (normal - 2 * (math.log(2) - u - softplus(-2 * u))).sum(-1)
+
+    following, online = batch["next", "observation"], stacked(loss, "qvalue_network_params")
+    with torch.no_grad():
+        next_action, next_log_prob = act(following, training=False)
+    joined = torch.cat(
+        [torch.cat([batch["observation"], batch["action"]], -1), torch.cat([following, next_action], -1)]
+    )
+    both = torch.stack([renormed(named, joined, training=True, warm=warm) for named in online])
+    y = target(batch, both[:, ROWS:].detach().amin(0) - ALPHA * next_log_prob.unsqueeze(-1))
+    expected = {"loss_qvalue": ((both[:, :ROWS] - y) ** 2).mean((1, 2)).sum()}
+    action, log_prob = act(batch["observation"], training=True)
+    detached = [{key: leaf.detach() for key, leaf in named.items()} for named in online]
+    inputs = torch.cat([batch["observation"], action], -1)
+    value = torch.stack([renormed(named, inputs, training=False, warm=warm) for named in detached]).amin(0)
+    assert_same(loss, found, expected | of_policy(loss, log_prob, value.squeeze(-1)))
+
+
+def test_running_statistics_move_once_an_update_and_are_those_that_act() -> None:
+    agent = build("crossq", momentum=0.75)
+    assert agent.targets == ()
+    [batch] = batches(1)
+    Learning(order=Order.critics_first, actor_updates=2, execution=Execution.captured).build(agent).update(batch)
+    first = agent.actor.get_submodule("module.0.module.0.0")
+    torch.testing.assert_close(first.running_mean, 0.25 * batch["observation"].mean(0))
+    torch.testing.assert_close(first.running_var, 0.75 + 0.25 * batch["observation"].var(0, unbiased=False))
+    assert int(first.moves) == 1
+    # One row is normalised by them, not by itself.
+    with torch.no_grad():
+        one, other = (
+            agent.actor.get_dist(TensorDict({"observation": torch.full((1, 3), x)}, [1])).loc for x in (0, 1.0)
+        )
+    assert not torch.allclose(one, other)

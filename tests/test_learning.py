@@ -15,6 +15,7 @@ from sac_torchrl import (
     REDQ,
     SAC,
     Agent,
+    CrossQ,
     Direct,
     DiscreteSAC,
     DroQ,
@@ -108,6 +109,7 @@ def train(tmp_path: Path) -> Callable[..., Agent]:
         SAC(network=SMALL, alpha=0.1, fixed_alpha=True, tau=0.05),
         REDQ(network=SMALL, alpha=0.1, fixed_alpha=True, tau=0.05, critics=3),
         DroQ(network=SMALL, alpha=0.1, fixed_alpha=True, tau=0.05),
+        CrossQ(network=SMALL, critic_hidden=[32, 32], alpha=0.1, fixed_alpha=True),
     ],
     ids=lambda variant: type(variant).__name__,
 )

@@ -1,9 +1,10 @@
 """The members of the SAC family: each a plan that builds an agent from the environment's specs."""
 
 from sac_torchrl.variants.base import Variant
+from sac_torchrl.variants.crossq import CrossQ
 from sac_torchrl.variants.discrete_sac import DiscreteSAC
 from sac_torchrl.variants.droq import DroQ
 from sac_torchrl.variants.redq import REDQ
 from sac_torchrl.variants.sac import SAC
 
-__all__ = ["REDQ", "SAC", "DiscreteSAC", "DroQ", "Variant"]
+__all__ = ["REDQ", "SAC", "CrossQ", "DiscreteSAC", "DroQ", "Variant"]

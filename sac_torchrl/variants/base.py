@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import LossModule, SoftUpdate, ValueEstimators
 
-from sac_torchrl.agent import Agent, Specs
+from sac_torchrl.agent import Agent, Specs, Statistics
 from sac_torchrl.errors import ConfigError
 
 
@@ -30,16 +30,25 @@ class Variant(ABC):
 
 
 def assemble(
-    actor: ProbabilisticActor, loss: LossModule, critics: list[ValueOperator], *, gamma: float, tau: float
+    actor: ProbabilisticActor,
+    loss: LossModule,
+    critics: list[ValueOperator],
+    *,
+    gamma: float,
+    tau: float | None,
+    statistics: tuple[Statistics, ...] = (),
 ) -> Agent:
-    """Give the loss the critics' own weights, the discount of its TD(0) targets, and target networks that follow."""
+    """Give the loss the critics' own weights, the discount of its TD(0) targets, and target networks that follow.
+
+    Without `tau` there are no target networks.
+    """
     # TorchRL draws the weights of a critic that it copies anew, and would not train the only one of a list.
     with torch.no_grad():
         for name, stacked in loss.qvalue_network_params.flatten_keys(".").items():
             if isinstance(stacked, Parameter):
                 stacked.copy_(torch.stack([critic.get_parameter(name) for critic in critics]))
     loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
-    return Agent(actor, loss, targets=(SoftUpdate(loss, tau=tau),))
+    return Agent(actor, loss, () if tau is None else (SoftUpdate(loss, tau=tau),), statistics)
 
 
 def check(critics: int, gamma: float, tau: float, alpha: float) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torchrl.modules import ProbabilisticActor, ValueOperator
+from torch import nn
+from torchrl.modules import MLP, ProbabilisticActor, ValueOperator
 from torchrl.objectives import LossModule
 
 from sac_torchrl.agent import Specs
@@ -39,14 +40,20 @@ class REDQ(Ensemble):
             raise ConfigError(f"variant.dropout={self.dropout}: give a probability from 0 to below 1.")
 
     def _critic(self, specs: Specs, actions: int, device: torch.device) -> ValueOperator:
-        network = self.network.build(
-            specs.observation,
-            inputs=actions,
-            outputs=1,
-            device=device,
-            dropout=self.dropout,
-            layer_norm=self.layer_norm,
-        )
+        hidden = list(self.network.hidden)
+
+        def perceptron(inputs: int, outputs: int) -> nn.Module:
+            return MLP(
+                in_features=inputs,
+                out_features=outputs,
+                num_cells=hidden,
+                activation_class=nn.ReLU,
+                dropout=self.dropout or None,
+                norm_class=nn.LayerNorm if self.layer_norm else None,
+                norm_kwargs=[{"normalized_shape": width} for width in hidden] if self.layer_norm else None,
+            )
+
+        network = self.network.build(specs.observation, inputs=actions, outputs=1, device=device, perceptron=perceptron)
         return state_action_critic(network)
 
     def _loss(self, actor: ProbabilisticActor, critic: ValueOperator, **fields: Any) -> LossModule:
