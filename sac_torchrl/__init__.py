@@ -16,11 +16,12 @@ from sac_torchrl.plots import curve
 from sac_torchrl.replay import Replay, Storage
 from sac_torchrl.run import Running
 from sac_torchrl.schedule import Every, ReplayRatio
-from sac_torchrl.variants import REDQ, SAC, CrossQ, DiscreteSAC, DroQ
+from sac_torchrl.variants import REDQ, SAC, TQC, CrossQ, DiscreteSAC, DroQ, SimBa
 
 __all__ = [
     "REDQ",
     "SAC",
+    "TQC",
     "Agent",
     "Checkpointing",
     "Checkpoints",
@@ -46,6 +47,7 @@ __all__ = [
     "ReplayRatio",
     "Running",
     "SacError",
+    "SimBa",
     "Specs",
     "Storage",
     "action_value_critic",

@@ -18,7 +18,7 @@ from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.learner import Execution, Learner, Learning, Order, trained_parameters
 from sac_torchrl.networks import Network
-from sac_torchrl.variants import REDQ, CrossQ, DroQ, Variant
+from sac_torchrl.variants import REDQ, TQC, CrossQ, DroQ, SimBa, Variant
 
 CPU = torch.device("cpu")
 OBSERVED, DIMENSIONS, ROWS = 3, 2, 8
@@ -29,6 +29,8 @@ FAMILY: dict[str, Callable[..., Variant]] = {
     "redq": lambda **fields: REDQ(network=SMALL, critics=4, **fields),
     "droq": lambda **fields: DroQ(network=SMALL, **fields),
     "crossq": lambda **fields: CrossQ(network=SMALL, critic_hidden=[16, 16], **fields),
+    "tqc": lambda **fields: TQC(network=SMALL, critic_hidden=[16], critics=3, quantiles=5, **fields),
+    "simba": lambda **fields: SimBa(actor_width=8, critic_width=8, **fields),
 }
 VARIANTS = pytest.mark.parametrize("name", FAMILY)
 
@@ -167,6 +169,9 @@ def test_discrete_states_are_taken(name: str) -> None:
         (lambda: DroQ(dropout=1.0), "variant.dropout=1.0: "),
         (lambda: DroQ(critics=1), "variant.sampled=2: give 1 to 1"),
         (lambda: REDQ(tau=0.0), "variant.tau=0.0: "),
+        (lambda: TQC(quantiles=0), "variant.quantiles=0: "),
+        (lambda: TQC(dropped=25), "variant.dropped=25: give 0 to below 25"),
+        (lambda: SimBa(actor_blocks=0), "variant.actor_blocks=0: "),
         (lambda: CrossQ(momentum=1.0), "variant.momentum=1.0: "),
         (lambda: CrossQ(warmup=-1), "variant.warmup=-1: "),
         (lambda: CrossQ(critic_hidden=[0]), "variant.critic_hidden=[0]: "),
@@ -261,9 +266,9 @@ def target(batch: TensorDict, value: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "variant",
     [
-        REDQ(SMALL, critics=5, sampled=3, gamma=GAMMA, alpha=ALPHA),
-        REDQ(SMALL, critics=4, sampled=4, gamma=GAMMA, alpha=ALPHA),
-        DroQ(SMALL, dropout=0.3, gamma=GAMMA, alpha=ALPHA),
+        REDQ(network=SMALL, critics=5, sampled=3, gamma=GAMMA, alpha=ALPHA),
+        REDQ(network=SMALL, critics=4, sampled=4, gamma=GAMMA, alpha=ALPHA),
+        DroQ(network=SMALL, dropout=0.3, gamma=GAMMA, alpha=ALPHA),
     ],
     ids=["part", "all", "droq"],
 )
@@ -299,7 +304,7 @@ def test_redq_and_droq_are_their_equations(variant: REDQ) -> None:
 
 
 def test_the_critics_of_a_target_are_drawn_anew_at_every_update() -> None:
-    loss = REDQ(SMALL, critics=6, sampled=2).build(SPECS, device=CPU).loss
+    loss = REDQ(network=SMALL, critics=6, sampled=2).build(SPECS, device=CPU).loss
     with torch.no_grad():
         for leaf in loss.target_qvalue_network_params.values(True, True):
             leaf.mul_(0)
@@ -346,7 +351,7 @@ def renormed(named: dict[str, Tensor], x: Tensor, *, training: bool, warm: bool)
 def test_crossq_is_its_equations(warm: bool) -> None:
     """Figure 1 of Bhatt et al. 2024; its normalisation is algorithm 1 of Ioffe 2017."""
     torch.manual_seed(3)
-    variant = CrossQ(SMALL, [16, 12], gamma=GAMMA, alpha=ALPHA, warmup=0 if warm else 1)
+    variant = CrossQ(network=SMALL, critic_hidden=[16, 12], gamma=GAMMA, alpha=ALPHA, warmup=0 if warm else 1)
     loss = variant.build(SPECS, device=CPU).loss
     with torch.no_grad():
         for network in (loss.actor_network_params, loss.qvalue_network_params):
@@ -397,3 +402,97 @@ def test_running_statistics_move_once_an_update_and_are_those_that_act() -> None
             agent.actor.get_dist(TensorDict({"observation": torch.full((1, 3), x)}, [1])).loc for x in (0, 1.0)
         )
     assert not torch.allclose(one, other)
+
+
+@pytest.mark.parametrize("dropped", [0, 2])
+@pytest.mark.usefixtures("float64")
+def test_tqc_is_its_equations(dropped: int) -> None:
+    """Equations 9 to 13 of Kuznetsov et al. 2020, element by element."""
+    torch.manual_seed(3)
+    critics, quantiles = 3, 5
+    variant = TQC(
+        network=SMALL,
+        critic_hidden=[16, 12],
+        critics=critics,
+        quantiles=quantiles,
+        dropped=dropped,
+        gamma=GAMMA,
+        alpha=ALPHA,
+    )
+    loss = moved(variant.build(SPECS, device=CPU))
+    [batch] = batches(1)
+    torch.manual_seed(5)
+    found = loss(batch.clone())
+    torch.manual_seed(5)
+    following = batch["next", "observation"]
+    with torch.no_grad():
+        action, log_prob = sampled(loss, following)
+        inputs = torch.cat([following, action], -1)
+        pool = torch.cat([perceptron(named, inputs) for named in stacked(loss, "target_qvalue_network_params")], -1)
+        kept = pool.sort(-1).values[:, : critics * (quantiles - dropped)]
+        y = target(batch, kept - ALPHA * log_prob.unsqueeze(-1))
+    expected = torch.zeros(())
+    inputs = torch.cat([batch["observation"], batch["action"]], -1)
+    for named in stacked(loss, "qvalue_network_params"):
+        predicted = perceptron(named, inputs)
+        for m in range(quantiles):
+            fraction = (2 * m + 1) / (2 * quantiles)
+            u = y - predicted[:, m : m + 1]
+            huber = torch.where(u.abs() <= 1, u**2 / 2, u.abs() - 0.5)
+            expected = expected + ((fraction - (u < 0).double()).abs() * huber).mean() / quantiles
+    action, log_prob = sampled(loss, batch["observation"])
+    inputs = torch.cat([batch["observation"], action], -1)
+    online = [{key: leaf.detach() for key, leaf in named.items()} for named in stacked(loss, "qvalue_network_params")]
+    value = torch.stack([perceptron(named, inputs) for named in online]).mean((0, 2))
+    assert_same(loss, found, {"loss_qvalue": expected} | of_policy(loss, log_prob, value))
+
+
+@pytest.mark.usefixtures("float64")
+def test_simba_is_sac_on_residual_networks() -> None:
+    """Figure 3 of Lee et al. 2025: pre-norm residual blocks, four times as wide inside, and a norm behind them."""
+    torch.manual_seed(3)
+    loss = moved(SimBa(actor_width=6, critic_width=8, gamma=GAMMA, alpha=ALPHA).build(SPECS, device=CPU))
+    [batch] = batches(1)
+    torch.manual_seed(5)
+    found = loss(batch.clone())
+    torch.manual_seed(5)
+
+    def residual(named: dict[str, Tensor], x: Tensor, blocks: int) -> Tensor:
+        prefix = next(key for key in named if key.endswith(f"{blocks + 2}.weight"))[: -len(f"{blocks + 2}.weight")]
+
+        def part(name: str) -> tuple[Tensor, Tensor]:
+            return named[f"{prefix}{name}.weight"], named[f"{prefix}{name}.bias"]
+
+        x = linear(x, *part("0"))
+        for block in range(1, blocks + 1):
+            inner = linear(layer_norm(x, x.shape[-1:], *part(f"{block}.inner.0")), *part(f"{block}.inner.1"))
+            assert inner.shape[-1] == 4 * x.shape[-1]
+            x = x + linear(inner.relu(), *part(f"{block}.inner.3"))
+        return linear(layer_norm(x, x.shape[-1:], *part(f"{blocks + 1}")), *part(f"{blocks + 2}"))
+
+    def act(observation: Tensor) -> tuple[Tensor, Tensor]:
+        mean, raw = residual(stacked(loss, "actor_network_params")[0], observation, 1).chunk(2, -1)
+        log_std = -10 + 12 * (raw.tanh() + 1) / 2
+        noise = torch.randn_like(mean)
+        u = mean + log_std.exp() * noise
+        normal = -(noise**2) / 2 - log_std - math.log(2 * math.pi) / 2
+        return u.tanh(), (normal - 2 * (math.log(2) - u - softplus(-2 * u))).sum(-1)
+
+    def q(which: str, observation: Tensor, action: Tensor) -> Tensor:
+        inputs = torch.cat([observation, action], -1)
+        return torch.stack([residual(named, inputs, 2) for named in stacked(loss, which)])
+
+    following = batch["next", "observation"]
+    with torch.no_grad():
+        action, log_prob = act(following)
+        y = target(batch, q("target_qvalue_network_params", following, action).amin(0) - ALPHA * log_prob.unsqueeze(-1))
+    error = q("qvalue_network_params", batch["observation"], batch["action"]) - y
+    action, log_prob = act(batch["observation"])
+    frozen = {key: leaf.detach() for key, leaf in loss.qvalue_network_params.items(True, True)}
+    inputs = torch.cat([batch["observation"], action], -1)
+    value = torch.stack(
+        [residual({".".join(key): leaf[i] for key, leaf in frozen.items()}, inputs, 2) for i in range(2)]
+    ).amin(0)
+    expected = {"loss_qvalue": (error**2).mean((1, 2)).sum()} | of_policy(loss, log_prob, value.squeeze(-1))
+    expected["loss_alpha"] = -(loss.log_alpha * (log_prob.detach() - DIMENSIONS / 2)).mean()
+    assert_same(loss, found, expected)

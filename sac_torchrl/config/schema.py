@@ -15,7 +15,7 @@ from sac_torchrl.evaluation import Evaluating
 from sac_torchrl.learner import Learning
 from sac_torchrl.replay import Replay
 from sac_torchrl.run import Running, resolve_device
-from sac_torchrl.variants import REDQ, SAC, CrossQ, DiscreteSAC, DroQ, Variant
+from sac_torchrl.variants import REDQ, SAC, TQC, CrossQ, DiscreteSAC, DroQ, SimBa, Variant
 
 
 @dataclass
@@ -27,7 +27,14 @@ class Training:
     `device` is auto, cpu, cuda or cuda:N.
     """
 
-    variants: ClassVar[dict[str, type[Variant]]] = {"sac": SAC, "redq": REDQ, "droq": DroQ, "crossq": CrossQ}
+    variants: ClassVar[dict[str, type[Variant]]] = {
+        "sac": SAC,
+        "redq": REDQ,
+        "droq": DroQ,
+        "crossq": CrossQ,
+        "tqc": TQC,
+        "simba": SimBa,
+    }
     collectors: ClassVar[dict[str, type[Collecting]]] = {"direct": Direct}
 
     variant: Variant = field(default_factory=SAC)

@@ -1,6 +1,7 @@
 """What the descendants of SAC share: a squashed Gaussian policy, an ensemble of critics with targets, a temperature."""
 
-from dataclasses import dataclass, field
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,11 +11,8 @@ from torchrl.data import Categorical
 from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import LossModule, SACLoss
 
-from sac_torchrl.actors import tanh_normal_actor
 from sac_torchrl.agent import Agent, Specs
-from sac_torchrl.critics import state_action_critic
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.networks import Network
 from sac_torchrl.variants.base import Variant, assemble, check
 
 
@@ -26,7 +24,6 @@ class Ensemble(Variant):
     `target_entropy` (null: minus the number of action dimensions), or stays at `alpha` where `fixed_alpha` is true.
     """
 
-    network: Network = field(default_factory=Network)
     critics: int = 2
     gamma: float = 0.99
     tau: float = 0.005
@@ -39,7 +36,11 @@ class Ensemble(Variant):
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and loss; raises ConfigError where actions are discrete."""
-        actions = continuous_actions(specs, type(self).__name__.lower())
+        return self._build(specs, device, entropy=-float(continuous_actions(specs, type(self).__name__.lower())))
+
+    def _build(self, specs: Specs, device: torch.device, *, entropy: float) -> Agent:
+        """Put the parts together, with `entropy` for a target that is null."""
+        actions = specs.action.shape[-1]
         actor = self._actor(specs, actions, device)
         critics = [self._critic(specs, actions, device) for _ in range(self.critics)]
         loss = self._loss(
@@ -48,16 +49,16 @@ class Ensemble(Variant):
             num_qvalue_nets=self.critics,
             alpha_init=self.alpha,
             fixed_alpha=self.fixed_alpha,
-            target_entropy=-float(actions) if self.target_entropy is None else self.target_entropy,
+            target_entropy=entropy if self.target_entropy is None else self.target_entropy,
             deactivate_vmap=True,
         ).to(device)
         return assemble(actor, loss, critics, gamma=self.gamma, tau=self.tau)
 
-    def _actor(self, specs: Specs, actions: int, device: torch.device) -> ProbabilisticActor:
-        return tanh_normal_actor(self.network.build(specs.observation, outputs=2 * actions, device=device), specs)
+    @abstractmethod
+    def _actor(self, specs: Specs, actions: int, device: torch.device) -> ProbabilisticActor: ...
 
-    def _critic(self, specs: Specs, actions: int, device: torch.device) -> ValueOperator:
-        return state_action_critic(self.network.build(specs.observation, inputs=actions, outputs=1, device=device))
+    @abstractmethod
+    def _critic(self, specs: Specs, actions: int, device: torch.device) -> ValueOperator: ...
 
     def _loss(self, actor: ProbabilisticActor, critic: ValueOperator, **fields: Any) -> LossModule:
         return SACLoss(actor, critic, loss_function="l2", **fields)

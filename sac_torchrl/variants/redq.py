@@ -1,7 +1,7 @@
 """Randomized ensembled double Q-learning."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -9,9 +9,11 @@ from torch import nn
 from torchrl.modules import MLP, ProbabilisticActor, ValueOperator
 from torchrl.objectives import LossModule
 
+from sac_torchrl.actors import tanh_normal_actor
 from sac_torchrl.agent import Specs
 from sac_torchrl.critics import state_action_critic
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.networks import Network
 from sac_torchrl.variants.ensemble import Ensemble, SubsetLoss
 
 
@@ -27,6 +29,7 @@ class REDQ(Ensemble):
 
     training: ClassVar[Mapping[str, Any]] = {"replay_ratio": 20.0, "learner": {"actor_every": 20}}
 
+    network: Network = field(default_factory=Network)
     critics: int = 10
     sampled: int = 2
     dropout: float = 0.0
@@ -38,6 +41,9 @@ class REDQ(Ensemble):
             raise ConfigError(f"variant.sampled={self.sampled}: give 1 to {self.critics}, the variant.critics.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"variant.dropout={self.dropout}: give a probability from 0 to below 1.")
+
+    def _actor(self, specs: Specs, actions: int, device: torch.device) -> ProbabilisticActor:
+        return tanh_normal_actor(self.network.build(specs.observation, outputs=2 * actions, device=device), specs)
 
     def _critic(self, specs: Specs, actions: int, device: torch.device) -> ValueOperator:
         hidden = list(self.network.hidden)
