@@ -27,7 +27,7 @@ def main(cfg: sac.Discrete) -> None:
             device=run.device,
         )
         experience = cfg.collector.build(
-            cfg.env.build(),
+            cfg.env,
             agent.actor,
             buffer,
             specs=specs,
@@ -35,7 +35,7 @@ def main(cfg: sac.Discrete) -> None:
             random_frames=cfg.random_frames,
             seed=run.seeds.environments,
         )
-        test_env = cfg.env.build(count=cfg.evaluate.episodes)
+        test_env = cfg.env.build(count=cfg.evaluate.episodes, device=run.device)
         checkpoints = cfg.checkpoint.build(run.folder / "checkpoints", buffer, learner=learner, experience=experience)
         torch.manual_seed(run.seeds.exploration)
         start = checkpoints.restore() or 0

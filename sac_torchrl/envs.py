@@ -13,8 +13,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.spaces import Box
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from torchrl.envs import EnvBase, GymWrapper
 
 from sac_torchrl.agent import Specs
@@ -44,34 +45,57 @@ class Env:
         finally:
             env.close()
 
-    def build(self, *, seed: int | None = None, count: int | None = None, render_mode: str | None = None) -> EnvBase:
+    def build(
+        self,
+        *,
+        seed: int | None = None,
+        count: int | None = None,
+        render_mode: str | None = None,
+        device: torch.device | None = None,
+    ) -> EnvBase:
         """Builds `count` environments in this process, batch size `(count,)`, each with a seed of its own.
 
         Observations are float32 `(count, n)` or int64 `(count,)`, actions float32 `(count, n)` in [-1, 1] or
-        int64 `(count,)`, rewards float32 `(count, 1)`. `next` always holds the true final observation.
+        int64 `(count,)`, rewards float32 `(count, 1)`. `next` always holds the true final observation. A simulator
+        made of tensors lives on `device`; Gymnasium's are on the CPU.
         """
         count = self.count if count is None else count
         _check_count(count)
-        for plugin in self.plugins:
-            _load(plugin)
-        opening = partial(_open, self.id, render_mode)
+        opening = partial(self.open, render_mode)
         # TorchRL resets the finished ones itself, by mask: every mode of Gymnasium's own autoreset either
         # replaces the final observation or inserts a transition that never happened.
         envs = _Envs([opening] * count, autoreset_mode=AutoresetMode.DISABLED)
-        env: EnvBase = GymWrapper(envs, categorical_action_encoding=True)  # type: ignore[no-untyped-call]
+        env = wrapped(envs)
         if seed is not None:
             env.set_seed(seed)
         return env
 
+    def open(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
+        """Opens one Gymnasium environment, at the agent's edge; imports the plugins before."""
+        for plugin in self.plugins:
+            _load(plugin)
+        return _open(self.id, render_mode)
+
+
+def wrapped(envs: VectorEnv[Any, Any, Any]) -> EnvBase:
+    """A vector environment, its autoreset disabled, as TorchRL's."""
+    env: EnvBase = GymWrapper(envs, categorical_action_encoding=True)  # type: ignore[no-untyped-call]
+    return env
+
+
+def seeds(seed: int, count: int) -> list[int]:
+    """One seed an environment, far apart: Gymnasium's own `seed + i` makes the runs of neighbouring seeds overlap."""
+    return [int(word) for word in np.random.SeedSequence(seed).generate_state(count)]
+
 
 class _Envs(SyncVectorEnv):
-    """Seeds that are far apart: Gymnasium's own `seed + i` makes the runs of neighbouring seeds overlap."""
+    """Seeds that are far apart."""
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         if isinstance(seed, int):
-            seed = [int(word) for word in np.random.SeedSequence(seed).generate_state(self.num_envs)]
+            seed = list(seeds(seed, self.num_envs))
         return super().reset(seed=seed, options=options)
 
 

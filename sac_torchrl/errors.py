@@ -22,6 +22,23 @@ class CheckpointError(SacError):
     exit_code = 65
 
 
+class WorkerDied(SacError):
+    """A worker process that was killed, hung or raised, and was not replaced any more.
+
+    `environment` is the index of the one that it was stepping, `remote_traceback` where in the worker it failed,
+    empty where the worker could not say.
+    """
+
+    exit_code = 69
+
+    def __init__(self, message: str, *, environment: int, remote_traceback: str = "") -> None:
+        super().__init__(message)
+        self.environment = environment
+        self.remote_traceback = remote_traceback
+        if remote_traceback:
+            self.add_note(f"In the worker:\n{remote_traceback}")
+
+
 class RunFolderInUse(SacError):
     """Another process holds the run folder."""
 

@@ -5,7 +5,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+import torch
 from gymnasium.spaces import Box
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from sac_torchrl.envs import seeds
+
+__all__ = ["AlwaysUp", "check", "length", "seeds", "truncates"]
 
 
 def length(number: int, episode: int) -> int:
@@ -52,3 +59,32 @@ class Counting(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
 
 
 gym.register("Counting-v0", f"{__name__}:Counting")
+
+
+class AlwaysUp(nn.Module):
+    """Parameters of a policy that squashes to 1 whatever it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.height = nn.Parameter(torch.tensor(50.0))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return torch.cat([self.height.expand(*observation.shape[:-1], 1), torch.zeros(*observation.shape[:-1], 1)], -1)
+
+
+def check(rows: TensorDictBase, *, environments: int | None) -> set[int]:
+    """Check that `rows`, in the order they came, hold every transition of each environment once; return their numbers.
+
+    The first episode is number 0, or 1 where a collector reset the environments after they were seeded.
+    """
+    at: dict[int, tuple[int, int]] = {}
+    for row in rows:
+        number, episode, step = (int(value) for value in row["observation"])
+        assert (episode, step) == at.get(number, (min(episode, 1), 0))
+        assert row["next", "observation"].int().tolist() == [number, episode, step + 1]
+        assert row["next", "reward"].item() == step + 1
+        last = step + 1 == length(number, episode)
+        assert row["next", "terminated"].item() == (last and not truncates(number, episode))
+        at[number] = (episode + 1, 0) if last else (episode, step + 1)
+    assert environments is None or len(at) == environments
+    return set(at)

@@ -3,23 +3,11 @@ from pathlib import Path
 import counting
 import pytest
 import torch
-from torch import Tensor, nn
 from torchrl.data import TensorDictReplayBuffer
 
 from sac_torchrl import Direct, Env, Experience, Replay, ReplayRatio, Storage, tanh_normal_actor
 
 CPU = torch.device("cpu")
-
-
-class AlwaysUp(nn.Module):
-    """Parameters of a policy that squashes to 1 whatever it sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.height = nn.Parameter(torch.tensor(50.0))
-
-    def forward(self, observation: Tensor) -> Tensor:
-        return torch.cat([self.height.expand(*observation.shape[:-1], 1), torch.zeros(*observation.shape[:-1], 1)], -1)
 
 
 def collect(
@@ -34,9 +22,9 @@ def collect(
     plan = Env("Counting-v0", count, plugins=["counting"])
     specs = plan.specs()
     buffer = Replay(capacity, Storage.disk).build(folder, specs, rows=total_frames, batch_size=1, seed=0, device=CPU)
-    actor = tanh_normal_actor(AlwaysUp(), specs)
+    actor = tanh_normal_actor(counting.AlwaysUp(), specs)
     experience = Direct().build(
-        plan.build(),
+        plan,
         actor,
         buffer,
         specs=specs,

@@ -92,7 +92,7 @@ def train(tmp_path: Path) -> Callable[..., Agent]:
         learner = Learning(lr=3e-3).build(agent)
         buffer = Replay(storage=Storage.ram).build(tmp_path, specs, rows=frames, batch_size=64, seed=1, device=CPU)
         experience = Direct().build(
-            env.build(), agent.actor, buffer, specs=specs, total_frames=frames, random_frames=200, seed=2
+            env, agent.actor, buffer, specs=specs, total_frames=frames, random_frames=200, seed=2
         )
         replay_ratio = ReplayRatio(ratio, after=200)
         for new_frames in experience:

@@ -1,13 +1,20 @@
 """Collection in this process."""
 
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
+from tensordict import TensorDictBase
+from torchrl.collectors import Collector
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.modules import ProbabilisticActor
 
+from sac_torchrl.actors import acting
 from sac_torchrl.agent import Specs
-from sac_torchrl.collectors.experience import Collecting, Experience
+from sac_torchrl.collectors.experience import Collecting, Experience, Steps
+from sac_torchrl.envs import Env
+from sac_torchrl.replay import rows
 
 
 @dataclass
@@ -16,7 +23,7 @@ class Direct(Collecting):
 
     def build(
         self,
-        env: EnvBase,
+        env: Env,
         actor: ProbabilisticActor,
         buffer: TensorDictReplayBuffer,
         *,
@@ -26,6 +33,66 @@ class Direct(Collecting):
         seed: int,
     ) -> Experience:
         """Connect them; the policy acts with the very parameters that the learner trains, so nothing is copied."""
-        return Experience(
-            env, actor, buffer, specs=specs, total_frames=total_frames, random_frames=random_frames, seed=seed
+        return InProcess(
+            env.build(device=next(actor.parameters()).device),
+            actor,
+            buffer,
+            specs=specs,
+            total_frames=total_frames,
+            random_frames=random_frames,
+            seed=seed,
         )
+
+
+class InProcess(Experience):
+    """The environments of `env`, of batch size `(count,)`, stepped together by this process."""
+
+    def __init__(
+        self,
+        env: EnvBase,
+        actor: ProbabilisticActor,
+        buffer: TensorDictReplayBuffer,
+        *,
+        specs: Specs,
+        total_frames: int,
+        random_frames: int,
+        seed: int,
+    ) -> None:
+        super().__init__(
+            actor,
+            buffer,
+            specs=specs,
+            count=env.numel(),
+            total_frames=total_frames,
+            random_frames=random_frames,
+            seed=seed,
+            device=env.device,
+        )
+        self._env = env
+
+    def _collect(self) -> Iterator[Steps]:
+        self._env.set_seed(self._seed + self.frames)
+        remaining = max(0, self._random_frames - self.frames)
+        with closing(stepping(self._env, self._actor, random_frames=remaining)) as batches:
+            for batch in batches:
+                yield Steps(rows(batch, self._specs), batch["next", "done"].reshape(-1), slice(None))
+
+
+def stepping(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> Iterator[TensorDictBase]:
+    """Step all environments of `env` once at a time, and close them at the end: transitions `(count, 1)`."""
+    collector = Collector(
+        env,
+        acting(actor),
+        frames_per_batch=env.numel(),
+        total_frames=-1,
+        init_random_frames=random_frames,
+        policy_device=next(actor.parameters()).device,
+        env_device=env.device,
+        storing_device=env.device,
+        track_traj_ids=False,
+        auto_register_policy_transforms=False,
+    )
+    try:
+        yield from collector
+    finally:
+        collector.shutdown()

@@ -3,31 +3,35 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
-from torchrl.collectors import Collector
+from tensordict import TensorDict
+from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
-from torchrl.envs import EnvBase
 from torchrl.modules import ProbabilisticActor
 
-from sac_torchrl.actors import acting
 from sac_torchrl.agent import Specs
-from sac_torchrl.replay import rows
+from sac_torchrl.envs import Env
 
 
 @dataclass(frozen=True)
-class Episode:
-    """A finished training episode: the sum of its rewards and its number of frames."""
+class Steps:
+    """Transitions that were just collected, at most one of each environment.
 
-    episode_return: float
-    length: int
+    `rows` `(n,)` are what the buffer stores, `done` `(n,)` says which of them ended an episode, `environments` whose
+    they are, and `behind` how many frames the policy that acted had not learned from, though they were stored.
+    """
+
+    rows: TensorDict
+    done: Tensor
+    environments: slice | Tensor
+    behind: int = 0
 
 
-class Experience:
+class Experience(ABC):
     """New transitions, stored as they come: iterating yields how many frames were just added to the buffer.
 
     `frames` counts the transitions of all environments since the start of the run; iteration ends when it reaches
@@ -37,60 +41,51 @@ class Experience:
 
     def __init__(
         self,
-        env: EnvBase,
         actor: ProbabilisticActor,
         buffer: TensorDictReplayBuffer,
         *,
         specs: Specs,
+        count: int,
         total_frames: int,
         random_frames: int,
         seed: int,
+        device: torch.device | None = None,
     ) -> None:
         self.frames = 0
-        self._env = env
         self._actor = actor
         self._buffer = buffer
         self._specs = specs
+        self._count = count
         self._total_frames = total_frames
         self._random_frames = random_frames
         self._seed = seed
-        self._returns = torch.zeros(env.batch_size, dtype=torch.float64)
-        self._lengths = torch.zeros(env.batch_size, dtype=torch.int64)
-        self._ended: list[Episode] = []
+        # They stay where the transitions are made, and are read when they are logged: a look costs a GPU its lead.
+        self._returns = torch.zeros(count, dtype=torch.float64, device=device)
+        self._lengths = torch.zeros(count, dtype=torch.int64, device=device)
+        self._ended = torch.zeros(3, dtype=torch.float64, device=device)
+        self._behind = 0
         self._told = time.monotonic()
         self._told_frames = 0
 
     def __iter__(self) -> Iterator[int]:
-        """Step every environment once, store the transitions, yield their number; close the environments at the end.
+        """Store transitions as they come and yield their number; close the environments at the end.
 
         The first `random_frames` actions are drawn uniformly, the others from the policy.
         """
-        if self.frames >= self._total_frames:
+        if self.finished:
             return
-        self._env.set_seed(self._seed + self.frames)
-        collector = Collector(
-            self._env,
-            acting(self._actor),
-            frames_per_batch=self._env.numel(),
-            total_frames=-1,
-            init_random_frames=max(0, self._random_frames - self.frames),
-            policy_device=next(self._actor.parameters()).device,
-            env_device=self._env.device,
-            storing_device=self._env.device,
-            track_traj_ids=False,
-            auto_register_policy_transforms=False,
-        )
-        try:
-            for batch in collector:
-                transitions = rows(batch, self._specs)
-                self._buffer.extend(transitions)
-                self.frames += transitions.numel()
-                self._count(batch)
-                yield transitions.numel()
+        with closing(self._collect()) as collected:
+            for steps in collected:
+                new = len(steps.rows)
+                if not new:
+                    continue
+                self._buffer.extend(steps.rows)
+                self.frames += new
+                self._behind += new * steps.behind
+                self._follow(steps)
+                yield new
                 if self.finished:
                     break
-        finally:
-            collector.shutdown()
 
     @property
     def finished(self) -> bool:
@@ -100,14 +95,19 @@ class Experience:
     def metrics(self) -> dict[str, float]:
         """Mean return and length of the training episodes that ended since the last call, and frames per second.
 
-        The first two are absent where no episode ended.
+        The first two are absent where no episode ended. `train/policy_lag` is how many of the frames in the buffer
+        the acting policy had not learned from, as a mean over the new frames.
         """
-        now = time.monotonic()
-        metrics = {"time/frames_per_second": (self.frames - self._told_frames) / (now - self._told)}
-        if self._ended:
-            metrics["train/return"] = fmean(episode.episode_return for episode in self._ended)
-            metrics["train/length"] = fmean(episode.length for episode in self._ended)
-        self._told, self._told_frames, self._ended = now, self.frames, []
+        now, new = time.monotonic(), self.frames - self._told_frames
+        metrics = {"time/frames_per_second": new / (now - self._told)}
+        if new:
+            metrics["train/policy_lag"] = self._behind / new
+        number, returns, lengths = self._ended.tolist()
+        if number:
+            metrics["train/return"] = returns / number
+            metrics["train/length"] = lengths / number
+        self._told, self._told_frames, self._behind = now, self.frames, 0
+        self._ended.zero_()
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,17 +118,22 @@ class Experience:
         """Continue counting where a saved run stood."""
         self.frames = self._told_frames = state["frames"]
 
-    def _count(self, batch: TensorDictBase) -> None:
-        # A batch is one step of every environment: shape (environments, 1).
-        self._returns += batch["next", "reward"].reshape(self._returns.shape).cpu()
-        self._lengths += 1
-        done = batch["next", "done"].reshape(self._lengths.shape).cpu()
-        if done.any():
-            self._ended += [
-                Episode(float(self._returns[i]), int(self._lengths[i])) for i in done.nonzero().flatten().tolist()
-            ]
-            self._returns.masked_fill_(done, 0)
-            self._lengths.masked_fill_(done, 0)
+    @abstractmethod
+    def _collect(self) -> Iterator[Steps]:
+        """Open the environments and step them, for as long as somebody asks; close them at the end."""
+
+    def _follow(self, steps: Steps) -> None:
+        """Keep the sums of the episodes that are running, and of those that ended."""
+        whose, done = steps.environments, steps.done
+        returns = self._returns[whose] + steps.rows["next", "reward"].reshape(-1)
+        lengths = self._lengths[whose] + 1
+        self._ended += torch.stack([done.double().sum(), (returns * done).sum(), (lengths * done).sum().double()])
+        self._returns[whose] = returns * ~done
+        self._lengths[whose] = lengths * ~done
+
+    def _cut(self, environments: Tensor) -> None:
+        """Forget the running episodes of these: they were lost and are nobody's return."""
+        self._returns[environments], self._lengths[environments] = 0.0, 0
 
 
 @dataclass
@@ -138,7 +143,7 @@ class Collecting(ABC):
     @abstractmethod
     def build(
         self,
-        env: EnvBase,
+        env: Env,
         actor: ProbabilisticActor,
         buffer: TensorDictReplayBuffer,
         *,
@@ -147,4 +152,4 @@ class Collecting(ABC):
         random_frames: int,
         seed: int,
     ) -> Experience:
-        """Connect `actor`, acting in `env`, to `buffer`; nothing is stepped before the first iteration."""
+        """Connect `actor`, acting in the environments of `env`, to `buffer`; nothing is stepped before an iteration."""

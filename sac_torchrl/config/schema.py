@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sac_torchrl.checkpoint import Checkpointing
-from sac_torchrl.collectors import Collecting, Direct
+from sac_torchrl.collectors import Collecting, Direct, Processes
 from sac_torchrl.envs import Env
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.evaluation import Evaluating
@@ -35,7 +35,7 @@ class Training:
         "tqc": TQC,
         "simba": SimBa,
     }
-    collectors: ClassVar[dict[str, type[Collecting]]] = {"direct": Direct}
+    collectors: ClassVar[dict[str, type[Collecting]]] = {"direct": Direct, "processes": Processes}
 
     variant: Variant = field(default_factory=SAC)
     collector: Collecting = field(default_factory=Direct)

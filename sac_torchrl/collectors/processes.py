@@ -1,0 +1,252 @@
+"""Collection from environments in processes of their own, for simulators that are slower than the policy."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.modules import ProbabilisticActor
+
+from sac_torchrl.agent import Specs
+from sac_torchrl.collectors.direct import stepping
+from sac_torchrl.collectors.experience import Collecting, Experience, Steps
+from sac_torchrl.collectors.workers import (
+    Budget,
+    Worker,
+    check,
+    close,
+    default_workers,
+    listen,
+    open_numbered,
+    split,
+)
+from sac_torchrl.envs import Env, seeds, wrapped
+from sac_torchrl.errors import WorkerDied
+from sac_torchrl.replay import rows
+
+
+@dataclass
+class Processes(Collecting):
+    """Environments in `workers` processes (one a core where null), all stepped at once, one step between two looks.
+
+    A worker that is killed, raises, or takes more than `timeout` seconds for a step of its environments is replaced
+    up to `restarts` times in a run; its episodes end there, without the interrupted step. The next failure ends the
+    run with WorkerDied.
+    """
+
+    workers: int | None = None
+    timeout: float = 10.0
+    restarts: int = 0
+
+    def __post_init__(self) -> None:
+        check(workers=self.workers, timeout=self.timeout, restarts=self.restarts)
+
+    def build(
+        self,
+        env: Env,
+        actor: ProbabilisticActor,
+        buffer: TensorDictReplayBuffer,
+        *,
+        specs: Specs,
+        total_frames: int,
+        random_frames: int,
+        seed: int,
+    ) -> Experience:
+        """Connect them; the policy acts here, with the very parameters that the learner trains."""
+        return InWorkers(
+            partial(
+                ProcessEnvs,
+                env,
+                workers=self.workers or default_workers(),
+                timeout=self.timeout,
+                restarts=self.restarts,
+            ),
+            actor,
+            buffer,
+            specs=specs,
+            count=env.count,
+            total_frames=total_frames,
+            random_frames=random_frames,
+            seed=seed,
+        )
+
+
+class InWorkers(Experience):
+    """Environments that `opening` starts, in other processes; the policy acts in this one."""
+
+    def __init__(self, opening: partial["ProcessEnvs"], *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._opening = opening
+
+    def _collect(self) -> Iterator[Steps]:
+        with closing(self._opening()) as envs:
+            env = wrapped(envs)
+            env.set_seed(self._seed + self.frames)
+            remaining = max(0, self._random_frames - self.frames)
+            with closing(stepping(env, self._actor, random_frames=remaining)) as batches:
+                for batch in batches:
+                    new, done = rows(batch, self._specs), batch["next", "done"].reshape(-1)
+                    if envs.lost.any():
+                        lost = torch.from_numpy(envs.lost)
+                        kept = (~lost).nonzero().flatten()
+                        self._cut(lost.nonzero().flatten())
+                        yield Steps(new[kept], done[kept], kept)
+                    else:
+                        yield Steps(new, done, slice(None))
+
+
+class ProcessEnvs(VectorEnv[Any, Any, Any]):
+    """`env.count` Gymnasium environments in worker processes as one vector environment, autoreset disabled.
+
+    Gymnasium's AsyncVectorEnv has one process an environment, hands a failure on without naming it and replaces
+    nothing. `lost` says for which environments the last step did not happen: they are truncated, with the
+    observation of before. Raises WorkerDied.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012 - as its base declares it
+    autoreset_mode = AutoresetMode.DISABLED
+    render_mode = None
+
+    def __init__(self, env: Env, *, workers: int, timeout: float, restarts: int) -> None:
+        self.num_envs = env.count
+        self.lost = np.zeros(env.count, np.bool_)
+        self._env = env
+        self._timeout = timeout
+        self._budget = Budget(restarts)
+        self._seed: int | None = None
+        self._incarnations = 0
+        self._unstarted: set[int] = set()
+        self._workers: list[Worker] = []
+        try:
+            for environments in split(env.count, workers):
+                self._workers.append(self._start(environments))
+            answers = self._answers(set(range(len(self._workers))))
+        except BaseException:
+            close(self._workers)
+            raise
+        spaces = next(answer for answer in answers if answer is not None)
+        self.single_observation_space, self.single_action_space = spaces
+        self.observation_space = batch_space(self.single_observation_space, env.count)
+        self.action_space = batch_space(self.single_action_space, env.count)
+        shape, dtype = self.observation_space.shape, self.observation_space.dtype
+        assert shape is not None
+        self._observations = np.zeros(shape, dtype)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start episodes, those of `options["reset_mask"]` or all; an integer seeds each environment differently."""
+        given: list[int | None] = [None] * self.num_envs
+        if isinstance(seed, int):
+            self._seed = seed
+            given = list(seeds(seed, self.num_envs))
+        elif seed is not None:
+            given = seed
+        mask = np.ones(self.num_envs, np.bool_) if options is None else options["reset_mask"]
+        asked = set[int]()
+        for number, worker in enumerate(self._workers):
+            whose = slice(worker.environments.start, worker.environments.stop)
+            if mask[whose].any():
+                asked.add(number)
+                new = self._new_seeds()[whose] if number in self._unstarted else given[whose]
+                self._unstarted.discard(number)
+                self._send(number, ("reset", (new, mask[whose])))
+        answers = self._answers(asked)
+        for number in asked:
+            if (answer := answers[number]) is not None:
+                whose = slice(self._workers[number].environments.start, self._workers[number].environments.stop)
+                self._observations[whose] = answer
+        return self._observations.copy(), {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Take an action in every environment."""
+        asked = set(range(len(self._workers))) - self._unstarted
+        for number in asked:
+            environments = self._workers[number].environments
+            self._send(number, ("step", actions[environments.start : environments.stop]))
+        answers = self._answers(asked)
+        rewards = np.zeros(self.num_envs)
+        terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
+        self.lost[:] = False
+        for number, worker in enumerate(self._workers):
+            whose = slice(worker.environments.start, worker.environments.stop)
+            answer = answers[number]
+            if answer is None:
+                self.lost[whose] = truncated[whose] = True
+            else:
+                self._observations[whose], rewards[whose], terminated[whose], truncated[whose] = answer
+        return self._observations.copy(), rewards, terminated, truncated, {}
+
+    def close_extras(self, **options: Any) -> None:
+        """End the workers."""
+        close(self._workers)
+
+    def _start(self, environments: range) -> Worker:
+        return Worker(_serve, environments, self._env, env=self._env, timeout=self._timeout)
+
+    def _send(self, number: int, message: Any) -> None:
+        if number not in self._unstarted:
+            try:
+                self._workers[number].send(message)
+            except WorkerDied as died:
+                self._replace(number, died)
+
+    def _answers(self, asked: set[int]) -> list[Any]:
+        """What the workers say, in their order; None for those not asked and those that were replaced."""
+        answers: list[Any] = [None] * len(self._workers)
+        pending = {self._workers[number]: number for number in asked - self._unstarted}
+        while pending:
+            for worker in listen(list(pending)):
+                number = pending.pop(worker)
+                try:
+                    answers[number] = worker.receive()
+                except WorkerDied as died:
+                    self._replace(number, died)
+        return answers
+
+    def _replace(self, number: int, died: WorkerDied) -> None:
+        """Start another in its place; its environments begin when they are reset."""
+        while True:
+            self._budget.spend(died)
+            old = self._workers[number]
+            old.kill()
+            self._incarnations += 1
+            self._unstarted.add(number)
+            self._workers[number] = self._start(old.environments)
+            listen([self._workers[number]])
+            try:
+                self._workers[number].receive()
+            except WorkerDied as again:
+                died = again
+            else:
+                return
+
+    def _new_seeds(self) -> list[int | None]:
+        if self._seed is None:
+            return [None] * self.num_envs
+        words = np.random.SeedSequence([self._seed, self._incarnations]).generate_state(self.num_envs)
+        return [int(word) for word in words]
+
+
+def _serve(connection: Connection, environments: range, busy: Any, env: Env) -> None:
+    """Step a slice of the environments as the main process says."""
+    envs = SyncVectorEnv(
+        [partial(open_numbered, env, number, busy) for number in environments],
+        autoreset_mode=AutoresetMode.DISABLED,
+    )
+    connection.send((envs.single_observation_space, envs.single_action_space))
+    while (message := connection.recv()) is not None:
+        name, argument = message
+        if name == "reset":
+            new_seeds, mask = argument
+            connection.send(envs.reset(seed=new_seeds, options={"reset_mask": mask})[0])
+        else:
+            connection.send(envs.step(argument)[:4])
+    envs.close()

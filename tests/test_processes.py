@@ -1,0 +1,252 @@
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import counting
+import pytest
+import torch
+
+from sac_torchrl import Direct, Env, Experience, Processes, Replay, SacError, Storage, tanh_normal_actor
+from sac_torchrl.collectors.workers import split
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    yield
+    assert multiprocessing.active_children() == []
+    assert left_by(os.getpid()) == []
+
+
+def left_by(pid: int) -> list[str]:
+    """The files in shared memory that Python or PyTorch named after a process."""
+    return [path.name for path in Path("/dev/shm").iterdir() if re.match(rf"(pym-|torch_){pid}\D", path.name)]
+
+
+def start(
+    collector: Processes | Direct,
+    *,
+    count: int,
+    frames: int,
+    env: Env | None = None,
+) -> tuple[Experience, Callable[[], torch.Tensor]]:
+    torch.manual_seed(0)
+    env = env or Env("Counting-v0", count, plugins=["counting"])
+    specs = env.specs()
+    buffer = Replay(storage=Storage.ram).build(Path(), specs, rows=frames + count, batch_size=1, seed=0, device=CPU)
+    experience = collector.build(
+        env,
+        tanh_normal_actor(counting.AlwaysUp(), specs),
+        buffer,
+        specs=specs,
+        total_frames=frames,
+        random_frames=frames // 2,
+        seed=3,
+    )
+    return experience, lambda: buffer.storage[:]
+
+
+def worker_pids() -> list[int]:
+    return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(("count", "workers"), [(1, 4), (3, 2), (16, 4)])
+def test_rows_are_those_of_one_process(count: int, workers: int) -> None:
+    taken = []
+    for collector in (Direct(), Processes(workers=workers)):
+        experience, rows = start(collector, count=count, frames=20 * count)
+        assert list(experience) == [count] * 20
+        taken.append(rows())
+    assert (taken[0] == taken[1]).all()
+    counting.check(taken[1], environments=count)
+
+
+def test_environments_are_dealt_out_evenly() -> None:
+    assert split(7, 3) == [range(2), range(2, 4), range(4, 7)]
+    assert split(2, 8) == [range(1), range(1, 2)]
+
+
+def test_a_killed_worker_is_replaced_and_its_step_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
+    experience, rows = start(Processes(workers=3, restarts=1), count=7, frames=141)
+    new = []
+    with caplog.at_level(logging.WARNING):
+        for frames in experience:
+            new.append(frames)
+            if len(new) == 6:
+                victim = worker_pids()[0]
+                os.kill(victim, signal.SIGKILL)
+    # Twenty-one steps, and one of them without the two or three environments of a worker.
+    assert new.count(7) == 20
+    assert experience.frames == sum(new) == 140 + min(new)
+    assert min(new) in (4, 5)
+    numbers = counting.check(rows(), environments=None)
+    assert len(numbers) == 7 + (7 - min(new)), "a new worker plays other episodes"
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert f"process {victim}" in warning
+    assert "was killed by SIGKILL" in warning
+    assert "(1 of 1)" in warning
+
+
+def test_a_killed_worker_beyond_the_budget_ends_the_run() -> None:
+    experience, rows = start(Processes(workers=2), count=4, frames=1000)
+    steps = iter(experience)
+    assert next(steps) == 4
+    victim = worker_pids()[0]
+    os.kill(victim, signal.SIGKILL)
+    with pytest.raises(SacError, match=rf"environment \d of Counting-v0 .*process {victim}.*SIGKILL") as caught:
+        list(steps)
+    assert caught.value.exit_code == 69
+    counting.check(rows(), environments=4)
+    assert experience.frames == len(rows()) == 4
+
+
+def test_a_worker_that_stands_still_is_found_without_spinning() -> None:
+    experience, _ = start(Processes(workers=2, timeout=1.5), count=2, frames=1000)
+    steps = iter(experience)
+    next(steps)
+    os.kill(worker_pids()[0], signal.SIGSTOP)
+    began, busy = time.monotonic(), time.process_time()
+    with pytest.raises(SacError, match=r"did not answer for 1\.5 s"):
+        list(steps)
+    assert time.monotonic() - began < 10
+    assert time.process_time() - busy < 0.75
+
+
+PLUGIN = """
+import os, time
+from pathlib import Path
+import gymnasium as gym, numpy as np
+
+class Faulty(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        {at_reset}
+        self.steps = 0
+        return np.zeros(1, np.float32), {{}}
+    def step(self, action):
+        self.steps += 1
+        {at_step}
+        return np.zeros(1, np.float32), 1.0, False, self.steps == 5, {{}}
+
+gym.register("{name}-v0", Faulty)
+"""
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[..., Env]:
+    def make(*, at_reset: str = "pass", at_step: str = "pass", count: int = 2) -> Env:
+        name = re.sub(r"\W", "", request.node.name).title()[:40]
+        tmp_path.joinpath(f"{name}_plugin.py").write_text(PLUGIN.format(name=name, at_reset=at_reset, at_step=at_step))
+        monkeypatch.syspath_prepend(tmp_path)
+        return Env(f"{name}-v0", count, plugins=[f"{name}_plugin"])
+
+    return make
+
+
+def test_what_an_environment_raises_arrives_with_its_name_and_traceback(faulty: Callable[..., Env]) -> None:
+    env = faulty(
+        at_reset="self.seed = seed if seed is not None else self.seed",
+        at_step=f"if self.seed == {counting.seeds(3, 3)[1]} and self.steps == 4: raise ValueError('the arm is stuck')",
+        count=3,
+    )
+    experience, rows = start(Processes(workers=1), count=3, frames=102, env=env)
+    with pytest.raises(SacError, match=r"environment 1 of .* raised ValueError: the arm is stuck") as caught:
+        list(experience)
+    (note,) = caught.value.__notes__
+    assert re.search(r"_plugin\.py\", line 1\d, in step", note)
+    assert experience.frames == len(rows()) == 9
+
+
+def test_a_crash_loop_ends_with_the_budget(faulty: Callable[..., Env], tmp_path: Path) -> None:
+    env = faulty(at_reset=f"assert not Path({str(tmp_path / 'broken')!r}).exists()", count=1)
+    experience, _ = start(Processes(workers=1, restarts=2), count=1, frames=100, env=env)
+    steps = iter(experience)
+    next(steps)
+    tmp_path.joinpath("broken").touch()
+    began = time.monotonic()
+    with pytest.raises(SacError, match="AssertionError"):
+        list(steps)
+    assert time.monotonic() - began < 60
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import torch
+from sac_torchrl import Env, Processes, Replay, Storage, tanh_normal_actor
+sys.path.insert(0, {tests!r})
+import counting
+
+def main():
+    env = Env({id!r}, 2, plugins=[{plugin!r}])
+    specs = env.specs()
+    buffer = Replay(storage=Storage.ram).build(
+        Path(), specs, rows=1000, batch_size=1, seed=0, device=torch.device("cpu"))
+    network = torch.nn.Linear(1, 2)
+    experience = Processes(workers=2, timeout=1000).build(env, tanh_normal_actor(network, specs), buffer,
+        specs=specs, total_frames=1000, random_frames=0, seed=3)
+    steps = iter(experience)
+    next(steps)
+    import multiprocessing
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    if sys.argv[1] == "stuck":
+        list(steps)
+    globals()["kept"] = steps  # nobody closes it
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("ending", ["stuck", "forgotten"])
+def test_no_process_outlives_the_main_one(ending: str, faulty: Callable[..., Env], tmp_path: Path) -> None:
+    env = faulty(at_step="time.sleep(1000 if self.steps > 1 else 0)")
+    script = tmp_path / "script.py"
+    tests = str(Path(__file__).parent)
+    script.write_text(SCRIPT.format(id=env.id, plugin=env.plugins[0], tests=tests))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(tmp_path), tests])}
+    tmp_path.joinpath("tmp").mkdir()
+    environment["TMPDIR"] = str(tmp_path / "tmp")
+    process = subprocess.Popen(
+        [sys.executable, str(script), ending], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    with process:
+        assert process.stdout is not None
+        workers = []
+        while len(workers) < 2:  # TorchRL's remarks come first
+            words = process.stdout.readline().split()
+            assert words
+            workers = [int(word) for word in words if word.isdecimal()]
+        if ending == "stuck":
+            process.kill()
+        assert process.wait(20) == (-signal.SIGKILL if ending == "stuck" else 0)
+    until = time.monotonic() + 10
+    while any(running(pid) for pid in workers) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not [pid for pid in workers if running(pid)]
+    assert left_by(process.pid) == []
+    assert list(tmp_path.glob("tmp/*")) == []
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"timeout": 0.0}, {"restarts": -1}])
+def test_a_plan_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
+    ((key, _),) = wrong.items()
+    with pytest.raises(SacError, match=f"collector.{key}="):
+        Processes(**wrong)  # type: ignore[arg-type]  # one of them is a float
