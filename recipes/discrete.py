@@ -13,10 +13,10 @@ import sac_torchrl as sac
 
 def main(cfg: sac.Discrete) -> None:
     """Train one agent; all that it leaves behind is in the run folder."""
-    specs = cfg.env.specs()
+    specs = cfg.specs()
     with sac.open_run(cfg) as run:
         torch.manual_seed(run.seeds.initialisation)
-        agent = cfg.variant.build(specs, device=run.device)
+        agent = cfg.agent(specs, device=run.device)
         learner = cfg.learner.build(agent)
         buffer = cfg.replay.build(
             run.folder / "replay",
@@ -48,6 +48,7 @@ def main(cfg: sac.Discrete) -> None:
         progress = sac.Progress(cfg.total_frames, initial=start)
 
         for new_frames in experience:  # they are in the buffer already
+            agent.observe(buffer)
             for _ in range(replay_ratio.due(new_frames)):
                 learner.update(buffer.sample())
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from torchrl.data import TensorSpec
+from torchrl.data import TensorDictReplayBuffer, TensorSpec
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
@@ -11,14 +11,17 @@ from torchrl.objectives.utils import TargetNetUpdater
 
 @dataclass(frozen=True)
 class Specs:
-    """The spaces of one environment, without batch dimensions.
+    """The spaces of one environment, without batch dimensions, and how many frames a stored row spans.
 
     `observation` is a float32 vector `(n,)` or the int64 index `()` of a discrete state; `action` is a
-    float32 vector `(n,)` in [-1, 1] or the int64 index `()` of a discrete action.
+    float32 vector `(n,)` in [-1, 1] or the int64 index `()` of a discrete action. Where `n_steps` is above 1, rewards
+    of so many frames are discounted by `gamma` and stored as one.
     """
 
     observation: TensorSpec
     action: TensorSpec
+    n_steps: int = 1
+    gamma: float = 0.99
 
 
 class Statistics(Protocol):
@@ -26,6 +29,13 @@ class Statistics(Protocol):
 
     def step(self) -> None:
         """Move them once."""
+
+
+class Observer(Protocol):
+    """Something that learns from what is collected, not from what is sampled."""
+
+    def read(self, buffer: TensorDictReplayBuffer) -> None:
+        """Take in the rows that were stored since the last call."""
 
 
 @dataclass(frozen=True)
@@ -39,3 +49,9 @@ class Agent:
     loss: LossModule
     targets: tuple[TargetNetUpdater, ...]
     statistics: tuple[Statistics, ...] = ()
+    observers: tuple[Observer, ...] = ()
+
+    def observe(self, buffer: TensorDictReplayBuffer) -> None:
+        """Let `observers` (a normaliser of observations) take in the rows that are new in `buffer`."""
+        for observer in self.observers:
+            observer.read(buffer)

@@ -31,6 +31,8 @@ class NStep:
 
         `done` `(n,)` says where an episode ended, terminated or truncated.
         """
+        if self._steps == 1:
+            return rows
         if self._held is None:
             self._held = rows.new_zeros(self._steps - 1, self._count)
             self._valid = self._valid.to(done.device)
@@ -49,10 +51,10 @@ class NStep:
         self._valid[:, environments] = (exists & ~complete)[:-1]
         return _oldest_first(grown, complete)
 
-    def cut(self, environments: slice | Tensor = slice(None)) -> TensorDict | None:
+    def cut(self, environments: slice | Tensor = slice(None)) -> TensorDict:
         """End the running episodes of the `environments` and return their rows, `(m,)`, as far as they span."""
         if self._held is None:
-            return None
+            return TensorDict(batch_size=[0])
         rows = _oldest_first(self._held[:, environments], self._valid[:, environments])
         self._valid[:, environments] = False
         return rows
@@ -63,7 +65,7 @@ class NStep:
         return {"held": held, "valid": self._valid}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Hold back the saved rows; raises ValueError where they are of other environments or another number of steps."""
+        """Hold back the saved rows; raises ValueError where they do not fit in number."""
         if state["valid"].shape != self._valid.shape:
             raise ValueError(f"rows of {tuple(state['valid'].shape)} steps and environments do not fit this run")
         self._valid = state["valid"].clone()

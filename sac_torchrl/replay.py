@@ -15,6 +15,7 @@ from torchrl.data.replay_buffers import RoundRobinWriter
 
 from sac_torchrl.agent import Specs
 from sac_torchrl.errors import ConfigError, DiskError
+from sac_torchrl.nstep import SPAN
 from sac_torchrl.packed import Key, Layout, PackedMemmapStorage, PackedReplayBuffer, PackedTensorStorage, Packing
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,9 @@ def layout(specs: Specs) -> Layout:
     `("next", "done")` is not among them: TorchRL's TD(0) target reads `terminated` alone.
     """
     observation = (specs.observation.dtype, specs.observation.shape)
+    span: Layout = {(SPAN,): (torch.int32, torch.Size([1]))} if specs.n_steps > 1 else {}
     return {
+        **span,
         ("observation",): observation,
         ("action",): (specs.action.dtype, specs.action.shape),
         ("next", "observation"): observation,
@@ -103,12 +106,14 @@ def row_bytes(specs: Specs) -> int:
 def rows(batch: TensorDictBase, specs: Specs) -> TensorDict:
     """The rows to store, `(rows,)`, from a collector's batch of shape `(count, T)` or `(count,)`.
 
-    Columns that are not stored are dropped. Raises `ValueError` for one that is missing or has another
-    dtype or shape: TorchRL would zero-fill, cast or broadcast it, or fail after moving its cursor.
+    Columns that are not stored are dropped, and rows span one frame. Raises `ValueError` for a column that is missing
+    or has another dtype or shape: TorchRL would zero-fill, cast or broadcast it, or fail after moving its cursor.
     """
     columns: dict[Key, torch.Tensor] = {}
     for key, (dtype, shape) in layout(specs).items():
         value = batch.get(key, None)
+        if key == (SPAN,):
+            value = torch.ones(*batch.shape, 1, dtype=dtype, device=batch.get("action").device)
         name = ".".join(key)
         if value is None:
             raise ValueError(f"a batch for the replay buffer has no {name!r}: the collector must return it.")

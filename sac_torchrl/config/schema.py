@@ -2,17 +2,20 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
+import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.checkpoint import Checkpointing
 from sac_torchrl.collectors import Collecting, Direct, Processes
 from sac_torchrl.envs import Env
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.evaluation import Evaluating
 from sac_torchrl.learner import Learning
+from sac_torchrl.normalisation import normalised
 from sac_torchrl.replay import Replay
 from sac_torchrl.run import Running, resolve_device
 from sac_torchrl.variants import REDQ, SAC, TQC, CrossQ, DiscreteSAC, DroQ, SimBa, Variant
@@ -23,8 +26,9 @@ class Training:
     """What every recipe is configured by, in the words of the command line; raises ConfigError.
 
     `total_frames` and `random_frames` (the first ones, drawn uniformly) count transitions over all
-    environments, `replay_ratio` is updates per frame, `log_every` frames lie between two rows of metrics.csv,
-    `device` is auto, cpu, cuda or cuda:N.
+    environments, `replay_ratio` is updates per frame, a row of the replay buffer spans `n_steps` frames, `normalise`
+    gives the networks observations of mean 0 and variance 1 (the replay buffer keeps them as they came), `log_every`
+    frames lie between two rows of metrics.csv, `device` is auto, cpu, cuda or cuda:N.
     """
 
     variants: ClassVar[dict[str, type[Variant]]] = {
@@ -45,6 +49,8 @@ class Training:
     random_frames: int = 1_000
     replay_ratio: float = 1.0
     batch_size: int = 256
+    n_steps: int = 1
+    normalise: bool = False
     log_every: int = 500
     device: str = "auto"
     learner: Learning = field(default_factory=Learning)
@@ -73,6 +79,12 @@ class Training:
                     f"batch_size={self.batch_size}: give 1 to {rows}, the smaller of replay.capacity and total_frames.",
                     1 <= self.batch_size <= rows or self.total_frames < 1,
                 ),
+                (f"n_steps={self.n_steps}: give 1 or more.", self.n_steps >= 1),
+                (
+                    f"n_steps={self.n_steps} with env.count={self.env.count}: give random_frames of at least "
+                    f"{self.n_steps * self.env.count}, so that there is a row to learn from.",
+                    self.n_steps <= 1 or self.random_frames >= self.n_steps * self.env.count,
+                ),
             )
             if not right
         ]
@@ -82,6 +94,15 @@ class Training:
             wrong.append(str(error))
         if wrong:
             raise ConfigError(" ".join(wrong))
+
+    def specs(self) -> Specs:
+        """The spaces of the environment and what a replay row spans; makes one environment, and closes it."""
+        return replace(self.env.specs(), n_steps=self.n_steps, gamma=self.variant.gamma)
+
+    def agent(self, specs: Specs, *, device: torch.device) -> Agent:
+        """Build the agent of the variant, with a normaliser of observations where one is wanted."""
+        agent = self.variant.build(specs, device=device)
+        return normalised(agent, specs, device=device) if self.normalise else agent
 
 
 @dataclass

@@ -13,6 +13,7 @@ from torchrl.objectives import LossModule, SoftUpdate, ValueEstimators
 
 from sac_torchrl.agent import Agent, Specs, Statistics
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.nstep import SPAN
 
 
 @dataclass
@@ -23,6 +24,11 @@ class Variant(ABC):
     """
 
     training: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    @abstractmethod
+    def gamma(self) -> float:
+        """The discount, a field of every variant."""
 
     @abstractmethod
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
@@ -48,6 +54,8 @@ def assemble(
             if isinstance(stacked, Parameter):
                 stacked.copy_(torch.stack([critic.get_parameter(name) for critic in critics]))
     loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
+    # A learner hands on what a loss asks for, and TorchRL's TD(0) reads this where rows span several frames.
+    loss.in_keys = [*loss.in_keys, SPAN]
     return Agent(actor, loss, () if tau is None else (SoftUpdate(loss, tau=tau),), statistics)
 
 

@@ -17,7 +17,7 @@ from sac_torchrl.variants.ensemble import Ensemble
 
 @dataclass
 class TQC(Ensemble):
-    """Critics that predict the return's distribution, its largest values left out (Kuznetsov et al. 2020, 2005.04269).
+    """Critics of the return's distribution, the largest values left out (Kuznetsov et al. 2020, arXiv 2005.04269).
 
     Each of `critics` networks, `critic_hidden`, predicts `quantiles` of them. The target is their pool without the
     `dropped` largest for each critic, and quantile regression with a Huber loss follows it; the actor (`network`)
