@@ -1,5 +1,6 @@
 """Observations of mean 0 and variance 1 for the networks, while the replay buffer keeps them as they came."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -65,7 +66,10 @@ def normalised(agent: Agent, specs: Specs, *, device: torch.device) -> Agent:
 
     agent.loss.add_module("normaliser", normaliser)  # its buffers are saved with the loss
     agent.loss.register_forward_pre_hook(normalise)
-    # The loss has a module of its own, with these parameters; only the one that acts is changed.
-    head: Any = agent.actor.module[0]
+    # The loss computes with the actor's modules on observations that are normalised already: who acts needs modules
+    # of its own, on the same parameters.
+    shared = {id(tensor): tensor for tensor in (*agent.actor.parameters(), *agent.actor.buffers())}
+    actor = copy.deepcopy(agent.actor, shared)
+    head: Any = actor.module[0]
     head.module = nn.Sequential(normaliser, head.module)
-    return replace(agent, observers=(*agent.observers, normaliser))
+    return replace(agent, actor=actor, observers=(*agent.observers, normaliser))
