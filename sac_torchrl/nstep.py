@@ -60,12 +60,16 @@ class NStep:
         return rows
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows that are held back."""
+        """The rows that are held back, and which there are; nothing where rows span one frame."""
+        if self._steps == 1:
+            return {}
         held = {} if self._held is None else dict(self._held.flatten_keys("/").items())
         return {"held": held, "valid": self._valid}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Hold back the saved rows; raises ValueError where they do not fit in number."""
+        if self._steps == 1:
+            return
         if state["valid"].shape != self._valid.shape:
             raise ValueError(f"rows of {tuple(state['valid'].shape)} steps and environments do not fit this run")
         self._valid = state["valid"].clone()

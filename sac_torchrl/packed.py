@@ -56,6 +56,8 @@ class Packing:
 
 
 class _PackedRows(LazyTensorStorage):
+    _storage: Any
+
     def __init__(self, max_size: int, columns: Layout, **options: Any) -> None:
         super().__init__(max_size, **options)
         self.packing = Packing(columns)
@@ -70,7 +72,7 @@ class _PackedRows(LazyTensorStorage):
             return self.packing.unpack(self._storage.index_select(0, index))
         return self.packing.unpack(super().get(index))
 
-    def _init(self, data: Tensor) -> None:
+    def _init(self, data: Any = None) -> None:
         super()._init(data)
         # Indexing a memory-mapped tensor as what it is, a tensor, saves 50 microseconds.
         self._storage = self._storage.as_subclass(Tensor)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.node import map_aggregate
+from torch.fx.node import map_arg
 
 # They hand their argument on, for autograd, without which a recording is replayed.
 NOTHING = {torch.ops.aten.alias.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh_copy.default}
@@ -33,7 +33,7 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
 
 def _skip_what_changes_nothing(graph: fx.Graph) -> None:
     for node in graph.nodes:
-        source = node.args[0] if node.args else None
+        source: Any = node.args[0] if node.args else None
         if node.target in NOTHING:
             node.replace_all_uses_with(source)
         elif node.target is torch.ops.aten.t.default and source.target is torch.ops.aten.t.default:
@@ -69,9 +69,9 @@ def _hoist(graph: fx.Graph, module: fx.GraphModule) -> list[Tensor]:
             if node.op == "get_attr":
                 values[node] = getattr(module, node.target)
             elif node.op == "call_function" and _is_view(node) and all(it in values for it in node.all_input_nodes):
-                values[node] = node.target(*map_aggregate(node.args, lambda it: values.get(it, it)), **node.kwargs)
+                values[node] = node.target(*map_arg(node.args, values.__getitem__), **node.kwargs)
     first = next(node for node in graph.nodes if node.op != "placeholder")
-    constants = []
+    constants: list[Tensor] = []
     for node, value in reversed(values.items()):
         if any(user not in values for user in node.users):
             with graph.inserting_before(first):

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -16,7 +17,7 @@ from torchrl.data.replay_buffers import RoundRobinWriter
 from sac_torchrl.agent import Specs
 from sac_torchrl.errors import ConfigError, DiskError
 from sac_torchrl.nstep import SPAN
-from sac_torchrl.packed import Key, Layout, PackedMemmapStorage, PackedReplayBuffer, PackedTensorStorage, Packing
+from sac_torchrl.packed import Layout, PackedMemmapStorage, PackedReplayBuffer, PackedTensorStorage, Packing
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Replay:
             generator=torch.Generator(device=place).manual_seed(seed),
         )
         # A lazy storage takes its columns from the first row it sees: give it one of the right schema.
-        buffer.extend(_zeros(specs, rows=1))
+        buffer.extend(Packing(layout(specs)).unpack(torch.zeros(1, row_bytes(specs), dtype=torch.uint8)))
         buffer.empty()
         if self.storage is Storage.disk:
             _reserve(folder)
@@ -109,21 +110,24 @@ def rows(batch: TensorDictBase, specs: Specs) -> TensorDict:
     Columns that are not stored are dropped, and rows span one frame. Raises `ValueError` for a column that is missing
     or has another dtype or shape: TorchRL would zero-fill, cast or broadcast it, or fail after moving its cursor.
     """
-    columns: dict[Key, torch.Tensor] = {}
+    tree: dict[str, Any] = {}
     for key, (dtype, shape) in layout(specs).items():
         value = batch.get(key, None)
         if key == (SPAN,):
             value = torch.ones(*batch.shape, 1, dtype=dtype, device=batch.get("action").device)
-        name = ".".join(key)
         if value is None:
-            raise ValueError(f"a batch for the replay buffer has no {name!r}: the collector must return it.")
+            raise ValueError(f"a batch for the replay buffer has no {'.'.join(key)!r}: the collector must return it.")
         if value.dtype != dtype or value.shape != batch.shape + shape:
             raise ValueError(
-                f"{name!r} of a batch for the replay buffer is {value.dtype} {tuple(value.shape)}: "
+                f"{'.'.join(key)!r} of a batch for the replay buffer is {value.dtype} {tuple(value.shape)}: "
                 f"the buffer takes {dtype} {tuple(batch.shape + shape)}."
             )
-        columns[key] = value.reshape(-1, *shape)
-    return _nest(columns, rows=batch.numel())
+        *path, name = key
+        branch = tree
+        for step in path:
+            branch = branch.setdefault(step, {})
+        branch[name] = value if len(batch.shape) == 1 else value.reshape(-1, *shape)
+    return TensorDict(tree, batch_size=[batch.numel()])
 
 
 def generator(buffer: TensorDictReplayBuffer) -> torch.Generator:
@@ -133,20 +137,6 @@ def generator(buffer: TensorDictReplayBuffer) -> torch.Generator:
     if not isinstance(rng, torch.Generator):
         raise ValueError("the replay buffer has no generator of its own: build it with `generator=`.")
     return rng
-
-
-def _nest(columns: dict[Key, torch.Tensor], *, rows: int) -> TensorDict:
-    out = TensorDict({}, batch_size=[rows])
-    for key, value in columns.items():
-        out.set(key, value)
-    return out
-
-
-def _zeros(specs: Specs, *, rows: int) -> TensorDict:
-    return _nest(
-        {key: torch.zeros(rows, *shape, dtype=dtype) for key, (dtype, shape) in layout(specs).items()},
-        rows=rows,
-    )
 
 
 def _clear(folder: Path) -> None:

@@ -3,9 +3,23 @@ from pathlib import Path
 import counting
 import pytest
 import torch
-from torchrl.data import TensorDictReplayBuffer
+from torchrl.collectors import Collector
+from torchrl.data import Categorical, TensorDictReplayBuffer
 
-from sac_torchrl import Direct, Env, Experience, Replay, ReplayRatio, Storage, tanh_normal_actor
+from sac_torchrl import (
+    Direct,
+    Env,
+    Experience,
+    Network,
+    Replay,
+    ReplayRatio,
+    Storage,
+    categorical_actor,
+    tanh_normal_actor,
+)
+from sac_torchrl.actors import acting
+from sac_torchrl.collectors.vector import VectorCollector
+from sac_torchrl.replay import rows
 
 CPU = torch.device("cpu")
 
@@ -127,3 +141,51 @@ def test_a_finished_experience_collects_nothing(tmp_path: Path) -> None:
     experience.load_state_dict({"frames": 5})
     assert list(experience) == []
     assert len(buffer) == 0
+
+
+@pytest.mark.parametrize(
+    ("id", "count"), [("Pendulum-v1", 3), ("HalfCheetah-v5", 1), ("CartPole-v1", 2), ("FrozenLake-v1", 2)]
+)
+def test_the_shorter_way_collects_what_torchrls_collector_collects(id: str, count: int) -> None:
+    """Bit for bit, through random actions, the policy's and the ends of episodes."""
+    plan = Env(id, count)
+    specs = plan.specs()
+    network = Network([16]).build
+    torch.manual_seed(0)
+    if isinstance(specs.action, Categorical):
+        actor = categorical_actor(network(specs.observation, outputs=specs.action.space.n, device=CPU), specs)
+    else:
+        actor = tanh_normal_actor(network(specs.observation, outputs=2 * specs.action.shape[-1], device=CPU), specs)
+    collected = []
+    for kind in (Collector, VectorCollector):
+        torch.manual_seed(1)
+        env = plan.build(seed=5)
+        batches = kind(
+            env,
+            acting(actor),
+            frames_per_batch=count,
+            total_frames=-1,
+            init_random_frames=20 * count,
+            track_traj_ids=False,
+            auto_register_policy_transforms=False,
+        )
+        collected.append([rows(batch, specs) for batch, _ in zip(batches, range(250), strict=False)])
+        batches.shutdown()
+    ended = 0
+    for expected, found in zip(*collected, strict=True):
+        assert all(torch.equal(value, expected[key]) for key, value in found.items(True, True))
+        ended += int(expected["next", "terminated"].sum())
+    assert ended or id in ("Pendulum-v1", "HalfCheetah-v5")
+
+
+def test_transitions_that_were_collected_are_not_overwritten_by_the_next() -> None:
+    env = Env("Counting-v0", 2, plugins=["counting"])
+    actor = tanh_normal_actor(counting.AlwaysUp(), env.specs())
+    collector = VectorCollector(
+        env.build(), acting(actor), frames_per_batch=2, total_frames=-1, auto_register_policy_transforms=False
+    )
+    batches = iter(collector)
+    first = next(batches)
+    kept = first.clone()
+    next(batches)
+    assert (first == kept).all()

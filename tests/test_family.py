@@ -458,7 +458,7 @@ def test_simba_is_sac_on_residual_networks() -> None:
     torch.manual_seed(5)
 
     def residual(named: dict[str, Tensor], x: Tensor, blocks: int) -> Tensor:
-        prefix = next(key for key in named if key.endswith(f"{blocks + 2}.weight"))[: -len(f"{blocks + 2}.weight")]
+        prefix = next(key for key in named if ".1.inner.0." in key).partition("1.inner.0.")[0]
 
         def part(name: str) -> tuple[Tensor, Tensor]:
             return named[f"{prefix}{name}.weight"], named[f"{prefix}{name}.bias"]

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.data import TensorDictReplayBuffer
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, GymWrapper
 from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.actors import acting
 from sac_torchrl.agent import Specs
 from sac_torchrl.collectors.experience import Collecting, Experience, Steps
+from sac_torchrl.collectors.vector import VectorCollector
 from sac_torchrl.envs import Env
 from sac_torchrl.replay import rows
 
@@ -80,7 +81,8 @@ class InProcess(Experience):
 
 def stepping(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> Iterator[TensorDictBase]:
     """Step all environments of `env` once at a time, and close them at the end: transitions `(count, 1)`."""
-    collector = Collector(
+    kind = VectorCollector if isinstance(env, GymWrapper) else Collector
+    collector = kind(
         env,
         acting(actor),
         frames_per_batch=env.numel(),

@@ -115,11 +115,11 @@ class Experience(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The counter of frames, and the rows that are held back until they span enough of them."""
-        return {"frames": self.frames, "n_step": self._n_step.state_dict()}
+        return {"frames": self.frames} | self._n_step.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue counting where a saved run stood."""
-        self._n_step.load_state_dict(state["n_step"])
+        self._n_step.load_state_dict(state)
         self.frames = self._told_frames = state["frames"]
 
     @abstractmethod
@@ -135,6 +135,9 @@ class Experience(ABC):
         whose, done = steps.environments, steps.done
         returns = self._returns[whose] + steps.rows["next", "reward"].reshape(-1)
         lengths = self._lengths[whose] + 1
+        if done.is_cpu and not done.any():
+            self._returns[whose], self._lengths[whose] = returns, lengths
+            return
         self._ended += torch.stack([done.double().sum(), (returns * done).sum(), (lengths * done).sum().double()])
         self._returns[whose] = returns * ~done
         self._lengths[whose] = lengths * ~done
