@@ -50,7 +50,9 @@ def main(cfg: sac.Continuous) -> None:
         for new_frames in experience:  # they are in the buffer already
             agent.observe(buffer)
             for _ in range(replay_ratio.due(new_frames)):
-                learner.update(buffer.sample())
+                batch = buffer.sample()
+                learner.update(batch)
+                buffer.update_tensordict_priority(batch)  # where it is prioritised
 
             frames, metrics = experience.frames, dict[str, float]()
             if log_now(frames) or experience.finished:

@@ -15,6 +15,7 @@ from torchrl.objectives import LossModule
 
 from sac_torchrl.agent import Agent
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.prioritised import ERROR, WEIGHT
 from sac_torchrl.recording import record
 
 # What each loss of a TorchRL loss module trains: the parameters whose names begin so.
@@ -163,12 +164,16 @@ class Learner:
         """Train on `batch`, of shape `(batch,)`, on the agent's device.
 
         Returns detached scalars on that device: every loss, `alpha`, and `entropy` (of the policy, in nats), each
-        from the newest update that computed it.
+        from the newest update that computed it. Where the rows of `batch` are prioritised, their absolute TD errors
+        `(batch,)` are written into it as `td_error`.
         """
         keys = [key for key in self.agent.loss.in_keys if key in batch.keys(include_nested=True)]
         inputs = [batch.get(key) for key in keys]
         for names in self._steps():
-            self._newest |= self._step(names, keys, inputs)
+            found = self._step(names, keys, inputs)
+            if ERROR in found:
+                batch.set(ERROR, found.pop(ERROR))
+            self._newest |= found
         for statistics in self.agent.statistics:
             statistics.step()
         self.updates += 1
@@ -237,6 +242,9 @@ class Learner:
             batch = TensorDict(dict(zip(keys, tensors, strict=True)), batch_size=tensors[0].shape[:1])
             losses = self.agent.loss(batch)
             told[:] = [name for name in list(losses.keys()) if name in names or (name not in TRAINS and metrics)]
+            if WEIGHT in keys and CRITICS.intersection(names):
+                losses.set(ERROR, batch.get(ERROR))
+                told.append(ERROR)
             total = sum(losses[name] for name in names)
             gradients = torch.autograd.grad(total, parameters)
             return [*gradients, *(losses[name].detach() for name in told)]

@@ -11,6 +11,7 @@ from torchrl.data import Categorical, TensorDictReplayBuffer
 
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.prioritised import ERROR
 
 
 class Normaliser(nn.Module):
@@ -58,14 +59,21 @@ def normalised(agent: Agent, specs: Specs, *, device: torch.device) -> Agent:
         raise ConfigError("normalise=true: discrete states are no numbers to normalise; give normalise=false.")
     normaliser = Normaliser(specs.observation.shape[-1], device=device)
 
+    given: list[TensorDictBase] = []
+
     def normalise(loss: nn.Module, inputs: tuple[TensorDictBase, ...]) -> tuple[TensorDictBase, ...]:
+        given.append(inputs[0])
         batch = inputs[0].copy()
         for key in ("observation", ("next", "observation")):
             batch.set(key, normaliser(batch.get(key)))
         return (batch, *inputs[1:])
 
+    def hand_back(loss: nn.Module, inputs: tuple[TensorDictBase, ...], losses: TensorDictBase) -> None:
+        given.pop().set(ERROR, inputs[0].get(ERROR))
+
     agent.loss.add_module("normaliser", normaliser)  # its buffers are saved with the loss
     agent.loss.register_forward_pre_hook(normalise)
+    agent.loss.register_forward_hook(hand_back)
     # The loss computes with the actor's modules on observations that are normalised already: who acts needs modules
     # of its own, on the same parameters.
     shared = {id(tensor): tensor for tensor in (*agent.actor.parameters(), *agent.actor.buffers())}

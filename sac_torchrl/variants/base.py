@@ -14,6 +14,7 @@ from torchrl.objectives import LossModule, SoftUpdate, ValueEstimators
 from sac_torchrl.agent import Agent, Specs, Statistics
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.nstep import SPAN
+from sac_torchrl.prioritised import WEIGHT
 
 
 @dataclass
@@ -54,8 +55,8 @@ def assemble(
             if isinstance(stacked, Parameter):
                 stacked.copy_(torch.stack([critic.get_parameter(name) for critic in critics]))
     loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
-    # A learner hands on what a loss asks for, and TorchRL's TD(0) reads this where rows span several frames.
-    loss.in_keys = [*loss.in_keys, SPAN]
+    # A learner hands on what a loss asks for: TorchRL's reads these where rows span several frames or are prioritised.
+    loss.in_keys = [*loss.in_keys, SPAN, WEIGHT]
     return Agent(actor, loss, () if tau is None else (SoftUpdate(loss, tau=tau),), statistics)
 
 

@@ -14,6 +14,7 @@ from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.critics import state_action_critic
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.networks import Network
+from sac_torchrl.prioritised import WeighsCritics
 from sac_torchrl.variants.base import Variant, assemble, check
 from sac_torchrl.variants.ensemble import continuous_actions, sample
 
@@ -164,7 +165,7 @@ class Renormed(nn.Sequential):
         return output
 
 
-class JoinedLoss(SACLoss):
+class JoinedLoss(WeighsCritics, SACLoss):
     """SACLoss in which critics see present and next actions in one batch, and no target networks (CrossQ, figure 1).
 
     The actor's loss evaluates the critics by their running statistics, the target evaluates the actor by its own.

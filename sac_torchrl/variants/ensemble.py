@@ -13,6 +13,7 @@ from torchrl.objectives import LossModule, SACLoss
 
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.prioritised import WeighsCritics
 from sac_torchrl.variants.base import Variant, assemble, check
 
 
@@ -61,7 +62,7 @@ class Ensemble(Variant):
     def _critic(self, specs: Specs, actions: int, device: torch.device) -> ValueOperator: ...
 
     def _loss(self, actor: ProbabilisticActor, critic: ValueOperator, **fields: Any) -> LossModule:
-        return SACLoss(actor, critic, loss_function="l2", **fields)
+        return EnsembleLoss(actor, critic, loss_function="l2", **fields)
 
 
 def continuous_actions(specs: Specs, name: str) -> int:
@@ -74,7 +75,11 @@ def continuous_actions(specs: Specs, name: str) -> int:
     return int(specs.action.shape[-1])
 
 
-class SubsetLoss(SACLoss):
+class EnsembleLoss(WeighsCritics, SACLoss):
+    """SACLoss whose weights of prioritised rows are the critics' alone."""
+
+
+class SubsetLoss(WeighsCritics, SACLoss):
     """SACLoss with a random part of the ensemble in the target and all of it in the actor's loss (arXiv 2101.05982).
 
     The target takes the smallest of `sampled` target critics, drawn anew at every call from torch's global generator

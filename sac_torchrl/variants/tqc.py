@@ -12,6 +12,7 @@ from sac_torchrl.agent import Specs
 from sac_torchrl.critics import state_action_critic
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.networks import Network
+from sac_torchrl.prioritised import WeighsCritics
 from sac_torchrl.variants.ensemble import Ensemble
 
 
@@ -50,4 +51,8 @@ class TQC(Ensemble):
         )
 
     def _loss(self, actor: ProbabilisticActor, critic: ValueOperator, **fields: Any) -> LossModule:
-        return TQCLoss(actor, critic, top_quantiles_to_drop_per_net=self.dropped, **fields)
+        return TruncatedLoss(actor, critic, top_quantiles_to_drop_per_net=self.dropped, **fields)
+
+
+class TruncatedLoss(WeighsCritics, TQCLoss):
+    """TQCLoss whose weights of prioritised rows are the critics' alone."""
