@@ -11,7 +11,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from tensordict import TensorDict
 
-from sac_torchrl import SAC, Agent, Direct, DiscreteSAC, Env, Learning, Network, Replay, ReplayRatio, Storage
+from sac_torchrl import SAC, Agent, Direct, DiscreteSAC, Env, Learning, Network, Replay, ReplayRatio, SACv1, Storage
 from sac_torchrl.variants import Variant
 
 CPU = torch.device("cpu")
@@ -89,8 +89,16 @@ def train(tmp_path: Path) -> Callable[..., Agent]:
     return run
 
 
-def test_a_continuous_policy_becomes_the_best_of_its_temperature(train: Callable[..., Agent]) -> None:
-    agent = train(SAC(network=SMALL, alpha=0.1, fixed_alpha=True, tau=0.05), Env("Aim-v0", 4), frames=4_000, ratio=0.4)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        SAC(network=SMALL, alpha=0.1, fixed_alpha=True, tau=0.05),
+        SACv1(network=SMALL, reward_scale=10.0, tau=0.05),
+    ],
+    ids=["temperature", "reward scale"],
+)
+def test_a_continuous_policy_becomes_the_best_of_its_temperature(variant: Variant, train: Callable[..., Agent]) -> None:
+    agent = train(variant, Env("Aim-v0", 4), frames=4_000, ratio=0.4)
     seen = torch.linspace(-0.8, 0.8, 5).unsqueeze(-1)
     with torch.no_grad():
         actions = agent.actor.get_dist(TensorDict({"observation": seen}, [5])).sample((2_000,))
@@ -125,8 +133,15 @@ def test_a_discrete_policy_is_that_of_soft_value_iteration(train: Callable[..., 
     assert learned.numpy() == pytest.approx(policy, abs=0.1)
 
 
-def test_a_time_limit_does_not_end_the_value(train: Callable[..., Agent]) -> None:
-    variant = SAC(network=SMALL, alpha=1e-6, fixed_alpha=True, gamma=0.8, tau=0.1)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        SAC(network=SMALL, alpha=1e-6, fixed_alpha=True, gamma=0.8, tau=0.1),
+        SACv1(network=SMALL, alpha=1e-6, gamma=0.8, tau=0.1),
+    ],
+    ids=["sac", "sac_v1"],
+)
+def test_a_time_limit_does_not_end_the_value(variant: Variant, train: Callable[..., Agent]) -> None:
     agent = train(variant, Env("Forever-v0", 4), frames=4_000, ratio=0.4)
     # Against a reward of 0 at an end, the error of the larger critic is its value.
     nothing = {

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from torchrl.data import Bounded, Categorical, TensorSpec, Unbounded
 from torchrl.objectives import LossModule
 
 from sac_torchrl.agent import Agent, Specs
+from sac_torchrl.losses import Combine
 from sac_torchrl.networks import Network
-from sac_torchrl.variants import SAC, DiscreteSAC
+from sac_torchrl.variants import SAC, DiscreteSAC, SACv1
 
 CPU = torch.device("cpu")
 GAMMA, ALPHA, TAU = 0.9, 0.3, 0.02
@@ -159,7 +161,12 @@ def expected_discrete(loss: LossModule, batch: TensorDict, critics: int) -> dict
 
 def groups(loss: LossModule) -> dict[str, list[Tensor]]:
     named = list(loss.named_parameters())
-    prefixes = {"loss_qvalue": "qvalue_network", "loss_actor": "actor_network", "loss_alpha": "log_alpha"}
+    prefixes = {
+        "loss_qvalue": "qvalue_network",
+        "loss_actor": "actor_network",
+        "loss_value": "value_network",
+        "loss_alpha": "log_alpha",
+    }
     return {name: [leaf for key, leaf in named if key.startswith(prefix)] for name, prefix in prefixes.items()}
 
 
@@ -169,6 +176,9 @@ def assert_same(loss: LossModule, found: TensorDict, expected: dict[str, Tensor]
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
     for name, trained in groups(loss).items():
+        if name not in expected:
+            assert not trained, f"{name} is missing"
+            continue
         assert trained, f"{name} trains nothing"
         gradients = torch.autograd.grad(found[name], trained, retain_graph=True)
         for gradient, value in zip(gradients, torch.autograd.grad(expected[name], trained), strict=True):
@@ -219,7 +229,8 @@ def test_what_follows_counts_for_truncated_rows_and_not_for_terminated_ones(disc
 def test_a_loss_reaches_its_own_parameters_and_no_others(discrete: bool, name: str) -> None:
     loss = build(discrete=discrete).loss
     found = loss(transitions(VECTOR, discrete=discrete))
-    for owner, trained in groups(loss).items():
+    for owner in LOSSES:
+        trained = groups(loss)[owner]
         gradients = torch.autograd.grad(found[name], trained, retain_graph=True, materialize_grads=True)
         reached = [bool(gradient.any()) for gradient in gradients]
         assert all(reached) if owner == name else not any(reached)
@@ -253,3 +264,98 @@ def test_targets_move_by_tau(discrete: bool, critics: int) -> None:
         assert not torch.equal(source, moved)
         torch.testing.assert_close(target[key], (1 - TAU) * moved + TAU * source, rtol=1e-12, atol=1e-12)
         assert torch.equal(online[key], source)
+
+
+def build_v1(observation: TensorSpec = VECTOR, *, critics: int = 2, **fields: Any) -> Agent:
+    """A first version whose target value has moved away from its value."""
+    torch.manual_seed(3)
+    variant = SACv1(Network([16, 12]), critics, GAMMA, TAU, ALPHA, **fields)
+    agent = variant.build(Specs(observation, Bounded(-1, 1, shape=DIMENSIONS)), device=CPU)
+    with torch.no_grad():
+        for leaf in agent.loss.target_value_network_params.values(True, True):
+            if leaf.is_floating_point():
+                leaf.data.add_(torch.randn_like(leaf), alpha=0.2)
+    return agent
+
+
+def expected_v1(
+    loss: LossModule, batch: TensorDict, critics: int, noise: Tensor, *, scale: float, actor_q: Combine
+) -> dict[str, Tensor]:
+    """Equations 5 to 13 of Haarnoja et al. 2018a with the temperature written out."""
+    following = batch["next"]
+    with torch.no_grad():
+        alive = 1.0 - following["terminated"].squeeze(-1).double()
+        after = forward(loss.target_value_network_params, following["observation"]).squeeze(-1)
+        y = scale * following["reward"].squeeze(-1) + GAMMA * alive * after
+    action, log_prob = sampled(loss, batch["observation"], noise)
+    online = loss.qvalue_network_params
+    of_policy = values(online.detach(), critics, batch["observation"], action).squeeze(-1)
+    soft = (of_policy.amin(0) - ALPHA * log_prob).detach()
+    chosen = {Combine.min: of_policy.amin(0), Combine.mean: of_policy.mean(0), Combine.first: of_policy[0]}[actor_q]
+    value = forward(loss.value_network_params, batch["observation"]).squeeze(-1)
+    predicted = values(online, critics, batch["observation"], batch["action"]).squeeze(-1)
+    return {
+        "loss_qvalue": sum((((q - y) ** 2).mean() / 2 for q in predicted), torch.zeros(())),
+        "loss_value": ((value - soft) ** 2).mean() / 2,
+        "loss_actor": (ALPHA * log_prob - chosen).mean(),
+        "alpha": torch.tensor(ALPHA),
+        "entropy": -log_prob.detach().mean(),
+    }
+
+
+@DONE
+@CRITICS
+@pytest.mark.parametrize("observation", [VECTOR, INDEX], ids=["vector", "one-hot"])
+@pytest.mark.parametrize("actor_q", list(Combine))
+def test_the_first_version_is_its_equations(
+    observation: TensorSpec, critics: int, actor_q: Combine, done: bool
+) -> None:
+    loss = build_v1(observation, critics=critics, reward_scale=5.0, actor_q=actor_q).loss
+    batch = transitions(observation, discrete=False, done=done)
+    torch.manual_seed(5)
+    found = loss(batch)
+    torch.manual_seed(5)
+    noise = torch.randn(ROWS, DIMENSIONS)
+    expected = expected_v1(loss, batch, critics, noise, scale=5.0, actor_q=actor_q)
+    assert_same(loss, found, expected)
+    assert batch["td_error"].shape == (ROWS,)
+    if critics == 1:
+        torch.testing.assert_close((batch["td_error"] ** 2).mean() / 2, found["loss_qvalue"].detach())
+
+
+def test_in_the_first_version_what_follows_counts_for_truncated_rows_and_not_for_terminated_ones() -> None:
+    loss = build_v1().loss
+
+    def critic_loss(rows: slice | None) -> float:
+        batch = transitions(VECTOR, discrete=False, done=True)
+        if rows is not None:
+            batch["next", "observation"][rows] += 1
+        return float(loss(batch)["loss_qvalue"].detach())
+
+    assert critic_loss(slice(0, 5)) == critic_loss(None)
+    assert critic_loss(slice(5, 10)) != critic_loss(None)
+
+
+@pytest.mark.parametrize("name", ["loss_qvalue", "loss_actor", "loss_value"])
+def test_a_loss_of_the_first_version_reaches_its_own_parameters_and_no_others(name: str) -> None:
+    loss = build_v1().loss
+    found = loss(transitions(VECTOR, discrete=False))
+    owners = {key: trained for key, trained in groups(loss).items() if trained}
+    assert set(owners) == {"loss_qvalue", "loss_actor", "loss_value"}
+    for owner, trained in owners.items():
+        gradients = torch.autograd.grad(found[name], trained, retain_graph=True, materialize_grads=True)
+        reached = [bool(gradient.any()) for gradient in gradients]
+        assert all(reached) if owner == name else not any(reached)
+
+
+def test_only_the_value_of_the_first_version_has_a_target() -> None:
+    agent = build_v1()
+    names = [name for name, _ in agent.loss.named_children() if name.startswith("target_")]
+    assert names == ["target_value_network_params"]
+    online, target = agent.loss.value_network_params, agent.loss.target_value_network_params
+    before = {key: leaf.clone() for key, leaf in target.items(True, True)}
+    [updater] = agent.targets
+    updater.step()
+    for key, moved in before.items():
+        expected = (1 - TAU) * moved + TAU * online[key].detach()
+        torch.testing.assert_close(target[key], expected, rtol=1e-12, atol=1e-12)

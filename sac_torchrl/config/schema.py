@@ -15,7 +15,7 @@ from sac_torchrl.evaluation import Evaluating
 from sac_torchrl.learner import Learning
 from sac_torchrl.replay import Replay
 from sac_torchrl.run import Running, resolve_device
-from sac_torchrl.variants import SAC, DiscreteSAC, Variant
+from sac_torchrl.variants import SAC, DiscreteSAC, SACv1, Variant
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Training:
     `device` is auto, cpu, cuda or cuda:N.
     """
 
-    variants: ClassVar[dict[str, type[Variant]]] = {"sac": SAC}
+    variants: ClassVar[dict[str, type[Variant]]] = {"sac": SAC, "sac_v1": SACv1}
     collectors: ClassVar[dict[str, type[Collecting]]] = {"direct": Direct, "processes": Processes}
 
     variant: Variant = field(default_factory=SAC)

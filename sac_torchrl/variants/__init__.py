@@ -3,5 +3,6 @@
 from sac_torchrl.variants.base import Variant
 from sac_torchrl.variants.discrete_sac import DiscreteSAC
 from sac_torchrl.variants.sac import SAC
+from sac_torchrl.variants.sac_v1 import SACv1
 
-__all__ = ["SAC", "DiscreteSAC", "Variant"]
+__all__ = ["SAC", "DiscreteSAC", "SACv1", "Variant"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import Parameter
 from torchrl.modules import ProbabilisticActor, ValueOperator
-from torchrl.objectives import LossModule, SoftUpdate, ValueEstimators
+from torchrl.objectives import HardUpdate, LossModule, SoftUpdate, ValueEstimators
 
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.errors import ConfigError
@@ -25,17 +25,22 @@ class Variant(ABC):
 def assemble(
     actor: ProbabilisticActor, loss: LossModule, critics: list[ValueOperator], *, gamma: float, tau: float
 ) -> Agent:
-    """Give the loss the critics' own weights, the discount of its TD(0) targets, and target networks that follow."""
+    """Give the loss the critics' own weights, the discount of its TD(0) targets, and target networks that follow.
+
+    With a `tau` of 1 they are copies: after each update, or each `learner.target_every` of them.
+    """
     # TorchRL draws the weights of a critic that it copies anew, and would not train the only one of a list.
     with torch.no_grad():
         for name, stacked in loss.qvalue_network_params.flatten_keys(".").items():
             if isinstance(stacked, Parameter):
                 stacked.copy_(torch.stack([critic.get_parameter(name) for critic in critics]))
     loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
-    return Agent(actor, loss, targets=(SoftUpdate(loss, tau=tau),))
+    # An interval of 0 copies at every step.
+    target = HardUpdate(loss, value_network_update_interval=0) if tau == 1 else SoftUpdate(loss, tau=tau)
+    return Agent(actor, loss, targets=(target,))
 
 
-def check(critics: int, gamma: float, tau: float, alpha: float) -> None:
+def check(critics: int, gamma: float, tau: float, alpha: float, *, reward_scale: float = 1.0) -> None:
     """Raise one ConfigError for everything that is wrong with the fields that all variants have."""
     wrong = [
         line
@@ -44,6 +49,7 @@ def check(critics: int, gamma: float, tau: float, alpha: float) -> None:
             (f"variant.gamma={gamma}: from 0 to 1", 0 <= gamma <= 1),
             (f"variant.tau={tau}: above 0, at most 1", 0 < tau <= 1),
             (f"variant.alpha={alpha}: above 0", 0 < alpha < math.inf),
+            (f"variant.reward_scale={reward_scale}: above 0", 0 < reward_scale < math.inf),
         )
         if not right
     ]
