@@ -152,6 +152,8 @@ def test_all_mistakes_are_in_one_message(recipe: Recipe, tmp_path: Path) -> None
         "batch_size=512",
         "total_frames=100",
         "random_frames=200",
+        "learning_starts=101",
+        "update_every=0",
         "seed=-1",
         "log_every=0",
     ).line
@@ -163,11 +165,18 @@ def test_all_mistakes_are_in_one_message(recipe: Recipe, tmp_path: Path) -> None
         "replay_ratio=0.0",
         "batch_size=512: give 1 to 100",
         "random_frames=200: give 0 to 100",
+        "learning_starts=101: give 0 to 100",
+        "update_every=0",
         "seed=-1",
         "log_every=0",
     ):
         assert said in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 1_000), (0, 0), (700, 700)])
+def test_updates_begin_after_the_random_frames_or_where_asked(given: int | None, expected: int) -> None:
+    assert Continuous(learning_starts=given).updates_after == expected
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -14,7 +14,7 @@ from torchrl.data import Bounded, Categorical, TensorSpec, Unbounded
 from torchrl.objectives import LossModule
 
 from sac_torchrl.agent import Agent, Specs
-from sac_torchrl.losses import Combine
+from sac_torchrl.losses import AlphaForm, Combine, Terms
 from sac_torchrl.networks import Network
 from sac_torchrl.variants import SAC, DiscreteSAC, SACv1
 
@@ -28,6 +28,7 @@ OBSERVATIONS = pytest.mark.parametrize(
     [(VECTOR, None), (INDEX, None), (INDEX, 6)],
     ids=["vector", "one-hot", "embedding"],
 )
+PLAIN = Terms()
 CRITICS = pytest.mark.parametrize("critics", [1, 2, 3])
 DONE = pytest.mark.parametrize("done", [False, True], ids=["terminated", "done too"])
 
@@ -46,16 +47,17 @@ def build(
     critics: int = 2,
     embedding: int | None = None,
     fixed_alpha: bool = False,
+    **fields: Any,
 ) -> Agent:
     """An agent whose target networks have moved away from its critics."""
     torch.manual_seed(3)
     network = Network([16, 12], embedding)
     if discrete:
-        agent = DiscreteSAC(network, critics, GAMMA, TAU, ALPHA, fixed_alpha, target_entropy_ratio=0.7).build(
+        agent = DiscreteSAC(network, critics, GAMMA, TAU, ALPHA, fixed_alpha, target_entropy_ratio=0.7, **fields).build(
             Specs(observation, Categorical(ACTIONS)), device=CPU
         )
     else:
-        agent = SAC(network, critics, GAMMA, TAU, ALPHA, fixed_alpha).build(
+        agent = SAC(network, critics, GAMMA, TAU, ALPHA, fixed_alpha, **fields).build(
             Specs(observation, Bounded(-1, 1, shape=DIMENSIONS)), device=CPU
         )
     with torch.no_grad():
@@ -113,7 +115,13 @@ def sampled(loss: LossModule, observation: Tensor, noise: Tensor) -> tuple[Tenso
     return u.tanh(), (normal - 2 * (math.log(2) - u - softplus(-2 * u))).sum(-1)
 
 
-def expected_sac(loss: LossModule, batch: TensorDict, critics: int, noise: list[Tensor]) -> dict[str, Tensor]:
+def combined(how: Combine, q: Tensor) -> Tensor:
+    return {Combine.min: q.min(0).values, Combine.mean: q.sum(0) / len(q), Combine.first: q[0]}[how]
+
+
+def expected_sac(
+    loss: LossModule, batch: TensorDict, critics: int, noise: list[Tensor], terms: Terms = PLAIN
+) -> dict[str, Tensor]:
     """Equations 5 to 9 and 18 of Haarnoja et al. 2018b; `noise` for next actions, then for actions."""
     alpha = loss.log_alpha.detach().exp()
     online, target = loss.qvalue_network_params, loss.target_qvalue_network_params
@@ -122,38 +130,45 @@ def expected_sac(loss: LossModule, batch: TensorDict, critics: int, noise: list[
         next_action, next_log_prob = sampled(loss, following["observation"], noise[0])
         smallest = values(target, critics, following["observation"], next_action).squeeze(-1).amin(0)
         alive = 1.0 - following["terminated"].squeeze(-1).double()
-        y = following["reward"].squeeze(-1) + GAMMA * alive * (smallest - alpha * next_log_prob)
+        y = terms.reward_scale * following["reward"].squeeze(-1) + GAMMA * alive * (smallest - alpha * next_log_prob)
     predicted = values(online, critics, batch["observation"], batch["action"]).squeeze(-1)
     action, log_prob = sampled(loss, batch["observation"], noise[1])
-    of_policy = values(online.detach(), critics, batch["observation"], action).squeeze(-1).amin(0)
+    of_policy = combined(terms.actor_q, values(online.detach(), critics, batch["observation"], action).squeeze(-1))
+    factor = loss.log_alpha.exp() if terms.alpha_form is AlphaForm.alpha else loss.log_alpha
     return {
-        "loss_qvalue": sum((((q - y) ** 2).mean() for q in predicted), torch.zeros(())),
+        "loss_qvalue": terms.critic_loss_scale * sum((((q - y) ** 2).mean() for q in predicted), torch.zeros(())),
         "loss_actor": (alpha * log_prob - of_policy).mean(),
-        "loss_alpha": -(loss.log_alpha * (log_prob.detach() - DIMENSIONS)).mean(),
+        "loss_alpha": -(factor * (log_prob.detach() - DIMENSIONS)).mean(),
         "alpha": alpha,
         "entropy": -log_prob.detach().mean(),
     }
 
 
-def expected_discrete(loss: LossModule, batch: TensorDict, critics: int) -> dict[str, Tensor]:
+def expected_discrete(loss: LossModule, batch: TensorDict, critics: int, terms: Terms = PLAIN) -> dict[str, Tensor]:
     """Equations 10 to 12 of Christodoulou 2019 with the smallest critic: every expectation a sum."""
     alpha = loss.log_alpha.detach().exp()
     online, target = loss.qvalue_network_params, loss.target_qvalue_network_params
     following = batch["next"]
     with torch.no_grad():
         next_log_prob = forward(loss.actor_network_params, following["observation"]).log_softmax(-1)
-        smallest = values(target, critics, following["observation"]).amin(0)
-        value = (next_log_prob.exp() * (smallest - alpha * next_log_prob)).sum(-1)
+        chosen = combined(terms.target_q, values(target, critics, following["observation"]))
+        value = (next_log_prob.exp() * (chosen - alpha * next_log_prob)).sum(-1)
         alive = 1.0 - following["terminated"].squeeze(-1).double()
-        y = following["reward"].squeeze(-1) + GAMMA * alive * value
+        y = terms.reward_scale * following["reward"].squeeze(-1) + GAMMA * alive * value
     predicted = values(online, critics, batch["observation"])[:, torch.arange(ROWS), batch["action"]]
+    errors = (predicted - y) ** 2
+    if terms.q_clip is not None:
+        anchor = values(target, critics, batch["observation"])[:, torch.arange(ROWS), batch["action"]]
+        near = torch.minimum(torch.maximum(predicted, anchor - terms.q_clip), anchor + terms.q_clip)
+        errors = torch.where((near - y) ** 2 > errors, (near - y) ** 2, errors)
     log_prob = forward(loss.actor_network_params, batch["observation"]).log_softmax(-1)
-    of_policy = values(online.detach(), critics, batch["observation"]).amin(0)
+    of_policy = combined(terms.actor_q, values(online.detach(), critics, batch["observation"]))
+    factor = loss.log_alpha.exp() if terms.alpha_form is AlphaForm.alpha else loss.log_alpha
     entropy = -(log_prob.exp() * log_prob).sum(-1).detach()
     return {
-        "loss_qvalue": sum((((q - y) ** 2).mean() for q in predicted), torch.zeros(())),
+        "loss_qvalue": terms.critic_loss_scale * errors.sum(0).mean(),
         "loss_actor": (log_prob.exp() * (alpha * log_prob - of_policy)).sum(-1).mean(),
-        "loss_alpha": (loss.log_alpha * (entropy - 0.7 * math.log(ACTIONS))).mean(),
+        "loss_alpha": (factor * (entropy - 0.7 * math.log(ACTIONS))).mean(),
         "alpha": alpha,
         "entropy": entropy.mean(),
     }
@@ -207,6 +222,65 @@ def test_discrete_sac_is_its_equations(
     loss = build(observation, discrete=True, critics=critics, embedding=embedding).loss
     batch = transitions(observation, discrete=True, done=done)
     assert_same(loss, loss(batch), expected_discrete(loss, batch, critics))
+
+
+TERMS = pytest.mark.parametrize(
+    "terms",
+    [
+        {"actor_q": Combine.mean},
+        {"actor_q": Combine.first},
+        {"alpha_form": AlphaForm.alpha},
+        {"reward_scale": 5.0},
+        {"critic_loss_scale": 0.5},
+        {"actor_q": Combine.mean, "alpha_form": AlphaForm.alpha, "reward_scale": 0.1, "critic_loss_scale": 0.5},
+    ],
+    ids=str,
+)
+
+
+@TERMS
+def test_sac_has_the_terms_of_its_fields(terms: dict[str, Any]) -> None:
+    loss = build(discrete=False, critics=3, **terms).loss
+    batch = transitions(VECTOR, discrete=False)
+    torch.manual_seed(5)
+    found = loss(batch)
+    torch.manual_seed(5)
+    noise = [torch.randn(ROWS, DIMENSIONS), torch.randn(ROWS, DIMENSIONS)]
+    assert_same(loss, found, expected_sac(loss, batch, 3, noise, Terms(**terms)))
+
+
+@TERMS
+@pytest.mark.parametrize("target_q", list(Combine))
+@pytest.mark.parametrize("q_clip", [None, 0.05, 0.5])
+def test_discrete_sac_has_the_terms_of_its_fields(
+    terms: dict[str, Any], target_q: Combine, q_clip: float | None
+) -> None:
+    loss = build(discrete=True, critics=3, target_q=target_q, q_clip=q_clip, **terms).loss
+    batch = transitions(VECTOR, discrete=True)
+    expected = expected_discrete(loss, batch, 3, Terms(target_q=target_q, q_clip=q_clip, **terms))
+    assert_same(loss, loss(batch), expected)
+
+
+def test_clipping_holds_back_some_values_of_critics_and_not_others() -> None:
+    loss = build(discrete=True, q_clip=0.05).loss
+    batch = transitions(VECTOR, discrete=True)
+    plain, clipped = (expected_discrete(loss, batch, 2, Terms(q_clip=radius))["loss_qvalue"] for radius in (None, 0.05))
+    found = loss(batch)["loss_qvalue"]
+    assert plain.detach() < found.detach()
+    torch.testing.assert_close(found, clipped)
+    of_plain, of_clipped = (torch.autograd.grad(each, groups(loss)["loss_qvalue"])[-1] for each in (plain, clipped))
+    assert of_clipped.any()
+    assert not torch.allclose(of_plain, of_clipped)
+
+
+def test_the_errors_of_discrete_critics_are_the_same_with_and_without_clipping() -> None:
+    errors = []
+    for q_clip in (None, 0.05):
+        batch = transitions(VECTOR, discrete=True)
+        build(discrete=True, q_clip=q_clip).loss(batch)
+        errors.append(batch["td_error"])
+    assert errors[0].shape == (ROWS,)
+    torch.testing.assert_close(*errors)
 
 
 @pytest.mark.parametrize("discrete", [False, True])

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import Parameter
@@ -11,6 +11,7 @@ from torchrl.objectives import HardUpdate, LossModule, SoftUpdate, ValueEstimato
 
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.networks import Network
 
 
 @dataclass
@@ -40,8 +41,16 @@ def assemble(
     return Agent(actor, loss, targets=(target,))
 
 
-def check(critics: int, gamma: float, tau: float, alpha: float, *, reward_scale: float = 1.0) -> None:
-    """Raise one ConfigError for everything that is wrong with the fields that all variants have."""
+def sized(network: Network, hidden: list[int] | None) -> Network:
+    """The same network with other hidden layers, where any are given."""
+    return network if hidden is None else replace(network, hidden=list(hidden))
+
+
+def check(critics: int, gamma: float, tau: float, alpha: float, **scales: float) -> None:
+    """Raise one ConfigError for everything that is wrong with the fields that all variants have.
+
+    `scales` are further factors, by the names of their fields.
+    """
     wrong = [
         line
         for line, right in (
@@ -49,7 +58,7 @@ def check(critics: int, gamma: float, tau: float, alpha: float, *, reward_scale:
             (f"variant.gamma={gamma}: from 0 to 1", 0 <= gamma <= 1),
             (f"variant.tau={tau}: above 0, at most 1", 0 < tau <= 1),
             (f"variant.alpha={alpha}: above 0", 0 < alpha < math.inf),
-            (f"variant.reward_scale={reward_scale}: above 0", 0 < reward_scale < math.inf),
+            *((f"variant.{name}={scale}: above 0", 0 < scale < math.inf) for name, scale in scales.items()),
         )
         if not right
     ]

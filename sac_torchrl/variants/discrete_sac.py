@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torchrl.data import Categorical
-from torchrl.objectives import DiscreteSACLoss
 
 from sac_torchrl.actors import categorical_actor
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.critics import action_value_critic
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.losses import AlphaForm, Combine, SACDiscreteLoss, Terms
 from sac_torchrl.networks import Network
-from sac_torchrl.variants.base import Variant, assemble, check
+from sac_torchrl.variants.base import Variant, assemble, check, sized
 
 
 @dataclass
@@ -20,6 +20,9 @@ class DiscreteSAC(Variant):
 
     As `SAC`, but the entropy target is `target_entropy_ratio` times log(number of actions), the entropy of the
     uniform policy. The paper's 0.98 keeps the policy almost uniform where few actions matter.
+
+    The other fields are what the systems of SAC differ in: `critic_hidden` (null: as the actor's), `reward_scale`,
+    and the terms of the loss, see `losses.Terms`.
     """
 
     network: Network = field(default_factory=Network)
@@ -29,9 +32,24 @@ class DiscreteSAC(Variant):
     alpha: float = 1.0
     fixed_alpha: bool = False
     target_entropy_ratio: float = 0.2
+    critic_hidden: list[int] | None = None
+    actor_q: Combine = Combine.min
+    target_q: Combine = Combine.min
+    q_clip: float | None = None
+    alpha_form: AlphaForm = AlphaForm.log_alpha
+    reward_scale: float = 1.0
+    critic_loss_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check(self.critics, self.gamma, self.tau, self.alpha)
+        check(
+            self.critics,
+            self.gamma,
+            self.tau,
+            self.alpha,
+            q_clip=1.0 if self.q_clip is None else self.q_clip,
+            reward_scale=self.reward_scale,
+            critic_loss_scale=self.critic_loss_scale,
+        )
         if not 0 <= self.target_entropy_ratio < 1:
             raise ConfigError(
                 f"variant.target_entropy_ratio={self.target_entropy_ratio}: no policy is more random than uniform; "
@@ -39,7 +57,7 @@ class DiscreteSAC(Variant):
             )
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
-        """Build actor, critics and TorchRL's DiscreteSACLoss; raises ConfigError where actions are continuous."""
+        """Build actor, critics and SACDiscreteLoss; raises ConfigError where actions are continuous."""
         if not isinstance(specs.action, Categorical):
             raise ConfigError(
                 f"variant=discrete_sac needs discrete actions, and this environment has {specs.action.shape[-1]} "
@@ -47,11 +65,12 @@ class DiscreteSAC(Variant):
             )
         actions = specs.action.space.n
         actor = categorical_actor(self.network.build(specs.observation, outputs=actions, device=device), specs)
+        critic_network = sized(self.network, self.critic_hidden)
         critics = [
-            action_value_critic(self.network.build(specs.observation, outputs=actions, device=device))
+            action_value_critic(critic_network.build(specs.observation, outputs=actions, device=device))
             for _ in range(self.critics)
         ]
-        loss = DiscreteSACLoss(
+        loss = SACDiscreteLoss(
             actor,
             critics[0],
             action_space="categorical",
@@ -62,5 +81,13 @@ class DiscreteSAC(Variant):
             fixed_alpha=self.fixed_alpha,
             target_entropy_weight=self.target_entropy_ratio,
             deactivate_vmap=True,
+            terms=Terms(
+                actor_q=self.actor_q,
+                target_q=self.target_q,
+                q_clip=self.q_clip,
+                alpha_form=self.alpha_form,
+                reward_scale=self.reward_scale,
+                critic_loss_scale=self.critic_loss_scale,
+            ),
         ).to(device)
         return assemble(actor, loss, critics, gamma=self.gamma, tau=self.tau)
