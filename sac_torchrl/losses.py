@@ -148,7 +148,8 @@ class SACDiscreteLoss(_WithTerms, DiscreteSACLoss):
         asked = self._every_critic(tensordict.select(*self.qvalue_network.in_keys), parameters)
         values = asked.get(self.tensor_keys.action_value)
         action = tensordict.get(self.tensor_keys.action).unsqueeze(-1).expand(len(values), -1, 1)
-        return values.gather(-1, action).squeeze(-1)
+        chosen: Tensor = values.gather(-1, action).squeeze(-1)
+        return chosen
 
 
 class SACv1Loss(SACLoss):
@@ -193,7 +194,7 @@ class SACv1Loss(SACLoss):
         self.reward_scale = reward_scale
         self.actor_q = actor_q
 
-    @dispatch
+    @dispatch  # type: ignore[untyped-decorator]  # tensordict is not seen by mypy
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return the three losses, `alpha` and `entropy`; writes `td_error`, `(batch,)`, into `tensordict`."""
         predicted = self._critics(tensordict, self.qvalue_network_params)
@@ -244,6 +245,7 @@ class SACv1Loss(SACLoss):
         return values.squeeze(-1)
 
     def _value(self, tensordict: TensorDictBase, parameters: TensorDictBase) -> Tensor:
+        assert self.value_network is not None
         with parameters.to_module(self.value_network, preserve_module_state=False):
             asked = self.value_network(tensordict.select(*self.value_network.in_keys))
         value: Tensor = asked.get(self.tensor_keys.value)
