@@ -12,6 +12,7 @@ from gymnasium.spaces import Box, Discrete
 from tensordict import TensorDict
 
 from sac_torchrl import SAC, Agent, Direct, DiscreteSAC, Env, Learning, Network, Replay, ReplayRatio, SACv1, Storage
+from sac_torchrl.losses import Combine
 from sac_torchrl.variants import Variant
 
 CPU = torch.device("cpu")
@@ -117,9 +118,14 @@ def test_a_learned_temperature_meets_its_entropy(train: Callable[..., Agent]) ->
     assert -log_prob.mean().item() == pytest.approx(-1, abs=0.2)
 
 
-def test_a_discrete_policy_is_that_of_soft_value_iteration(train: Callable[..., Agent]) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"actor_q": Combine.mean, "target_q": Combine.mean, "q_clip": 0.5}],
+    ids=["minimum", "clipped mean"],
+)
+def test_a_discrete_policy_is_that_of_soft_value_iteration(fields: dict[str, Any], train: Callable[..., Agent]) -> None:
     alpha, gamma = 0.1, 0.8
-    variant = DiscreteSAC(network=SMALL, alpha=alpha, fixed_alpha=True, gamma=gamma, tau=0.05)
+    variant = DiscreteSAC(network=SMALL, alpha=alpha, fixed_alpha=True, gamma=gamma, tau=0.05, **fields)
     agent = train(variant, Env("Corridor-v0", 4), frames=5_000, ratio=0.4)
     values = np.zeros((5, 2))
     for _ in range(200):

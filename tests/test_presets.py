@@ -375,7 +375,8 @@ class Derivation:
 
     def bellman(self, batch: TensorDict, after: Tensor) -> Tensor:
         reward, ended = (batch["next", name].squeeze(-1) for name in ("reward", "terminated"))
-        return (self.system.reward_scale * reward + self.system.gamma * torch.where(ended, 0.0, after)).detach()
+        y: Tensor = self.system.reward_scale * reward + self.system.gamma * torch.where(ended, 0.0, after)
+        return y.detach()
 
     def draw(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         output = perceptron(self.actor, observation)
@@ -471,7 +472,7 @@ def test_two_updates_are_those_of_the_system(name: str, float64: None) -> None:
             expected[f"target {critic}"] = derived.targets[critic]
     for part, weights in expected.items():
         for leaf, weight in zip(found[part], weights, strict=True):
-            torch.testing.assert_close(leaf, weight, rtol=1e-9, atol=1e-11, msg=lambda said, part=part: part + said)
+            torch.testing.assert_close(leaf, weight, rtol=1e-9, atol=1e-11, msg=f"another {part}")
     torch.testing.assert_close(loss.log_alpha, derived.log_alpha, rtol=1e-12, atol=1e-14)
     assert not any(torch.equal(old, new) for old, new in zip(before, derived.actor, strict=True))
 
