@@ -40,7 +40,7 @@ def main(cfg: sac.Continuous) -> None:
         torch.manual_seed(run.seeds.exploration)
         start = checkpoints.restore() or 0
 
-        replay_ratio = sac.ReplayRatio(cfg.replay_ratio, after=cfg.random_frames, frames=start)
+        replay_ratio = sac.ReplayRatio(cfg.replay_ratio, after=cfg.updates_after, every=cfg.update_every, frames=start)
         log_now = sac.Every(cfg.log_every, frames=start)
         evaluate_now = sac.Every(cfg.evaluate.every, frames=start)
         save_now = sac.Every(cfg.checkpoint.every, frames=start)

@@ -1,12 +1,14 @@
 """What an agent is made from and what it is made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torchrl.data import TensorDictReplayBuffer, TensorSpec
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
+
+from sac_torchrl.temperature import Temperature
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,13 @@ class Agent:
     """An actor, the loss that trains it and the updaters of the loss's target networks, in TorchRL's types.
 
     `targets` is empty where a variant has no target networks, `statistics` where nothing is normalised by batches.
+    `temperature` follows each update.
     """
 
     actor: ProbabilisticActor
     loss: LossModule
     targets: tuple[TargetNetUpdater, ...]
+    temperature: Temperature = field(default_factory=Temperature)
     statistics: tuple[Statistics, ...] = ()
     observers: tuple[Observer, ...] = ()
 

@@ -177,6 +177,7 @@ class Learner:
         for statistics in self.agent.statistics:
             statistics.step()
         self.updates += 1
+        self.agent.temperature.step(self.updates)
         if self.updates % self._target_every == 0:
             for target in self.agent.targets:
                 target.step()
@@ -184,8 +185,10 @@ class Learner:
 
     def metrics(self) -> dict[str, float]:
         """The newest update's metrics as numbers, named for a log; waits for the device to finish."""
-        newest = {f"train/{name}": float(value) for name, value in self._newest.items()}
-        return {**newest, "time/updates": self.updates}
+        newest = {name: float(value) for name, value in self._newest.items()}
+        if newest:
+            self.agent.temperature.watch(newest)
+        return {**{f"train/{name}": value for name, value in newest.items()}, "time/updates": self.updates}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything an update reads or changes: weights, targets, temperature, optimizers, the counter."""

@@ -18,7 +18,7 @@ from sac_torchrl.learner import Learning
 from sac_torchrl.normalisation import normalised
 from sac_torchrl.replay import Replay
 from sac_torchrl.run import Running, resolve_device
-from sac_torchrl.variants import REDQ, SAC, TQC, CrossQ, DiscreteSAC, DroQ, SimBa, Variant
+from sac_torchrl.variants import REDQ, SAC, TQC, CrossQ, DiscreteSAC, DroQ, SACv1, SimBa, Variant
 
 
 @dataclass
@@ -26,13 +26,15 @@ class Training:
     """What every recipe is configured by, in the words of the command line; raises ConfigError.
 
     `total_frames` and `random_frames` (the first ones, drawn uniformly) count transitions over all
-    environments, `replay_ratio` is updates per frame, a row of the replay buffer spans `n_steps` frames, `normalise`
-    gives the networks observations of mean 0 and variance 1 (the replay buffer keeps them as they came), `log_every`
-    frames lie between two rows of metrics.csv, `device` is auto, cpu, cuda or cuda:N.
+    environments. `replay_ratio` is updates per frame; they begin after `learning_starts` frames (null: after the
+    random ones), and those of each `update_every` frames come at once. A row of the replay buffer spans `n_steps`
+    frames, and `normalise` gives the networks observations of mean 0 and variance 1 (the replay buffer keeps them as
+    they came). `log_every` frames lie between two rows of metrics.csv, `device` is auto, cpu, cuda or cuda:N.
     """
 
     variants: ClassVar[dict[str, type[Variant]]] = {
         "sac": SAC,
+        "sac_v1": SACv1,
         "redq": REDQ,
         "droq": DroQ,
         "crossq": CrossQ,
@@ -47,7 +49,9 @@ class Training:
     seed: int = 0
     total_frames: int = 10_000
     random_frames: int = 1_000
+    learning_starts: int | None = None
     replay_ratio: float = 1.0
+    update_every: int = 1
     batch_size: int = 256
     n_steps: int = 1
     normalise: bool = False
@@ -72,6 +76,11 @@ class Training:
                     0 <= self.random_frames <= self.total_frames or self.total_frames < 1,
                 ),
                 (
+                    f"learning_starts={self.learning_starts}: give 0 to {self.total_frames}, or null.",
+                    self.learning_starts is None or 0 <= self.learning_starts <= max(0, self.total_frames),
+                ),
+                (f"update_every={self.update_every}: give 1 or more frames.", self.update_every >= 1),
+                (
                     f"replay_ratio={self.replay_ratio}: give a positive number of updates per frame.",
                     0 < self.replay_ratio < math.inf,
                 ),
@@ -94,6 +103,11 @@ class Training:
             wrong.append(str(error))
         if wrong:
             raise ConfigError(" ".join(wrong))
+
+    @property
+    def updates_after(self) -> int:
+        """The number of first frames that bring no updates."""
+        return self.random_frames if self.learning_starts is None else self.learning_starts
 
     def specs(self) -> Specs:
         """The spaces of the environment and what a replay row spans; makes one environment, and closes it."""
