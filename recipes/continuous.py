@@ -26,6 +26,7 @@ def main(cfg: sac.Continuous) -> None:
             seed=run.seeds.sampling,
             device=run.device,
         )
+        source = cfg.offline.build(buffer, specs, batch_size=cfg.batch_size, device=run.device)
         experience = cfg.collector.build(
             cfg.env,
             agent.actor,
@@ -50,7 +51,7 @@ def main(cfg: sac.Continuous) -> None:
         for new_frames in experience:  # they are in the buffer already
             agent.observe(buffer)
             for _ in range(replay_ratio.due(new_frames)):
-                batch = buffer.sample()
+                batch = source.sample()
                 learner.update(batch)
                 buffer.update_tensordict_priority(batch)  # where it is prioritised
 

@@ -12,6 +12,7 @@ from sac_torchrl.evaluation import Evaluating, Evaluation, evaluate, record_vide
 from sac_torchrl.learner import Execution, Learner, Learning, Order
 from sac_torchrl.loggers import Logger, Progress
 from sac_torchrl.networks import Network
+from sac_torchrl.offline import Offline
 from sac_torchrl.plots import curve
 from sac_torchrl.replay import Replay, Storage
 from sac_torchrl.run import Running
@@ -41,6 +42,7 @@ __all__ = [
     "Learning",
     "Logger",
     "Network",
+    "Offline",
     "Order",
     "Processes",
     "Progress",

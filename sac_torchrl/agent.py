@@ -1,5 +1,6 @@
 """What an agent is made from and what it is made of."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -45,7 +46,7 @@ class Agent:
     """An actor, the loss that trains it and the updaters of the loss's target networks, in TorchRL's types.
 
     `targets` is empty where a variant has no target networks, `statistics` where nothing is normalised by batches.
-    `temperature` follows each update.
+    `temperature` follows each update. `anew` builds the agent once more, with other initial weights.
     """
 
     actor: ProbabilisticActor
@@ -54,6 +55,7 @@ class Agent:
     temperature: Temperature = field(default_factory=Temperature)
     statistics: tuple[Statistics, ...] = ()
     observers: tuple[Observer, ...] = ()
+    anew: Callable[[], "Agent"] | None = None
 
     def observe(self, buffer: TensorDictReplayBuffer) -> None:
         """Let `observers` (a normaliser of observations) take in the rows that are new in `buffer`."""

@@ -62,7 +62,10 @@ class Learning:
 
     `eps` and `betas` are Adam's; with a `weight_decay` above 0 it is AdamW. The losses step in `order`; actor and
     temperature at every `actor_every`-th update only, and then `actor_updates` times (CleanRL: 2 and 2); target
-    networks move at every `target_every`-th update (pytorch_sac: 2).
+    networks move at every `target_every`-th update (pytorch_sac: 2). After as many updates as `resets` lists, all
+    networks, the temperature and the optimizers begin anew and the replay buffer stays (Nikishin et al. 2022, arXiv
+    2205.07802; for replay ratios above 1: D'Oro et al. 2023; BRO, arXiv 2405.16158, at 15,000, 50,000, 250,000,
+    500,000, 750,000, 1,000,000, 1,500,000 and 2,000,000 updates with a replay ratio of 10).
     """
 
     lr: float = 3e-4
@@ -76,6 +79,7 @@ class Learning:
     actor_every: int = 1
     actor_updates: int = 1
     target_every: int = 1
+    resets: tuple[int, ...] = ()
     execution: Execution = Execution.captured
 
     def __post_init__(self) -> None:
@@ -87,6 +91,7 @@ class Learning:
             if rate is not None and not 0 < rate < math.inf
         ]
         wrong += [f"learner.{name}={count}: give at least 1." for name, count in counts.items() if count < 1]
+        wrong += [f"learner.resets={list(self.resets)}: give numbers of updates."] * any(at < 1 for at in self.resets)
         if not 0 < self.eps < 1:
             wrong.append(f"learner.eps={self.eps}: give a number between 0 and 1.")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -98,6 +103,8 @@ class Learning:
 
     def build(self, agent: Agent) -> "Learner":
         """Make an optimizer for each loss of the agent that has parameters to train."""
+        if self.resets and agent.anew is None:
+            raise ConfigError(f"learner.resets={list(self.resets)}: this agent does not say how to build it anew.")
         rates = {"loss_actor": self.actor_lr, "loss_alpha": self.alpha_lr}
         kind = AdamW if self.weight_decay else Adam
         optimizers: dict[str, Optimizer] = {}
@@ -119,6 +126,7 @@ class Learning:
             actor_every=self.actor_every,
             actor_updates=self.actor_updates,
             target_every=self.target_every,
+            resets=self.resets,
             execution=self.execution,
         )
 
@@ -147,6 +155,7 @@ class Learner:
         actor_every: int = 1,
         actor_updates: int = 1,
         target_every: int = 1,
+        resets: Sequence[int] = (),
         execution: Execution = Execution.eager,
     ) -> None:
         self.agent = agent
@@ -156,6 +165,7 @@ class Learner:
         self._actor_every = actor_every
         self._actor_updates = actor_updates
         self._target_every = target_every
+        self._resets = frozenset(resets)
         self._execution = execution
         self._recordings: dict[object, tuple[Callable[..., Sequence[Tensor]], list[str]]] = {}
         self._newest: dict[str, Tensor] = {}
@@ -177,11 +187,28 @@ class Learner:
         for statistics in self.agent.statistics:
             statistics.step()
         self.updates += 1
+        if self.updates in self._resets:
+            self.reset()
         self.agent.temperature.step(self.updates)
         if self.updates % self._target_every == 0:
             for target in self.agent.targets:
                 target.step()
         return TensorDict(self._newest)
+
+    def reset(self) -> None:
+        """Give networks, targets, statistics and temperature new initial values, and the optimizers no past.
+
+        Draws from torch's global generator. Raises ValueError where the agent does not know how it was built.
+        """
+        if self.agent.anew is None:
+            raise ValueError("this agent cannot be reset: build it with `anew`.")
+        tensors = _tensors(self.agent.loss)
+        with torch.no_grad():
+            # A normaliser of observations is not among them, and keeps what it has seen.
+            for name, tensor in _tensors(self.agent.anew().loss).items():
+                tensors[name].copy_(tensor)
+        for optimizer in self.optimizers.values():
+            optimizer.state.clear()
 
     def metrics(self) -> dict[str, float]:
         """The newest update's metrics as numbers, named for a log; waits for the device to finish."""

@@ -4,6 +4,7 @@ import copy
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -182,6 +183,43 @@ def test_a_bad_field_is_named_in_one_line(make: Callable[[], Variant], complaint
         make()
     assert complaint in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@VARIANTS
+@pytest.mark.parametrize("execution", [Execution.eager, Execution.captured])
+def test_a_reset_begins_anew_and_goes_on_after_a_resume(name: str, execution: Execution) -> None:
+    def fresh(seed: int) -> Learner:
+        torch.manual_seed(seed)
+        variant = FAMILY[name]()
+        agent = replace(variant.build(SPECS, device=CPU), anew=lambda: variant.build(SPECS, device=CPU))
+        return Learning(lr=1e-2, resets=(3,), execution=execution).build(agent)
+
+    data = batches(5)
+    one, other = fresh(0), fresh(9)
+    train(one, data[:2])
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    torch.manual_seed(1)
+    one.update(data[2])
+    assert all(not optimizer.state for optimizer in one.optimizers.values())
+    torch.manual_seed(1)
+    other.update(data[2])
+    drawn = tensors(one.state_dict()["loss"])
+    assert_equal_state(one, other)
+    before = tensors(fresh(0).state_dict()["loss"])
+    assert {key for key, tensor in drawn.items() if not torch.equal(tensor, before[key])} == {
+        key for key, tensor in tensors(fresh(9).state_dict()["loss"]).items() if not torch.equal(tensor, before[key])
+    }
+    for key, tensor in drawn.items():
+        if "log_alpha" in key or "running" in key:
+            assert torch.equal(tensor, before[key])
+    assert train(one, data[3:]) == train(other, data[3:])
+
+
+def test_resets_need_an_agent_that_can_be_built_anew() -> None:
+    with pytest.raises(ConfigError, match=r"learner\.resets=\[3\]: this agent does not say"):
+        Learning(resets=(3,)).build(build("redq"))
+    with pytest.raises(ConfigError, match=r"learner\.resets=\[0\]: "):
+        Learning(resets=(0,))
 
 
 # --- the equations, in plain torch with float64 numbers

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -16,6 +17,7 @@ from sac_torchrl.errors import ConfigError
 from sac_torchrl.evaluation import Evaluating
 from sac_torchrl.learner import Learning
 from sac_torchrl.normalisation import normalised
+from sac_torchrl.offline import Offline
 from sac_torchrl.replay import Replay
 from sac_torchrl.run import Running, resolve_device
 from sac_torchrl.variants import REDQ, SAC, TQC, CrossQ, DiscreteSAC, DroQ, SACv1, SimBa, Variant
@@ -59,6 +61,7 @@ class Training:
     device: str = "auto"
     learner: Learning = field(default_factory=Learning)
     replay: Replay = field(default_factory=Replay)
+    offline: Offline = field(default_factory=Offline)
     evaluate: Evaluating = field(default_factory=Evaluating)
     checkpoint: Checkpointing = field(default_factory=Checkpointing)
     run: Running = field(default_factory=Running)
@@ -88,6 +91,11 @@ class Training:
                     f"batch_size={self.batch_size}: give 1 to {rows}, the smaller of replay.capacity and total_frames.",
                     1 <= self.batch_size <= rows or self.total_frames < 1,
                 ),
+                (
+                    f"offline.dataset={self.offline.dataset}: rows of two sources are drawn uniformly; give "
+                    "replay.prioritised=false.",
+                    self.offline.dataset is None or not self.replay.prioritised,
+                ),
                 (f"n_steps={self.n_steps}: give 1 or more.", self.n_steps >= 1),
                 (
                     f"n_steps={self.n_steps} with env.count={self.env.count}: give random_frames of at least "
@@ -115,7 +123,8 @@ class Training:
 
     def agent(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build the agent of the variant, with a normaliser of observations where one is wanted."""
-        agent = self.variant.build(specs, device=device)
+        build = partial(self.variant.build, specs, device=device)
+        agent = replace(build(), anew=build)
         return normalised(agent, specs, device=device) if self.normalise else agent
 
 
