@@ -13,10 +13,10 @@ import sac_torchrl as sac
 
 def main(cfg: sac.Discrete) -> None:
     """Train one agent; all that it leaves behind is in the run folder."""
-    specs = cfg.env.specs()
+    specs = cfg.specs()
     with sac.open_run(cfg) as run:
         torch.manual_seed(run.seeds.initialisation)
-        agent = cfg.variant.build(specs, device=run.device)
+        agent = cfg.agent(specs, device=run.device)
         learner = cfg.learner.build(agent)
         buffer = cfg.replay.build(
             run.folder / "replay",
@@ -26,6 +26,7 @@ def main(cfg: sac.Discrete) -> None:
             seed=run.seeds.sampling,
             device=run.device,
         )
+        source = cfg.offline.build(buffer, specs, batch_size=cfg.batch_size, device=run.device)
         experience = cfg.collector.build(
             cfg.env,
             agent.actor,
@@ -40,7 +41,7 @@ def main(cfg: sac.Discrete) -> None:
         torch.manual_seed(run.seeds.exploration)
         start = checkpoints.restore() or 0
 
-        replay_ratio = sac.ReplayRatio(cfg.replay_ratio, after=cfg.random_frames, frames=start)
+        replay_ratio = sac.ReplayRatio(cfg.replay_ratio, after=cfg.updates_after, every=cfg.update_every, frames=start)
         log_now = sac.Every(cfg.log_every, frames=start)
         evaluate_now = sac.Every(cfg.evaluate.every, frames=start)
         save_now = sac.Every(cfg.checkpoint.every, frames=start)
@@ -48,8 +49,11 @@ def main(cfg: sac.Discrete) -> None:
         progress = sac.Progress(cfg.total_frames, initial=start)
 
         for new_frames in experience:  # they are in the buffer already
+            agent.observe(buffer)
             for _ in range(replay_ratio.due(new_frames)):
-                learner.update(buffer.sample())
+                batch = source.sample()
+                learner.update(batch)
+                buffer.update_tensordict_priority(batch)  # where it is prioritised
 
             frames, metrics = experience.frames, dict[str, float]()
             if log_now(frames) or experience.finished:

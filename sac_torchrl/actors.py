@@ -1,41 +1,68 @@
 """Policies as TorchRL's ProbabilisticActor: a squashed Gaussian and a categorical head on any network."""
 
+import math
+from enum import Enum
+
 from tensordict.nn import InteractionType, TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torch.distributions import Categorical
+from torch.nn.functional import softplus
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from sac_torchrl.agent import Specs
 
 
-class NormalParameters(nn.Module):
-    """Split `(..., 2n)` into a mean and a standard deviation `(..., n)`, the latter from a clamped logarithm.
+class Std(Enum):
+    """How a network's output becomes a standard deviation.
 
-    The bounds [-20, 2] are those of haarnoja/sac, Spinning Up and Stable-Baselines3; TorchRL's
-    `NormalParamExtractor` has no upper bound.
+    `clip`: the exponential of the output clipped to [-20, 2] (haarnoja/sac, Spinning Up, Stable-Baselines3);
+    `tanh`: the exponential of the output's tanh stretched to [-5, 2] (pytorch_sac, CleanRL), with a gradient
+    everywhere; `softplus`: softplus + 1e-5 (softlearning); `biased_softplus`: a softplus that is 1 at 0, not below
+    0.1 (TorchRL's recipe).
     """
 
-    def __init__(self, low: float = -20.0, high: float = 2.0) -> None:
+    clip = "clip"
+    tanh = "tanh"
+    softplus = "softplus"
+    biased_softplus = "biased_softplus"
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """Map an output of any shape."""
+        match self:
+            case Std.clip:
+                return output.clamp(-20.0, 2.0).exp()
+            case Std.tanh:
+                return (-5.0 + 3.5 * (output.tanh() + 1.0)).exp()
+            case Std.softplus:
+                return softplus(output) + 1e-5
+            case Std.biased_softplus:
+                # The smallest value of TorchRL's mapping, 0.01, lies below the bound of its recipe.
+                return (softplus(output + math.log(math.expm1(0.99))) + 0.01).clamp_min(0.1)
+
+
+class NormalParameters(nn.Module):
+    """Split `(..., 2n)` into a mean and a standard deviation `(..., n)`."""
+
+    def __init__(self, std: Std = Std.clip) -> None:
         super().__init__()
-        self.low = low
-        self.high = high
+        self.std = std
 
     def forward(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation."""
-        mean, log_std = parameters.chunk(2, dim=-1)
-        return mean, log_std.clamp(self.low, self.high).exp()
+        mean, output = parameters.chunk(2, dim=-1)
+        return mean, self.std(output)
 
 
-def tanh_normal_actor(network: nn.Module, specs: Specs) -> ProbabilisticActor:
+def tanh_normal_actor(network: nn.Module, specs: Specs, *, std: Std = Std.clip) -> ProbabilisticActor:
     """A policy tanh(N(mean, std)) over actions `(..., n)` in [-1, 1] (Haarnoja et al. 2018b, appendix C).
 
-    `network` maps the observation to `(..., 2n)`: means and logarithms of standard deviations. The plain tanh
+    `network` maps the observation to `(..., 2n)`: means, and what `std` makes standard deviations of. The plain tanh
     reaches both bounds exactly; TorchRL's safe tanh stops 1e-6 short of them, and exists for inverting an
     action, which SAC never does.
     """
     return ProbabilisticActor(
         TensorDictModule(
-            nn.Sequential(network, NormalParameters()), in_keys=["observation"], out_keys=["loc", "scale"]
+            nn.Sequential(network, NormalParameters(std)), in_keys=["observation"], out_keys=["loc", "scale"]
         ),
         in_keys=["loc", "scale"],
         spec=specs.action,

@@ -12,6 +12,7 @@ from torchrl.data import TensorDictReplayBuffer
 
 from sac_torchrl import snapshot
 from sac_torchrl.errors import CheckpointError, ConfigError, DiskError
+from sac_torchrl.prioritised import priorities, restore_priorities
 from sac_torchrl.replay import generator
 from sac_torchrl.snapshot import Segment, Snapshot
 from sac_torchrl.trees import Tree
@@ -118,6 +119,7 @@ class Checkpoints:
                 "capacity": self._buffer.storage.max_size,
                 "write_count": self._buffer.write_count,
                 "columns": self._columns(),
+                "priorities": priorities(self._buffer),
             },
         }
 
@@ -149,6 +151,7 @@ class Checkpoints:
             columns = snapshot.read_segment(self._folder, segment)
             rows = TensorDict(columns, batch_size=[segment.end - segment.start]).unflatten_keys("/")
             self._buffer.extend(rows[max(0, oldest - segment.start) :])
+        restore_priorities(self._buffer, saved.state["rows"].get("priorities", {}))
 
     def _check_fits(self, saved: Snapshot) -> None:
         parts, rows = saved.state["parts"], saved.state["rows"]

@@ -91,11 +91,11 @@ def _evaluate(given: argparse.Namespace) -> None:
     episodes = config.evaluate.episodes if given.episodes is None else given.episodes
     if episodes < 1:
         raise ConfigError(f"--episodes {episodes}: give 1 or more.")
-    specs = config.env.specs()
+    specs = config.specs()
     saved = next(snapshot.intact(folder / "checkpoints"), None)
     if saved is None:
         raise CheckpointError(f"{folder} holds no checkpoint yet: let the run go on until it has saved one.")
-    agent = config.variant.build(specs, device=resolve_device(config.device))
+    agent = config.agent(specs, device=resolve_device(config.device))
     config.learner.build(agent).load_state_dict(saved.state["parts"]["learner"])
     # The seed and the number of environments of the recipes: the last evaluation of a run comes out again.
     seed = Seeds.derive(config.seed).evaluation + saved.frames

@@ -17,6 +17,7 @@ from torchrl.objectives import LossModule
 
 from sac_torchrl.agent import Agent
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.prioritised import ERROR, WEIGHT
 from sac_torchrl.recording import record
 
 # What each loss of a TorchRL loss module trains: the parameters whose names begin so.
@@ -74,7 +75,10 @@ class Learning:
 
     `eps` and `betas` are Adam's; with a `weight_decay` above 0 it is AdamW. The losses step in `order`; actor and
     temperature at every `actor_every`-th update only, and then `actor_updates` times (CleanRL: 2 and 2); target
-    networks move at every `target_every`-th update (pytorch_sac: 2).
+    networks move at every `target_every`-th update (pytorch_sac: 2). After as many updates as `resets` lists, all
+    networks, the temperature and the optimizers begin anew and the replay buffer stays (Nikishin et al. 2022, arXiv
+    2205.07802; for replay ratios above 1: D'Oro et al. 2023; BRO, arXiv 2405.16158, at 15,000, 50,000, 250,000,
+    500,000, 750,000, 1,000,000, 1,500,000 and 2,000,000 updates with a replay ratio of 10).
     """
 
     lr: float = 3e-4
@@ -88,6 +92,7 @@ class Learning:
     actor_every: int = 1
     actor_updates: int = 1
     target_every: int = 1
+    resets: tuple[int, ...] = ()
     execution: Execution = Execution.captured
     precision: Precision = Precision.float32
 
@@ -100,6 +105,7 @@ class Learning:
             if rate is not None and not 0 < rate < math.inf
         ]
         wrong += [f"learner.{name}={count}: give at least 1." for name, count in counts.items() if count < 1]
+        wrong += [f"learner.resets={list(self.resets)}: give numbers of updates."] * any(at < 1 for at in self.resets)
         if not 0 < self.eps < 1:
             wrong.append(f"learner.eps={self.eps}: give a number between 0 and 1.")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -111,6 +117,8 @@ class Learning:
 
     def build(self, agent: Agent) -> "Learner":
         """Make an optimizer for each loss of the agent that has parameters to train."""
+        if self.resets and agent.anew is None:
+            raise ConfigError(f"learner.resets={list(self.resets)}: this agent does not say how to build it anew.")
         rates = {"loss_actor": self.actor_lr, "loss_alpha": self.alpha_lr}
         kind = AdamW if self.weight_decay else Adam
         optimizers: dict[str, Optimizer] = {}
@@ -132,6 +140,7 @@ class Learning:
             actor_every=self.actor_every,
             actor_updates=self.actor_updates,
             target_every=self.target_every,
+            resets=self.resets,
             execution=self.execution,
             precision=self.precision,
         )
@@ -161,6 +170,7 @@ class Learner:
         actor_every: int = 1,
         actor_updates: int = 1,
         target_every: int = 1,
+        resets: Sequence[int] = (),
         execution: Execution = Execution.eager,
         precision: Precision = Precision.float32,
     ) -> None:
@@ -171,6 +181,7 @@ class Learner:
         self._actor_every = actor_every
         self._actor_updates = actor_updates
         self._target_every = target_every
+        self._resets = frozenset(resets)
         self._execution = execution
         self._precision = precision
         self._recordings: dict[object, tuple[Callable[..., Sequence[Tensor]], list[str]]] = {}
@@ -180,22 +191,48 @@ class Learner:
         """Train on `batch`, of shape `(batch,)`, on the agent's device.
 
         Returns detached scalars on that device: every loss, `alpha`, and `entropy` (of the policy, in nats), each
-        from the newest update that computed it.
+        from the newest update that computed it. Where the rows of `batch` are prioritised, their absolute TD errors
+        `(batch,)` are written into it as `td_error`.
         """
         keys = [key for key in self.agent.loss.in_keys if key in batch.keys(include_nested=True)]
         inputs = [batch.get(key) for key in keys]
         for names in self._steps():
-            self._newest |= self._step(names, keys, inputs)
+            found = self._step(names, keys, inputs)
+            if ERROR in found:
+                batch.set(ERROR, found.pop(ERROR))
+            self._newest |= found
+        for statistics in self.agent.statistics:
+            statistics.step()
         self.updates += 1
+        if self.updates in self._resets:
+            self.reset()
+        self.agent.temperature.step(self.updates)
         if self.updates % self._target_every == 0:
             for target in self.agent.targets:
                 target.step()
         return TensorDict(self._newest)
 
+    def reset(self) -> None:
+        """Give networks, targets, statistics and temperature new initial values, and the optimizers no past.
+
+        Draws from torch's global generator. Raises ValueError where the agent does not know how it was built.
+        """
+        if self.agent.anew is None:
+            raise ValueError("this agent cannot be reset: build it with `anew`.")
+        tensors = _tensors(self.agent.loss)
+        with torch.no_grad():
+            # A normaliser of observations is not among them, and keeps what it has seen.
+            for name, tensor in _tensors(self.agent.anew().loss).items():
+                tensors[name].copy_(tensor)
+        for optimizer in self.optimizers.values():
+            optimizer.state.clear()
+
     def metrics(self) -> dict[str, float]:
         """The newest update's metrics as numbers, named for a log; waits for the device to finish."""
-        newest = {f"train/{name}": float(value) for name, value in self._newest.items()}
-        return {**newest, "time/updates": self.updates}
+        newest = {name: float(value) for name, value in self._newest.items()}
+        if newest:
+            self.agent.temperature.watch(newest)
+        return {**{f"train/{name}": value for name, value in newest.items()}, "time/updates": self.updates}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything an update reads or changes: weights, targets, temperature, optimizers, the counter."""
@@ -255,6 +292,9 @@ class Learner:
                 total = sum(losses[name] for name in names)
                 gradients = torch.autograd.grad(total, parameters)
             told[:] = [name for name in list(losses.keys()) if name in names or (name not in TRAINS and metrics)]
+            if WEIGHT in keys and CRITICS.intersection(names):
+                losses.set(ERROR, batch.get(ERROR))
+                told.append(ERROR)
             return [*gradients, *(losses[name].detach() for name in told)]
 
         if self._execution is Execution.eager:

@@ -1,6 +1,8 @@
 """The networks inside actors and critics: an encoder for the observation and a perceptron behind it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 
 import torch
 from torch import Tensor, nn
@@ -38,15 +40,44 @@ class Encoded(nn.Module):
         return output
 
 
+class Init(Enum):
+    """How the weights of linear layers are drawn.
+
+    `torch`: PyTorch's default, uniform within 1/sqrt(inputs), biases too (Spinning Up, CleanRL, Stable-Baselines3);
+    the others have biases of zero: `xavier_uniform` (haarnoja/sac, and Keras for softlearning), `orthogonal`
+    (pytorch_sac) and `he_normal` (Christodoulou 2019).
+    """
+
+    torch = "torch"
+    xavier_uniform = "xavier_uniform"
+    orthogonal = "orthogonal"
+    he_normal = "he_normal"
+
+    def __call__(self, network: nn.Module) -> None:
+        """Draw the weights of every linear layer in `network` anew, from torch's global generator."""
+        for layer in network.modules() if self is not Init.torch else ():
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.bias)
+                match self:
+                    case Init.xavier_uniform:
+                        nn.init.xavier_uniform_(layer.weight)
+                    case Init.orthogonal:
+                        nn.init.orthogonal_(layer.weight)
+                    case Init.he_normal:
+                        nn.init.kaiming_normal_(layer.weight)
+
+
 @dataclass
 class Network:
     """A ReLU perceptron; a discrete observation enters one-hot, or through a learned embedding.
 
     Two hidden layers of 256 are the size of every system SAC descends from (Haarnoja et al. 2018b, table 1).
+    `init` is how the linear layers' weights are drawn.
     """
 
     hidden: list[int] = field(default_factory=lambda: [256, 256])
     embedding: int | None = None
+    init: Init = Init.torch
 
     def __post_init__(self) -> None:
         if any(width < 1 for width in self.hidden):
@@ -54,11 +85,20 @@ class Network:
         if self.embedding is not None and self.embedding < 1:
             raise ConfigError(f"network.embedding={self.embedding}: give a size of at least 1, or null for one-hot.")
 
-    def build(self, observation: TensorSpec, *, inputs: int = 0, outputs: int, device: torch.device) -> nn.Module:
+    def build(
+        self,
+        observation: TensorSpec,
+        *,
+        inputs: int = 0,
+        outputs: int,
+        device: torch.device,
+        perceptron: Callable[[int, int], nn.Module] | None = None,
+    ) -> nn.Module:
         """Map an observation, and `inputs` further numbers, to `outputs` numbers.
 
         The module takes `(..., n)` float32 or `(...)` int64 observations and, where `inputs` is not 0, a second
-        tensor `(..., inputs)`; it returns `(..., outputs)`.
+        tensor `(..., inputs)`; it returns `(..., outputs)`. `perceptron` builds another network behind the encoder,
+        from the numbers of its inputs and outputs; it concatenates the tensors that it is given.
         """
         if not isinstance(observation, Categorical):
             features = observation.shape[-1]
@@ -66,16 +106,15 @@ class Network:
             features = observation.space.n
         else:
             features = self.embedding
-        network = MLP(
-            in_features=features + inputs,
-            out_features=outputs,
-            num_cells=list(self.hidden),
-            activation_class=nn.ReLU,
-            device=device,
-        )
+        network = (perceptron or self._perceptron)(features + inputs, outputs).to(device)
+        if perceptron is None:
+            self.init(network)
         if not isinstance(observation, Categorical):
             return network
         states = observation.space.n
         if self.embedding is None:
             return Encoded(OneHot(states, device=device), network)
         return Encoded(nn.Embedding(states, self.embedding, device=device), network)
+
+    def _perceptron(self, inputs: int, outputs: int) -> nn.Module:
+        return MLP(in_features=inputs, out_features=outputs, num_cells=list(self.hidden), activation_class=nn.ReLU)

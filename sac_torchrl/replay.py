@@ -13,10 +13,13 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import RoundRobinWriter
+from torchrl.data.replay_buffers.samplers import Sampler
 
 from sac_torchrl.agent import Specs
 from sac_torchrl.errors import ConfigError, DiskError
+from sac_torchrl.nstep import SPAN
 from sac_torchrl.packed import Layout, PackedMemmapStorage, PackedReplayBuffer, PackedTensorStorage, Packing
+from sac_torchrl.prioritised import PrioritisedReplayBuffer, prioritised_sampler
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +34,25 @@ class Storage(Enum):
 
 @dataclass
 class Replay:
-    """A ring of the newest `capacity` transitions, sampled uniformly with replacement."""
+    """A ring of the newest `capacity` transitions, sampled with replacement.
+
+    Rows are drawn uniformly or, where `prioritised`, in proportion to their TD error to the power of
+    `priority_exponent`, and then weigh in the critics' loss by their priority to the power of minus
+    `weight_exponent` (Schaul et al. 2016, arXiv 1511.05952: 0.6 and 0.4, of which the latter rises to 1 there).
+    """
 
     capacity: int = 1_000_000
     storage: Storage = Storage.disk
+    prioritised: bool = False
+    priority_exponent: float = 0.6
+    weight_exponent: float = 0.4
 
     def __post_init__(self) -> None:
         if self.capacity < 1:
             raise ConfigError(f"replay.capacity={self.capacity} holds no transition: set it to at least 1.")
+        for name in ("priority_exponent", "weight_exponent"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"replay.{name}={getattr(self, name)}: give a number from 0 to 1.")
 
     def build(
         self, folder: Path, specs: Specs, *, rows: int, batch_size: int, seed: int, device: torch.device
@@ -55,6 +69,11 @@ class Replay:
             )
         size = min(self.capacity, rows)
         place = device if self.storage is Storage.device else torch.device("cpu")
+        sampler: Sampler = RandomSampler()
+        if self.prioritised:
+            sampler = prioritised_sampler(
+                size, exponent=self.priority_exponent, correction=self.weight_exponent, device=place
+            )
         if self.storage is Storage.disk:
             _clear(folder)
             _check_disk(folder, size * row_bytes(specs), rows=size)
@@ -62,9 +81,9 @@ class Replay:
         else:
             _check_memory(place, size * row_bytes(specs), rows=size, storage=self.storage)
             storage = PackedTensorStorage(size, layout(specs), device=place, compilable=True)
-        buffer = PackedReplayBuffer(
+        buffer = (PrioritisedReplayBuffer if self.prioritised else PackedReplayBuffer)(
             storage=storage,
-            sampler=RandomSampler(),
+            sampler=sampler,
             # TorchRL's default writer wants a column for every row's index; `sample` adds it anyway.
             # `compilable` counts in plain integers instead of ones that processes share.
             writer=RoundRobinWriter(compilable=True),
@@ -88,7 +107,9 @@ def layout(specs: Specs) -> Layout:
     `("next", "done")` is not among them: TorchRL's TD(0) target reads `terminated` alone.
     """
     observation = (specs.observation.dtype, specs.observation.shape)
+    span: Layout = {(SPAN,): (torch.int32, torch.Size([1]))} if specs.n_steps > 1 else {}
     return {
+        **span,
         ("observation",): observation,
         ("action",): (specs.action.dtype, specs.action.shape),
         ("next", "observation"): observation,
@@ -105,12 +126,14 @@ def row_bytes(specs: Specs) -> int:
 def rows(batch: TensorDictBase, specs: Specs) -> TensorDict:
     """The rows to store, `(rows,)`, from a collector's batch of shape `(count, T)` or `(count,)`.
 
-    Columns that are not stored are dropped. Raises `ValueError` for one that is missing or has another
-    dtype or shape: TorchRL would zero-fill, cast or broadcast it, or fail after moving its cursor.
+    Columns that are not stored are dropped, and rows span one frame. Raises `ValueError` for a column that is missing
+    or has another dtype or shape: TorchRL would zero-fill, cast or broadcast it, or fail after moving its cursor.
     """
     tree: dict[str, Any] = {}
     for key, (dtype, shape) in layout(specs).items():
         value = batch.get(key, None)
+        if key == (SPAN,):
+            value = torch.ones(*batch.shape, 1, dtype=dtype, device=batch.get("action").device)
         if value is None:
             raise ValueError(f"a batch for the replay buffer has no {'.'.join(key)!r}: the collector must return it.")
         if value.dtype != dtype or value.shape != batch.shape + shape:

@@ -1,15 +1,16 @@
+import math
 from decimal import Decimal, localcontext
 
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule
+from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import Bounded, Categorical, Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
-from sac_torchrl.actors import NormalParameters, acting, categorical_actor, tanh_normal_actor
+from sac_torchrl.actors import NormalParameters, Std, acting, categorical_actor, tanh_normal_actor
 from sac_torchrl.agent import Specs
 
 DTYPES = [torch.float32, torch.float64]
@@ -124,8 +125,32 @@ def test_standard_deviations_stay_within_their_bounds() -> None:
     mean, std = NormalParameters()(parameters)
     assert mean.tolist() == [0.3, -0.4, 1.0, 2.0]
     torch.testing.assert_close(std.log(), torch.tensor([-20.0, 2.0, -1.5, 1.5], dtype=torch.float64))
-    narrow = NormalParameters(low=-5.0, high=1.0)(parameters)[1]
-    torch.testing.assert_close(narrow.log(), torch.tensor([-5.0, 1.0, -1.5, 1.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("std", "low", "at_zero", "high"),
+    [
+        (Std.clip, math.exp(-20), 1.0, math.exp(2)),
+        (Std.tanh, math.exp(-5), math.exp(-1.5), math.exp(2)),
+        (Std.softplus, 1e-5, math.log(2) + 1e-5, 100.0 + 1e-5),
+        (Std.biased_softplus, 0.1, 1.0, 100.0 + math.log(math.expm1(0.99)) + 0.01),
+    ],
+)
+def test_every_standard_deviation_has_its_bounds(std: Std, low: float, at_zero: float, high: float) -> None:
+    output = torch.tensor([-100.0, 0.0, 100.0], dtype=torch.float64)
+    mean, found = NormalParameters(std)(torch.cat([output + 7, output]))
+    assert torch.equal(mean, output + 7)
+    torch.testing.assert_close(found, torch.tensor([low, at_zero, high], dtype=torch.float64))
+
+
+def test_between_its_bounds_a_standard_deviation_is_that_of_its_system() -> None:
+    output = torch.linspace(-4, 1.9, 50, dtype=torch.float64)
+    torch.testing.assert_close(Std.clip(output), output.exp())
+    stretched = -5 + (2 - -5) * (output.tanh() + 1) / 2
+    torch.testing.assert_close(Std.tanh(output), stretched.exp())
+    torch.testing.assert_close(Std.softplus(output), (1 + output.exp()).log() + 1e-5)
+    torchrl = NormalParamExtractor(scale_mapping="biased_softplus_1.0", scale_lb=0.1)
+    torch.testing.assert_close(Std.biased_softplus(output), torchrl(torch.cat([output, output]))[1])
 
 
 def test_the_narrowest_policy_still_has_an_exact_log_probability() -> None:

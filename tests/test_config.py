@@ -25,11 +25,14 @@ from sac_torchrl.config import (
 from sac_torchrl.config.files import read
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.learner import Execution
+from sac_torchrl.losses import Combine
+from sac_torchrl.networks import Init, Network
 from sac_torchrl.replay import Storage
-from sac_torchrl.variants import SAC, DiscreteSAC
+from sac_torchrl.variants import REDQ, SAC, DiscreteSAC, SACv1
 
 ROOT = Path(sac_torchrl.__file__).parents[1]
 PRESETS = sorted(path.stem for path in (SHIPPED / "presets").glob("*.yaml"))
+TASKS = [name for name in PRESETS if "id" in read(SHIPPED / "presets" / f"{name}.yaml").settings.get("env", {})]
 
 
 class Outcome:
@@ -103,6 +106,23 @@ def test_values_reach_their_plans_with_their_types(recipe: Recipe) -> None:
     assert config.replay_ratio == 0.25
 
 
+def test_the_settings_that_go_with_a_variant_give_way_to_all_others(recipe: Recipe) -> None:
+    config = recipe("variant=redq", "preset=halfcheetah").config
+    assert isinstance(config.variant, REDQ)
+    assert (config.env.id, config.random_frames) == ("HalfCheetah-v5", 10_000)
+    assert (config.replay_ratio, config.learner.actor_every, config.learner.lr) == (20, 20, 3e-4)
+    config = recipe("preset=redq", "env.id=HalfCheetah-v5", "replay_ratio=5").config
+    assert isinstance(config.variant, REDQ)
+    assert (config.env.id, config.random_frames) == ("HalfCheetah-v5", 5_000)
+    assert (config.replay_ratio, config.learner.actor_every) == (5, 20)
+    config = recipe("preset=redq", "variant=sac").config
+    assert (config.replay_ratio, config.learner.actor_every) == (1, 1)
+    with_run = ["variant=droq", "run.folder=made", "total_frames=2000"]
+    recipe(*with_run, "learner.actor_every=3", opened=True)
+    config = recipe("run.folder=made").config
+    assert (config.replay_ratio, config.learner.actor_every) == (20, 3)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -115,6 +135,8 @@ def test_values_reach_their_plans_with_their_types(recipe: Recipe) -> None:
         (["~seed"], "~seed: a key cannot be removed"),
         (["preset=halfcheeta"], "preset=halfcheeta is unknown: did you mean halfcheetah?"),
         (["preset=cartpole"], "preset=cartpole is for recipes/discrete.py"),
+        (["preset=[hopper,sd_sac]"], "preset=sd_sac is for recipes/discrete.py"),
+        (["preset=[hopper,spinupp]"], "preset=spinupp is unknown: did you mean spinup?"),
         (["variant=sacc"], "variant=sacc is unknown: did you mean sac?"),
         (["variant={gamma:1}"], "variant={gamma:1} is unknown"),
         (["collector=direkt"], "collector=direkt is unknown: did you mean direct?"),
@@ -152,6 +174,8 @@ def test_all_mistakes_are_in_one_message(recipe: Recipe, tmp_path: Path) -> None
         "batch_size=512",
         "total_frames=100",
         "random_frames=200",
+        "learning_starts=101",
+        "update_every=0",
         "seed=-1",
         "log_every=0",
     ).line
@@ -163,6 +187,8 @@ def test_all_mistakes_are_in_one_message(recipe: Recipe, tmp_path: Path) -> None
         "replay_ratio=0.0",
         "batch_size=512: give 1 to 100",
         "random_frames=200: give 0 to 100",
+        "learning_starts=101: give 0 to 100",
+        "update_every=0",
         "seed=-1",
         "log_every=0",
     ):
@@ -170,8 +196,13 @@ def test_all_mistakes_are_in_one_message(recipe: Recipe, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_short_and_only_say_what_differs(name: str) -> None:
+@pytest.mark.parametrize(("given", "expected"), [(None, 1_000), (0, 0), (700, 700)])
+def test_updates_begin_after_the_random_frames_or_where_asked(given: int | None, expected: int) -> None:
+    assert Continuous(learning_starts=given).updates_after == expected
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_presets_of_tasks_are_short_and_only_say_what_differs(name: str) -> None:
     path = SHIPPED / "presets" / f"{name}.yaml"
     layer = read(path)
     assert layer.names == {}
@@ -198,6 +229,16 @@ def test_keys_on_the_command_line_win_over_a_preset(recipe: Recipe) -> None:
     assert isinstance(config.variant, DiscreteSAC)
 
 
+def test_a_system_is_combined_with_a_task_and_later_presets_win(recipe: Recipe) -> None:
+    config = recipe("preset=spinup", "env.id=HalfCheetah-v5").config
+    assert (config.env.id, config.batch_size, config.total_frames) == ("HalfCheetah-v5", 100, 400_000)
+    for words, total in ((["preset=[halfcheetah,spinup]"], 400_000), (["preset=[spinup,halfcheetah]"], 1_000_000)):
+        config = recipe(*words).config
+        assert (config.env.id, config.batch_size, config.total_frames) == ("HalfCheetah-v5", 100, total)
+    config = recipe("preset=[haarnoja2018a,humanoid]", "variant.reward_scale=20").config
+    assert config.variant == SACv1(Network(init=Init.xavier_uniform), reward_scale=20.0, actor_q=Combine.first)
+
+
 @dataclass
 class Calm(SAC):
     """A variant of this test, with a field of its own."""
@@ -216,6 +257,7 @@ def test_a_variant_is_chosen_by_name_and_by_the_presets_beside_the_recipe(
     presets = tmp_path / "presets"
     presets.mkdir()
     (presets / "short.yaml").write_text("recipe: continuous\nvariant: calm\n")
+    (presets / "other.yaml").write_text("recipe: continuous\nvariant: sac\n")
     (presets / "long.yaml").write_text("recipe: continuous\nvariant:\n  name: calm\n  calm: 0.5\n  tau: 0.1\n")
     monkeypatch.setattr("inspect.getfile", lambda main: str(tmp_path / "recipe.py"))
     assert recipe("variant=calm", "variant.calm=2", schema=Family).config.variant == Calm(calm=2.0)
@@ -223,7 +265,10 @@ def test_a_variant_is_chosen_by_name_and_by_the_presets_beside_the_recipe(
     assert recipe("preset=long", schema=Family).config.variant == Calm(calm=0.5, tau=0.1)
     assert recipe("preset=long", "variant.tau=0.2", schema=Family).config.variant == Calm(calm=0.5, tau=0.2)
     assert recipe("preset=short", "variant=sac", schema=Family).config.variant == SAC()
+    assert recipe("preset=[long,short]", schema=Family).config.variant == Calm(calm=0.5, tau=0.1)
     assert "unknown key variant.calm" in recipe("variant.calm=2", schema=Family).line
+    line = recipe("preset=[long,other]", schema=Family).line
+    assert "long variant=calm and other variant=sac exclude one another" in line
 
 
 @pytest.mark.parametrize("text", ["env: {id: Pendulum-v1}\n", "recipe: other\n", "- a\n", "recipe: [\n"])

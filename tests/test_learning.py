@@ -11,7 +11,25 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from tensordict import TensorDict
 
-from sac_torchrl import SAC, Agent, Direct, DiscreteSAC, Env, Learning, Network, Replay, ReplayRatio, Storage
+from sac_torchrl import (
+    REDQ,
+    SAC,
+    TQC,
+    Agent,
+    CrossQ,
+    Direct,
+    DiscreteSAC,
+    DroQ,
+    Env,
+    Learning,
+    Network,
+    Replay,
+    ReplayRatio,
+    SACv1,
+    SimBa,
+    Storage,
+)
+from sac_torchrl.losses import Combine
 from sac_torchrl.variants import Variant
 
 CPU = torch.device("cpu")
@@ -89,8 +107,21 @@ def train(tmp_path: Path) -> Callable[..., Agent]:
     return run
 
 
-def test_a_continuous_policy_becomes_the_best_of_its_temperature(train: Callable[..., Agent]) -> None:
-    agent = train(SAC(network=SMALL, alpha=0.1, fixed_alpha=True, tau=0.05), Env("Aim-v0", 4), frames=4_000, ratio=0.4)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        SAC(network=SMALL, alpha=0.1, fixed_alpha=True, tau=0.05),
+        REDQ(network=SMALL, alpha=0.1, fixed_alpha=True, tau=0.05, critics=3),
+        DroQ(network=SMALL, alpha=0.1, fixed_alpha=True, tau=0.05),
+        CrossQ(network=SMALL, critic_hidden=[32, 32], alpha=0.1, fixed_alpha=True),
+        TQC(network=SMALL, critic_hidden=[32, 32], critics=2, alpha=0.1, fixed_alpha=True, tau=0.05),
+        SimBa(actor_width=16, critic_width=16, alpha=0.1, fixed_alpha=True, tau=0.05),
+        SACv1(network=SMALL, reward_scale=10.0, tau=0.05),
+    ],
+    ids=lambda variant: type(variant).__name__,
+)
+def test_a_continuous_policy_becomes_the_best_of_its_temperature(train: Callable[..., Agent], variant: Variant) -> None:
+    agent = train(variant, Env("Aim-v0", 4), frames=4_000, ratio=0.4)
     seen = torch.linspace(-0.8, 0.8, 5).unsqueeze(-1)
     with torch.no_grad():
         actions = agent.actor.get_dist(TensorDict({"observation": seen}, [5])).sample((2_000,))
@@ -109,9 +140,14 @@ def test_a_learned_temperature_meets_its_entropy(train: Callable[..., Agent]) ->
     assert -log_prob.mean().item() == pytest.approx(-1, abs=0.2)
 
 
-def test_a_discrete_policy_is_that_of_soft_value_iteration(train: Callable[..., Agent]) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"actor_q": Combine.mean, "target_q": Combine.mean, "q_clip": 0.5}],
+    ids=["minimum", "clipped mean"],
+)
+def test_a_discrete_policy_is_that_of_soft_value_iteration(fields: dict[str, Any], train: Callable[..., Agent]) -> None:
     alpha, gamma = 0.1, 0.8
-    variant = DiscreteSAC(network=SMALL, alpha=alpha, fixed_alpha=True, gamma=gamma, tau=0.05)
+    variant = DiscreteSAC(network=SMALL, alpha=alpha, fixed_alpha=True, gamma=gamma, tau=0.05, **fields)
     agent = train(variant, Env("Corridor-v0", 4), frames=5_000, ratio=0.4)
     values = np.zeros((5, 2))
     for _ in range(200):
@@ -125,8 +161,15 @@ def test_a_discrete_policy_is_that_of_soft_value_iteration(train: Callable[..., 
     assert learned.numpy() == pytest.approx(policy, abs=0.1)
 
 
-def test_a_time_limit_does_not_end_the_value(train: Callable[..., Agent]) -> None:
-    variant = SAC(network=SMALL, alpha=1e-6, fixed_alpha=True, gamma=0.8, tau=0.1)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        SAC(network=SMALL, alpha=1e-6, fixed_alpha=True, gamma=0.8, tau=0.1),
+        SACv1(network=SMALL, alpha=1e-6, gamma=0.8, tau=0.1),
+    ],
+    ids=["sac", "sac_v1"],
+)
+def test_a_time_limit_does_not_end_the_value(variant: Variant, train: Callable[..., Agent]) -> None:
     agent = train(variant, Env("Forever-v0", 4), frames=4_000, ratio=0.4)
     # Against a reward of 0 at an end, the error of the larger critic is its value.
     nothing = {

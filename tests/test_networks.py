@@ -1,12 +1,13 @@
+import math
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torchrl.data import Categorical, Unbounded
+from torchrl.data import Categorical, TensorSpec, Unbounded
 
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.networks import Network, OneHot
+from sac_torchrl.networks import Init, Network, OneHot
 
 CPU = torch.device("cpu")
 VECTOR = Unbounded(shape=3)
@@ -86,3 +87,35 @@ def test_bad_fields_are_refused_in_one_line(hidden: list[int], embedding: int | 
     with pytest.raises(ConfigError, match=message) as raised:
         Network(hidden, embedding)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("init", [Init.xavier_uniform, Init.orthogonal, Init.he_normal])
+@pytest.mark.parametrize("observation", [VECTOR, STATES], ids=["vector", "index"])
+def test_weights_are_drawn_as_asked_and_biases_are_nought(init: Init, observation: TensorSpec) -> None:
+    torch.manual_seed(0)
+    network = Network([400, 300], init=init).build(observation, outputs=4, device=CPU)
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    assert len(layers) == 3
+    for layer in layers:
+        outputs, inputs = layer.weight.shape
+        assert not layer.bias.any()
+        match init:
+            case Init.xavier_uniform:
+                bound = math.sqrt(6 / (inputs + outputs))
+                assert 0.97 * bound < float(layer.weight.detach().abs().max()) <= bound
+            case Init.orthogonal:
+                square = layer.weight @ layer.weight.T if outputs <= inputs else layer.weight.T @ layer.weight
+                torch.testing.assert_close(square, torch.eye(min(layer.weight.shape)), rtol=0, atol=1e-5)
+            case Init.he_normal:
+                assert float(layer.weight.detach().std()) == pytest.approx(math.sqrt(2 / inputs), rel=0.1)
+
+
+def test_without_a_choice_weights_and_biases_are_those_of_torch() -> None:
+    torch.manual_seed(0)
+    network = Network([8]).build(VECTOR, outputs=2, device=CPU)
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 8), nn.Linear(8, 2)]
+    found = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    for layer, expected in zip(found, layers, strict=True):
+        assert torch.equal(layer.weight, expected.weight)
+        assert torch.equal(layer.bias, expected.bias)

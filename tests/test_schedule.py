@@ -52,6 +52,41 @@ def test_a_resumed_ratio_continues_the_uninterrupted_one(
     assert sum(following) == end - exact * max(0, done * increment - 100) // 1
 
 
+@pytest.mark.parametrize(("ratio", "exact"), RATIOS)
+@pytest.mark.parametrize("increment", [1, 7, 8, 64])
+@pytest.mark.parametrize(("every", "after"), [(50, 0), (50, 100), (50, 130), (1000, 25)])
+def test_bursts_are_exact_at_every_multiple_and_nothing_is_due_between(
+    ratio: float, exact: Fraction, increment: int, every: int, after: int
+) -> None:
+    replay_ratio = ReplayRatio(ratio, after=after, every=every)
+    updates = 0
+    for frames in range(increment, 4_000, increment):
+        due = replay_ratio.due(increment)
+        if frames // every == (frames - increment) // every:
+            assert due == 0
+        updates += due
+        assert updates == (exact * max(0, frames // every * every - after)) // 1
+
+
+def test_spinning_ups_updates_come_in_fifties() -> None:
+    replay_ratio = ReplayRatio(1, after=950, every=50)
+    due = [replay_ratio.due(1) for _ in range(1_200)]
+    assert {frame: count for frame, count in enumerate(due, 1) if count} == dict.fromkeys(range(1_000, 1_201, 50), 50)
+
+
+def test_a_resumed_burst_continues_the_uninterrupted_one() -> None:
+    uninterrupted = ReplayRatio(0.29, after=100, every=50)
+    for _ in range(333):
+        uninterrupted.due(1)
+    resumed = ReplayRatio(0.29, after=100, every=50, frames=333)
+    assert [resumed.due(1) for _ in range(200)] == [uninterrupted.due(1) for _ in range(200)]
+
+
+def test_a_burst_of_no_frames_is_refused() -> None:
+    with pytest.raises(ConfigError, match="update_every=0: "):
+        ReplayRatio(1, after=0, every=0)
+
+
 @pytest.mark.parametrize("ratio", [0, -1, float("inf"), float("nan")])
 def test_a_ratio_that_is_no_positive_number_is_refused(ratio: float) -> None:
     with pytest.raises(ConfigError, match=f"replay_ratio={ratio}: "):

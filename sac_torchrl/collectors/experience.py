@@ -15,6 +15,7 @@ from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.agent import Specs
 from sac_torchrl.envs import Env
+from sac_torchrl.nstep import NStep
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Experience(ABC):
         self._buffer = buffer
         self._specs = specs
         self._count = count
+        self._n_step = NStep(specs.n_steps, gamma=specs.gamma, count=count)
         self._total_frames = total_frames
         self._random_frames = random_frames
         self._seed = seed
@@ -74,12 +76,13 @@ class Experience(ABC):
         """
         if self.finished:
             return
+        self._store(self._n_step.cut())  # of a run that was resumed
         with closing(self._collect()) as collected:
             for steps in collected:
                 new = len(steps.rows)
                 if not new:
                     continue
-                self._buffer.extend(steps.rows)
+                self._store(self._n_step(steps.rows, steps.done, steps.environments))
                 self.frames += new
                 self._behind += new * steps.behind
                 self._follow(steps)
@@ -111,16 +114,21 @@ class Experience(ABC):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """The counter of frames."""
-        return {"frames": self.frames}
+        """The counter of frames, and the rows that are held back until they span enough of them."""
+        return {"frames": self.frames} | self._n_step.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue counting where a saved run stood."""
+        self._n_step.load_state_dict(state)
         self.frames = self._told_frames = state["frames"]
 
     @abstractmethod
     def _collect(self) -> Iterator[Steps]:
         """Open the environments and step them, for as long as somebody asks; close them at the end."""
+
+    def _store(self, rows: TensorDict) -> None:
+        if len(rows):
+            self._buffer.extend(rows)
 
     def _follow(self, steps: Steps) -> None:
         """Keep the sums of the episodes that are running, and of those that ended."""
@@ -135,7 +143,8 @@ class Experience(ABC):
         self._lengths[whose] = lengths * ~done
 
     def _cut(self, environments: Tensor) -> None:
-        """Forget the running episodes of these: they were lost and are nobody's return."""
+        """Forget the running episodes of these: they were lost and are nobody's return. Their frames are stored."""
+        self._store(self._n_step.cut(environments))
         self._returns[environments], self._lengths[environments] = 0.0, 0
 
 

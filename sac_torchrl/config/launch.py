@@ -37,7 +37,8 @@ Train Soft Actor-Critic (recipe: {recipe}). Give KEY=VALUE to change anything be
   {command} run.folder=runs/NAME               (a new folder, or a run to go on with)
 
 Results go to a new folder below runs/: config.yaml, metrics.csv, curve.png, checkpoints, evaluation.json.
-A preset is a task with its length: preset=NAME. Keys on the command line win over it.
+A preset is a task with its length or a published system's settings: preset=NAME, or several, of which later ones
+win: preset=[TASK,SYSTEM]. Keys on the command line win over presets.
 """
 _TEMPLATE = """\
 ${hydra.help.header}
@@ -54,9 +55,9 @@ def launch(main: Callable[[T], None], schema: type[T]) -> None:
     """Call `main` with the configuration that the command line asks for: the last line of a recipe.
 
     Values come from the defaults of `schema`, then from the run that `run.folder` holds, then from
-    `preset=NAME` (a file in the folder presets/ beside the recipe), then from the command line. Mistakes end
-    the process with one line and exit code 64 before `main` is called; what `main` raises ends it as
-    `run.exit_codes` says.
+    `preset=NAME` (a file in the folder presets/ beside the recipe) or `preset=[NAME,NAME]`, of which later ones win,
+    then from the command line. Mistakes end the process with one line and exit code 64 before `main` is called;
+    what `main` raises ends it as `run.exit_codes` says.
     Hydra's own flags work (--help, --cfg job, --multirun, ...), and it writes nothing.
     """
     arguments = get_args_parser().parse_args()
@@ -106,7 +107,8 @@ class _CommandLine(Generic[T]):
             base[key] = "???"
             store.repo.pop(key, None)  # The other recipe's, where both are launched in one process.
             for name, option in options.items():
-                store.store(group=key, name=name, node=option)
+                node = {key: OmegaConf.structured(option), **getattr(option, "training", {})}
+                store.store(group=key, name=name, node=node, package="_global_")
         store.repo.pop("preset", None)
         for name, layer in self.presets.items():
             if layer.recipe == self.recipe:
@@ -163,16 +165,28 @@ class _CommandLine(Generic[T]):
             raise ConfigError(" ".join(problems))
 
     def _misnamed(self, override: Override) -> Iterator[str]:
-        key, name = override.key_or_group, override.value()
+        key, value = override.key_or_group, override.value()
         options = choices(self.schema).get(key, self.presets)
-        if override.is_hydra_override() or override.is_delete() or (key == "preset" and name is None):
+        if override.is_hydra_override() or override.is_delete() or (key == "preset" and value is None):
             return
-        if not isinstance(name, str) or name not in options:
-            yield f"{override.input_line} is unknown{nearest(str(name), options)} --help lists all names."
-        elif key == "preset" and self.presets[name].recipe != self.recipe:
-            yield f"preset={name} is for recipes/{self.presets[name].recipe}.py; this is {self.recipe}."
-        elif self.saved is not None and key in self.saved.names and name != self.saved.names[key]:
-            yield f"{key}={name}: run.folder holds a run with {key}={self.saved.names[key]}; give another."
+        names = value if key == "preset" and isinstance(value, list) else [value]
+        unknown = [name for name in names if not isinstance(name, str) or name not in options]
+        for name in unknown:
+            given = override.input_line if len(names) == 1 else f"{key}={name}"
+            yield f"{given} is unknown{nearest(str(name), options)} --help lists all names."
+        if unknown:
+            return
+        if key == "preset":
+            layers = {str(name): self.presets[str(name)] for name in names}
+            for name, layer in layers.items():
+                if layer.recipe != self.recipe:
+                    yield f"preset={name} is for recipes/{layer.recipe}.py; this is {self.recipe}."
+            variants = {name: layer.names["variant"] for name, layer in layers.items() if "variant" in layer.names}
+            if len(set(variants.values())) > 1:
+                chosen = " and ".join(f"{name} variant={variant}" for name, variant in variants.items())
+                yield f"{override.input_line}: {chosen} exclude one another."
+        elif self.saved is not None and key in self.saved.names and value != self.saved.names[key]:
+            yield f"{key}={value}: run.folder holds a run with {key}={self.saved.names[key]}; give another."
 
     def _compose(self, overrides: list[Override]) -> DictConfig:
         words = [str(override.input_line) for override in overrides]

@@ -2,20 +2,25 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
+import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.checkpoint import Checkpointing
 from sac_torchrl.collectors import Collecting, Direct, Processes
 from sac_torchrl.envs import Env
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.evaluation import Evaluating
 from sac_torchrl.learner import Learning
+from sac_torchrl.normalisation import normalised
+from sac_torchrl.offline import Offline
 from sac_torchrl.replay import Replay
 from sac_torchrl.run import Running, resolve_device
-from sac_torchrl.variants import SAC, DiscreteSAC, Variant
+from sac_torchrl.variants import REDQ, SAC, TQC, CrossQ, DiscreteSAC, DroQ, SACv1, SimBa, Variant
 
 
 @dataclass
@@ -23,11 +28,21 @@ class Training:
     """What every recipe is configured by, in the words of the command line; raises ConfigError.
 
     `total_frames` and `random_frames` (the first ones, drawn uniformly) count transitions over all
-    environments, `replay_ratio` is updates per frame, `log_every` frames lie between two rows of metrics.csv,
-    `device` is auto, cpu, cuda or cuda:N.
+    environments. `replay_ratio` is updates per frame; they begin after `learning_starts` frames (null: after the
+    random ones), and those of each `update_every` frames come at once. A row of the replay buffer spans `n_steps`
+    frames, and `normalise` gives the networks observations of mean 0 and variance 1 (the replay buffer keeps them as
+    they came). `log_every` frames lie between two rows of metrics.csv, `device` is auto, cpu, cuda or cuda:N.
     """
 
-    variants: ClassVar[dict[str, type[Variant]]] = {"sac": SAC}
+    variants: ClassVar[dict[str, type[Variant]]] = {
+        "sac": SAC,
+        "sac_v1": SACv1,
+        "redq": REDQ,
+        "droq": DroQ,
+        "crossq": CrossQ,
+        "tqc": TQC,
+        "simba": SimBa,
+    }
     collectors: ClassVar[dict[str, type[Collecting]]] = {"direct": Direct, "processes": Processes}
 
     variant: Variant = field(default_factory=SAC)
@@ -36,12 +51,17 @@ class Training:
     seed: int = 0
     total_frames: int = 10_000
     random_frames: int = 1_000
+    learning_starts: int | None = None
     replay_ratio: float = 1.0
+    update_every: int = 1
     batch_size: int = 256
+    n_steps: int = 1
+    normalise: bool = False
     log_every: int = 500
     device: str = "auto"
     learner: Learning = field(default_factory=Learning)
     replay: Replay = field(default_factory=Replay)
+    offline: Offline = field(default_factory=Offline)
     evaluate: Evaluating = field(default_factory=Evaluating)
     checkpoint: Checkpointing = field(default_factory=Checkpointing)
     run: Running = field(default_factory=Running)
@@ -59,12 +79,28 @@ class Training:
                     0 <= self.random_frames <= self.total_frames or self.total_frames < 1,
                 ),
                 (
+                    f"learning_starts={self.learning_starts}: give 0 to {self.total_frames}, or null.",
+                    self.learning_starts is None or 0 <= self.learning_starts <= max(0, self.total_frames),
+                ),
+                (f"update_every={self.update_every}: give 1 or more frames.", self.update_every >= 1),
+                (
                     f"replay_ratio={self.replay_ratio}: give a positive number of updates per frame.",
                     0 < self.replay_ratio < math.inf,
                 ),
                 (
                     f"batch_size={self.batch_size}: give 1 to {rows}, the smaller of replay.capacity and total_frames.",
                     1 <= self.batch_size <= rows or self.total_frames < 1,
+                ),
+                (
+                    f"offline.dataset={self.offline.dataset}: rows of two sources are drawn uniformly; give "
+                    "replay.prioritised=false.",
+                    self.offline.dataset is None or not self.replay.prioritised,
+                ),
+                (f"n_steps={self.n_steps}: give 1 or more.", self.n_steps >= 1),
+                (
+                    f"n_steps={self.n_steps} with env.count={self.env.count}: give random_frames of at least "
+                    f"{self.n_steps * self.env.count}, so that there is a row to learn from.",
+                    self.n_steps <= 1 or self.random_frames >= self.n_steps * self.env.count,
                 ),
             )
             if not right
@@ -75,6 +111,21 @@ class Training:
             wrong.append(str(error))
         if wrong:
             raise ConfigError(" ".join(wrong))
+
+    @property
+    def updates_after(self) -> int:
+        """The number of first frames that bring no updates."""
+        return self.random_frames if self.learning_starts is None else self.learning_starts
+
+    def specs(self) -> Specs:
+        """The spaces of the environment and what a replay row spans; makes one environment, and closes it."""
+        return replace(self.env.specs(), n_steps=self.n_steps, gamma=self.variant.gamma)
+
+    def agent(self, specs: Specs, *, device: torch.device) -> Agent:
+        """Build the agent of the variant, with a normaliser of observations where one is wanted."""
+        build = partial(self.variant.build, specs, device=device)
+        agent = replace(build(), anew=build)
+        return normalised(agent, specs, device=device) if self.normalise else agent
 
 
 @dataclass

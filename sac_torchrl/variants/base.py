@@ -2,20 +2,35 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch.nn import Parameter
 from torchrl.modules import ProbabilisticActor, ValueOperator
-from torchrl.objectives import LossModule, SoftUpdate, ValueEstimators
+from torchrl.objectives import HardUpdate, LossModule, SoftUpdate, ValueEstimators
 
-from sac_torchrl.agent import Agent, Specs
+from sac_torchrl.agent import Agent, Specs, Statistics
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.networks import Network
+from sac_torchrl.nstep import SPAN
+from sac_torchrl.prioritised import WEIGHT
 
 
 @dataclass
 class Variant(ABC):
-    """What `variant=NAME` chooses."""
+    """What `variant=NAME` chooses.
+
+    With it come the recipe's settings in `training`, where run, preset and command line set nothing else.
+    """
+
+    training: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    @abstractmethod
+    def gamma(self) -> float:
+        """The discount, a field of every variant."""
 
     @abstractmethod
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
@@ -23,20 +38,44 @@ class Variant(ABC):
 
 
 def assemble(
-    actor: ProbabilisticActor, loss: LossModule, critics: list[ValueOperator], *, gamma: float, tau: float
+    actor: ProbabilisticActor,
+    loss: LossModule,
+    critics: list[ValueOperator],
+    *,
+    gamma: float,
+    tau: float | None,
+    statistics: tuple[Statistics, ...] = (),
 ) -> Agent:
-    """Give the loss the critics' own weights, the discount of its TD(0) targets, and target networks that follow."""
+    """Give the loss the critics' own weights, the discount of its TD(0) targets, and target networks that follow.
+
+    Without `tau` there are none. With a `tau` of 1 they are copies: after each update, or each `learner.target_every`
+    of them.
+    """
     # TorchRL draws the weights of a critic that it copies anew, and would not train the only one of a list.
     with torch.no_grad():
         for name, stacked in loss.qvalue_network_params.flatten_keys(".").items():
             if isinstance(stacked, Parameter):
                 stacked.copy_(torch.stack([critic.get_parameter(name) for critic in critics]))
     loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
-    return Agent(actor, loss, targets=(SoftUpdate(loss, tau=tau),))
+    # A learner hands on what a loss asks for: TorchRL's reads these where rows span several frames or are prioritised.
+    loss.in_keys = [*loss.in_keys, SPAN, WEIGHT]
+    if tau is None:
+        return Agent(actor, loss, (), statistics=statistics)
+    # An interval of 0 copies at every step.
+    target = HardUpdate(loss, value_network_update_interval=0) if tau == 1 else SoftUpdate(loss, tau=tau)
+    return Agent(actor, loss, (target,), statistics=statistics)
 
 
-def check(critics: int, gamma: float, tau: float, alpha: float) -> None:
-    """Raise one ConfigError for everything that is wrong with the fields that all variants have."""
+def sized(network: Network, hidden: list[int] | None) -> Network:
+    """The same network with other hidden layers, where any are given."""
+    return network if hidden is None else replace(network, hidden=list(hidden))
+
+
+def check(critics: int, gamma: float, tau: float, alpha: float, **scales: float) -> None:
+    """Raise one ConfigError for everything that is wrong with the fields that all variants have.
+
+    `scales` are further factors, by the names of their fields.
+    """
     wrong = [
         line
         for line, right in (
@@ -44,6 +83,7 @@ def check(critics: int, gamma: float, tau: float, alpha: float) -> None:
             (f"variant.gamma={gamma}: from 0 to 1", 0 <= gamma <= 1),
             (f"variant.tau={tau}: above 0, at most 1", 0 < tau <= 1),
             (f"variant.alpha={alpha}: above 0", 0 < alpha < math.inf),
+            *((f"variant.{name}={scale}: above 0", 0 < scale < math.inf) for name, scale in scales.items()),
         )
         if not right
     ]

@@ -1,17 +1,19 @@
 """Soft Actor-Critic for discrete actions."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import torch
 from torchrl.data import Categorical
-from torchrl.objectives import DiscreteSACLoss
 
 from sac_torchrl.actors import categorical_actor
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.critics import action_value_critic
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.losses import AlphaForm, Combine, SACDiscreteLoss, Terms
 from sac_torchrl.networks import Network
-from sac_torchrl.variants.base import Variant, assemble, check
+from sac_torchrl.temperature import KeptTemperature
+from sac_torchrl.variants.base import Variant, assemble, check, sized
 
 
 @dataclass
@@ -20,6 +22,13 @@ class DiscreteSAC(Variant):
 
     As `SAC`, but the entropy target is `target_entropy_ratio` times log(number of actions), the entropy of the
     uniform policy. The paper's 0.98 keeps the policy almost uniform where few actions matter.
+
+    The target moves on a line from that ratio to `target_entropy_ratio_end` in the first `target_entropy_updates`
+    updates (null: it stays). A learned temperature is kept within `min_alpha` and `max_alpha` after each update (null:
+    no bound); a warning tells when the entropy cannot reach its target, see `temperature.KeptTemperature`.
+
+    The other fields are what the systems of SAC differ in: `critic_hidden` (null: as the actor's), `reward_scale`,
+    and the terms of the loss, see `losses.Terms`.
     """
 
     network: Network = field(default_factory=Network)
@@ -29,17 +38,50 @@ class DiscreteSAC(Variant):
     alpha: float = 1.0
     fixed_alpha: bool = False
     target_entropy_ratio: float = 0.2
+    target_entropy_ratio_end: float | None = None
+    target_entropy_updates: int = 0
+    min_alpha: float | None = None
+    max_alpha: float | None = None
+    critic_hidden: list[int] | None = None
+    actor_q: Combine = Combine.min
+    target_q: Combine = Combine.min
+    q_clip: float | None = None
+    alpha_form: AlphaForm = AlphaForm.log_alpha
+    reward_scale: float = 1.0
+    critic_loss_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check(self.critics, self.gamma, self.tau, self.alpha)
-        if not 0 <= self.target_entropy_ratio < 1:
+        check(
+            self.critics,
+            self.gamma,
+            self.tau,
+            self.alpha,
+            q_clip=1.0 if self.q_clip is None else self.q_clip,
+            reward_scale=self.reward_scale,
+            critic_loss_scale=self.critic_loss_scale,
+        )
+        for name in ("target_entropy_ratio", "target_entropy_ratio_end"):
+            ratio = getattr(self, name)
+            if ratio is not None and not 0 <= ratio < 1:
+                raise ConfigError(
+                    f"variant.{name}={ratio}: no policy is more random than uniform; give a number from 0 to below 1."
+                )
+        if (self.target_entropy_ratio_end is None) != (self.target_entropy_updates == 0):
             raise ConfigError(
-                f"variant.target_entropy_ratio={self.target_entropy_ratio}: no policy is more random than uniform; "
-                "give a number from 0 to below 1."
+                f"variant.target_entropy_ratio_end={self.target_entropy_ratio_end} and "
+                f"variant.target_entropy_updates={self.target_entropy_updates} belong together: give both, or neither."
+            )
+        if self.target_entropy_updates < 0:
+            raise ConfigError(f"variant.target_entropy_updates={self.target_entropy_updates}: give 0 or more.")
+        low, high = self._alpha_bounds()
+        if not 0 <= low <= self.alpha <= high:
+            raise ConfigError(
+                f"variant.alpha={self.alpha} does not lie from variant.min_alpha={self.min_alpha} to "
+                f"variant.max_alpha={self.max_alpha}."
             )
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
-        """Build actor, critics and TorchRL's DiscreteSACLoss; raises ConfigError where actions are continuous."""
+        """Build actor, critics and SACDiscreteLoss; raises ConfigError where actions are continuous."""
         if not isinstance(specs.action, Categorical):
             raise ConfigError(
                 f"variant=discrete_sac needs discrete actions, and this environment has {specs.action.shape[-1]} "
@@ -47,11 +89,12 @@ class DiscreteSAC(Variant):
             )
         actions = specs.action.space.n
         actor = categorical_actor(self.network.build(specs.observation, outputs=actions, device=device), specs)
+        critic_network = sized(self.network, self.critic_hidden)
         critics = [
-            action_value_critic(self.network.build(specs.observation, outputs=actions, device=device))
+            action_value_critic(critic_network.build(specs.observation, outputs=actions, device=device))
             for _ in range(self.critics)
         ]
-        loss = DiscreteSACLoss(
+        loss = SACDiscreteLoss(
             actor,
             critics[0],
             action_space="categorical",
@@ -62,5 +105,30 @@ class DiscreteSAC(Variant):
             fixed_alpha=self.fixed_alpha,
             target_entropy_weight=self.target_entropy_ratio,
             deactivate_vmap=True,
+            terms=Terms(
+                actor_q=self.actor_q,
+                target_q=self.target_q,
+                q_clip=self.q_clip,
+                alpha_form=self.alpha_form,
+                reward_scale=self.reward_scale,
+                critic_loss_scale=self.critic_loss_scale,
+            ),
         ).to(device)
-        return assemble(actor, loss, critics, gamma=self.gamma, tau=self.tau)
+        agent = assemble(actor, loss, critics, gamma=self.gamma, tau=self.tau)
+        return agent if self.fixed_alpha else replace(agent, temperature=self._temperature(loss, actions))
+
+    def _alpha_bounds(self) -> tuple[float, float]:
+        return (
+            0.0 if self.min_alpha is None else self.min_alpha,
+            math.inf if self.max_alpha is None else self.max_alpha,
+        )
+
+    def _temperature(self, loss: SACDiscreteLoss, actions: int) -> KeptTemperature:
+        end = self.target_entropy_ratio if self.target_entropy_ratio_end is None else self.target_entropy_ratio_end
+        return KeptTemperature(
+            loss.log_alpha,
+            loss.target_entropy,
+            bounds=self._alpha_bounds(),
+            targets=(self.target_entropy_ratio * math.log(actions), end * math.log(actions)),
+            over=self.target_entropy_updates,
+        )

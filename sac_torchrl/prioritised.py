@@ -1,0 +1,90 @@
+"""Prioritised replay: rows with large errors are drawn more often, and count for less in the critics' loss."""
+
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import PrioritizedSampler, TensorDictReplayBuffer
+from torchrl.data.replay_buffers.samplers import Sampler
+
+from sac_torchrl.errors import ConfigError
+from sac_torchrl.packed import PackedReplayBuffer
+
+# What TorchRL's sampler writes into a batch, and what the learner answers.
+WEIGHT, ERROR = "priority_weight", "td_error"
+
+
+class PrioritisedReplayBuffer(PackedReplayBuffer):
+    """PackedReplayBuffer whose new rows have the largest priority so far (Schaul et al. 2016, algorithm 1, line 6)."""
+
+    def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
+        """Write rows `(n,)` and return their positions `(n,)`."""
+        positions = super().extend(tensordicts)
+        self._sampler.mark_update(positions, storage=self._storage)
+        return positions
+
+
+def prioritised_sampler(rows: int, *, exponent: float, correction: float, device: torch.device) -> Sampler:
+    """TorchRL's PrioritizedSampler, which draws row i in proportion to (|td_error_i| + 1e-8)^exponent.
+
+    Raises ConfigError where TorchRL's trees in C++ are not there.
+    """
+    try:
+        return PrioritizedSampler(rows, alpha=exponent, beta=correction, device=device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"replay.prioritised=true needs TorchRL's C++ extension for {device.type}, which does not load here (torch "
+            f"{version('torch')}, torchrl {version('torchrl')}): install torch>=2.14 with the torchrl that belongs to "
+            "it, or give replay.prioritised=false."
+        ) from error
+
+
+def priorities(buffer: TensorDictReplayBuffer) -> dict[str, Any]:
+    """The priorities of all rows, for a checkpoint; nothing where rows are drawn uniformly."""
+    sampler = buffer.sampler
+    if not isinstance(sampler, PrioritizedSampler):
+        return {}
+    positions = torch.arange(len(buffer), device=sampler.device)
+    largest, position = sampler._max_priority or (None, None)
+    return {
+        "powers": torch.as_tensor(sampler._sum_tree[positions]).cpu(),
+        "largest": None if largest is None else float(largest),
+        "position": None if position is None else int(position),
+    }
+
+
+def restore_priorities(buffer: TensorDictReplayBuffer, saved: dict[str, Any]) -> None:
+    """Give the rows of a buffer the priorities that `priorities` told."""
+    sampler = buffer.sampler
+    if not isinstance(sampler, PrioritizedSampler) or not saved:
+        return
+    positions = torch.arange(len(saved["powers"]), device=sampler.device)
+    powers = saved["powers"].to(sampler.device)
+    sampler._sum_tree[positions] = powers
+    sampler._min_tree[positions] = powers
+    largest, position = saved["largest"], saved["position"]
+    sampler._max_priority = None if largest is None else (torch.tensor(largest), torch.tensor(position))
+
+
+class WeighsCritics:
+    """Keeps the weights of prioritised rows to the critics' loss, where TorchRL weighs all losses: a mixin for a loss.
+
+    The weights correct how often a row is met by the regression to its target; actor and temperature ask for an
+    average over states that nobody drew by their error.
+    """
+
+    _weighed = False
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss's own, of all rows alike."""
+        self._weighed = tensordict.get(WEIGHT, None) is not None
+        inputs = tensordict.exclude(WEIGHT) if self._weighed else tensordict
+        loss: tuple[Tensor, dict[str, Tensor]] = super().actor_loss(inputs)  # type: ignore[misc]  # the loss's
+        return loss
+
+    def _alpha_loss(self, log_prob: Tensor) -> Tensor:
+        loss: Tensor = super()._alpha_loss(log_prob)  # type: ignore[misc]  # the loss's
+        # The weighted mean of equal numbers is that number.
+        return loss.mean().expand_as(loss) if self._weighed else loss

@@ -1,0 +1,114 @@
+"""SimBa: SAC on residual networks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchrl.modules import ProbabilisticActor, ValueOperator
+
+from sac_torchrl.actors import tanh_normal_actor
+from sac_torchrl.agent import Agent, Specs
+from sac_torchrl.critics import state_action_critic
+from sac_torchrl.errors import ConfigError
+from sac_torchrl.networks import Network
+from sac_torchrl.variants.ensemble import Ensemble, continuous_actions
+
+
+@dataclass
+class SimBa(Ensemble):
+    """SAC on residual networks with layer norm and normalised observations (Lee et al. 2025, arXiv 2410.09754).
+
+    Actor and critics are `..._blocks` residual blocks of width `..._width`. A null `target_entropy` is minus half the
+    number of action dimensions. Numbers: the paper's table of hyperparameters and the authors' code; their discount
+    depends on the length of an episode, and they use one critic instead of two where episodes never terminate.
+    """
+
+    training: ClassVar[Mapping[str, Any]] = {
+        "replay_ratio": 2.0,
+        "normalise": True,
+        "learner": {"lr": 1e-4, "weight_decay": 1e-2},
+    }
+
+    alpha: float = 0.01
+    actor_width: int = 128
+    actor_blocks: int = 1
+    critic_width: int = 512
+    critic_blocks: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("actor_width", "actor_blocks", "critic_width", "critic_blocks"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"variant.{name}={getattr(self, name)}: give at least 1.")
+
+    def build(self, specs: Specs, *, device: torch.device) -> Agent:
+        """Build actor, critics and loss; raises ConfigError where actions are discrete."""
+        return self._build(specs, device, entropy=-continuous_actions(specs, "simba") / 2)
+
+    def _actor(self, specs: Specs, actions: int, device: torch.device) -> ProbabilisticActor:
+        network = Network().build(
+            specs.observation,
+            outputs=2 * actions,
+            device=device,
+            perceptron=lambda inputs, outputs: Residual(inputs, self.actor_width, self.actor_blocks, outputs),
+        )
+        return tanh_normal_actor(nn.Sequential(network, BoundedLogStd()), specs)
+
+    def _critic(self, specs: Specs, actions: int, device: torch.device) -> ValueOperator:
+        network = Network().build(
+            specs.observation,
+            inputs=actions,
+            outputs=1,
+            device=device,
+            perceptron=lambda inputs, outputs: Residual(inputs, self.critic_width, self.critic_blocks, outputs),
+        )
+        return state_action_critic(network)
+
+
+class Residual(nn.Sequential):
+    """Linear, `blocks` of x + W2 ReLU(W1 LayerNorm(x)) with four times the width inside, layer norm, linear.
+
+    Linear layers start orthogonal, those of the blocks He normal, all biases at 0.
+    """
+
+    def __init__(self, inputs: int, width: int, blocks: int, outputs: int) -> None:
+        first, last = nn.Linear(inputs, width), nn.Linear(width, outputs)
+        for layer in (first, last):
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        super().__init__(first, *(Block(width) for _ in range(blocks)), nn.LayerNorm(width), last)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Concatenate the inputs and map them."""
+        output: Tensor = super().forward(torch.cat(inputs, -1))
+        return output
+
+
+class Block(nn.Module):
+    """x + W2 ReLU(W1 LayerNorm(x))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)
+        )
+        for layer in self.inner:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(..., width)` to `(..., width)`."""
+        output: Tensor = x + self.inner(x)
+        return output
+
+
+class BoundedLogStd(nn.Module):
+    """Maps the second half of `(..., 2n)`, the logarithms of standard deviations, into [-10, 2] by a tanh."""
+
+    def forward(self, parameters: Tensor) -> Tensor:
+        """Leave the means as they are."""
+        mean, log_std = parameters.chunk(2, -1)
+        return torch.cat([mean, 6 * log_std.tanh() - 4], -1)

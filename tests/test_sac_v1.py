@@ -1,0 +1,99 @@
+"""The first version as an agent: its networks, its updates in every execution, its state."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import Bounded, Categorical, Unbounded
+
+from sac_torchrl import Execution, Learner, Learning, Network, SACv1, Specs
+from sac_torchrl.errors import ConfigError
+
+CPU = torch.device("cpu")
+SPECS = Specs(Unbounded(shape=3), Bounded(-1, 1, shape=2))
+
+
+def build(*, execution: Execution = Execution.captured, seed: int = 0) -> Learner:
+    torch.manual_seed(seed)
+    agent = SACv1(Network([16]), reward_scale=5.0).build(SPECS, device=CPU)
+    return Learning(lr=1e-2, execution=execution).build(agent)
+
+
+def batches(count: int) -> list[TensorDict]:
+    torch.manual_seed(42)
+    return [
+        TensorDict(
+            {
+                "observation": torch.randn(8, 3),
+                "action": torch.randn(8, 2).tanh(),
+                "next": {
+                    "observation": torch.randn(8, 3),
+                    "reward": torch.randn(8, 1),
+                    "terminated": torch.randn(8, 1) > 1,
+                },
+            },
+            batch_size=[8],
+        )
+        for _ in range(count)
+    ]
+
+
+def train(learner: Learner, data: list[TensorDict]) -> list[dict[str, float]]:
+    torch.manual_seed(7)
+    return [{name: float(value) for name, value in learner.update(batch).items()} for batch in data]
+
+
+def weights(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in learner.agent.loss.state_dict().items() if tensor is not None}
+
+
+def test_every_network_is_drawn_for_itself_and_the_target_value_starts_as_a_copy() -> None:
+    loss = build().agent.loss
+    first, second = loss.qvalue_network_params["module", "0", "weight"]
+    value = loss.value_network_params["module", "0", "weight"]
+    assert not torch.equal(first, second)
+    assert value.shape == (16, 3)
+    assert torch.equal(value, loss.target_value_network_params["module", "0", "weight"])
+
+
+def test_captured_updates_are_bit_for_bit_the_eager_ones() -> None:
+    eager, captured = (build(execution=execution) for execution in (Execution.eager, Execution.captured))
+    start, data = weights(eager), batches(12)
+    metrics = train(eager, data)
+    assert metrics == train(captured, data)
+    assert set(metrics[0]) == {"loss_qvalue", "loss_actor", "loss_value", "alpha", "entropy"}
+    after = weights(eager)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in weights(captured).items())
+    assert all(not torch.equal(tensor, after[name]) for name, tensor in start.items() if "network_params" in name)
+
+
+def test_a_loaded_learner_continues_bit_for_bit() -> None:
+    data = batches(8)
+    learner, resumed = build(), build(seed=9)
+    train(learner, data[:4])
+    resumed.load_state_dict(copy.deepcopy(learner.state_dict()))
+    assert train(learner, data[4:]) == train(resumed, data[4:])
+    assert all(torch.equal(tensor, weights(learner)[name]) for name, tensor in weights(resumed).items())
+
+
+def test_the_temperature_is_fixed_and_the_networks_train() -> None:
+    learner = build()
+    assert set(learner.optimizers) == {"loss_qvalue", "loss_actor", "loss_value"}
+    [batch] = batches(1)
+    metrics = train(learner, [batch] * 60)
+    assert {entry["alpha"] for entry in metrics} == {1.0}
+    assert metrics[-1]["loss_qvalue"] < 0.5 * metrics[0]["loss_qvalue"]
+    assert any(later["loss_value"] != earlier["loss_value"] for earlier, later in pairwise(metrics))
+
+
+def test_discrete_actions_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"variant=sac_v1 needs continuous actions.*recipes/discrete\.py"):
+        SACv1().build(Specs(Unbounded(shape=3), Categorical(4)), device=CPU)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_reward_scale_that_is_no_positive_number_is_refused(scale: float) -> None:
+    with pytest.raises(ConfigError, match=rf"variant\.reward_scale={scale}: "):
+        SACv1(reward_scale=scale)
