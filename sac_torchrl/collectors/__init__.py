@@ -2,6 +2,7 @@
 
 from sac_torchrl.collectors.direct import Direct
 from sac_torchrl.collectors.experience import Collecting, Experience
+from sac_torchrl.collectors.free_running import Async
 from sac_torchrl.collectors.processes import Processes
 
-__all__ = ["Collecting", "Direct", "Experience", "Processes"]
+__all__ = ["Async", "Collecting", "Direct", "Experience", "Processes"]

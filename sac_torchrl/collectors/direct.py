@@ -71,12 +71,12 @@ class InProcess(Experience):
         )
         self._env = env
 
-    def _collect(self) -> Iterator[Steps]:
+    def _collect(self) -> Iterator[list[Steps]]:
         self._env.set_seed(self._seed + self.frames)
         remaining = max(0, self._random_frames - self.frames)
         with closing(stepping(self._env, self._actor, random_frames=remaining)) as batches:
             for batch in batches:
-                yield Steps(rows(batch, self._specs), batch["next", "done"].reshape(-1), slice(None))
+                yield [Steps(rows(batch, self._specs), batch["next", "done"].reshape(-1), slice(None))]
 
 
 def stepping(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> Iterator[TensorDictBase]:
@@ -87,7 +87,8 @@ def stepping(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> 
         acting(actor),
         frames_per_batch=env.numel(),
         total_frames=-1,
-        init_random_frames=random_frames,
+        # Whole steps: TorchRL rounds up too, and warns.
+        init_random_frames=-(-random_frames // env.numel()) * env.numel(),
         policy_device=next(actor.parameters()).device,
         env_device=env.device,
         storing_device=env.device,

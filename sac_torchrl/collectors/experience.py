@@ -75,15 +75,16 @@ class Experience(ABC):
         if self.finished:
             return
         with closing(self._collect()) as collected:
-            for steps in collected:
-                new = len(steps.rows)
-                if not new:
-                    continue
-                self._buffer.extend(steps.rows)
-                self.frames += new
-                self._behind += new * steps.behind
-                self._follow(steps)
-                yield new
+            for made in collected:
+                before = self.frames
+                for steps in made:
+                    if new := len(steps.rows):
+                        self._buffer.extend(steps.rows)
+                        self.frames += new
+                        self._behind += new * steps.behind
+                        self._follow(steps)
+                if self.frames > before:
+                    yield self.frames - before
                 if self.finished:
                     break
 
@@ -119,7 +120,7 @@ class Experience(ABC):
         self.frames = self._told_frames = state["frames"]
 
     @abstractmethod
-    def _collect(self) -> Iterator[Steps]:
+    def _collect(self) -> Iterator[list[Steps]]:
         """Open the environments and step them, for as long as somebody asks; close them at the end."""
 
     def _follow(self, steps: Steps) -> None:

@@ -105,13 +105,16 @@ class Worker:
         # At exit multiprocessing would wait for a worker that does not listen.
         self._last_resort = util.Finalize(self, _kill, (self._process,), exitpriority=10)
         self.pid = self._process.pid
-        self._patience = max(START_SECONDS, timeout)
-        self.deadline = time.monotonic() + self._patience
+        self.expect(max(START_SECONDS, timeout))
+
+    def expect(self, seconds: float) -> None:
+        """Wait for its next answer no longer than this from now."""
+        self._patience = seconds
+        self.deadline = time.monotonic() + seconds
 
     def send(self, message: Any) -> None:
         """Ask for something; its answer is due within the timeout. Raises WorkerDied."""
-        self._patience = self._timeout
-        self.deadline = time.monotonic() + self._patience
+        self.expect(self._timeout)
         try:
             self.connection.send(message)
         except BlockingIOError as error:

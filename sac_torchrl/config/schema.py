@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sac_torchrl.checkpoint import Checkpointing
-from sac_torchrl.collectors import Collecting, Direct, Processes
+from sac_torchrl.collectors import Async, Collecting, Direct, Processes
 from sac_torchrl.envs import Env
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.evaluation import Evaluating
@@ -28,7 +28,11 @@ class Training:
     """
 
     variants: ClassVar[dict[str, type[Variant]]] = {"sac": SAC}
-    collectors: ClassVar[dict[str, type[Collecting]]] = {"direct": Direct, "processes": Processes}
+    collectors: ClassVar[dict[str, type[Collecting]]] = {
+        "direct": Direct,
+        "processes": Processes,
+        "async": Async,
+    }
 
     variant: Variant = field(default_factory=SAC)
     collector: Collecting = field(default_factory=Direct)
