@@ -8,7 +8,7 @@ from torchrl.modules import ProbabilisticActor
 from sac_torchrl.agent import Specs
 from sac_torchrl.collectors.experience import Collecting, Experience
 from sac_torchrl.collectors.remote import FreeRunning
-from sac_torchrl.collectors.workers import check, default_workers
+from sac_torchrl.collectors.workers import check, default_workers, refuse_simulator
 from sac_torchrl.envs import Env
 from sac_torchrl.errors import ConfigError
 
@@ -48,6 +48,7 @@ class Async(Collecting):
         seed: int,
     ) -> Experience:
         """Connect them; raises ConfigError where the slack is less than a step of every environment."""
+        refuse_simulator(env)
         slack = 16 * env.count if self.slack is None else self.slack
         if slack < env.count:
             raise ConfigError(f"collector.slack={slack}: give at least {env.count}, the env.count, or null.")

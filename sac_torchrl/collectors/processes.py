@@ -26,6 +26,7 @@ from sac_torchrl.collectors.workers import (
     default_workers,
     listen,
     open_numbered,
+    refuse_simulator,
     split,
 )
 from sac_torchrl.envs import Env, seeds, wrapped
@@ -65,6 +66,7 @@ class Processes(Collecting):
         seed: int,
     ) -> Experience:
         """Connect them; the policy acts here with the very parameters that the learner trains, unless pipelined."""
+        refuse_simulator(env)
         kind = Pipelined if self.pipelined else InWorkers
         return kind(
             env,

@@ -215,6 +215,12 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+def refuse_simulator(env: Env) -> None:
+    """Raise ConfigError for environments that are one batch of tensors."""
+    if env.on_device:
+        raise ConfigError(f"env.id={env.id} steps all its environments at once, on the device: use collector=direct.")
+
+
 def check(*, workers: int | None, timeout: float, restarts: int) -> None:
     """Raise ConfigError for a plan of workers that cannot be."""
     if workers is not None and workers < 1:
