@@ -83,6 +83,8 @@ class Experience(ABC):
                         self.frames += new
                         self._behind += new * steps.behind
                         self._follow(steps)
+                    if self.finished:
+                        break
                 if self.frames > before:
                     yield self.frames - before
                 if self.finished:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sac_torchrl.checkpoint import Checkpointing
-from sac_torchrl.collectors import Async, Collecting, Direct, Processes
+from sac_torchrl.collectors import Async, Collecting, Direct, Processes, Ray
 from sac_torchrl.envs import Env
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.evaluation import Evaluating
@@ -32,6 +32,7 @@ class Training:
         "direct": Direct,
         "processes": Processes,
         "async": Async,
+        "ray": Ray,
     }
 
     variant: Variant = field(default_factory=SAC)
