@@ -3,7 +3,7 @@
 from sac_torchrl.actors import categorical_actor, tanh_normal_actor
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.checkpoint import Checkpointing, Checkpoints
-from sac_torchrl.collectors import Direct, Experience, Processes
+from sac_torchrl.collectors import Async, Direct, Experience, Processes, Ray
 from sac_torchrl.config import Continuous, Discrete, launch, open_run
 from sac_torchrl.critics import action_value_critic, state_action_critic, state_critic
 from sac_torchrl.envs import Env
@@ -24,6 +24,7 @@ __all__ = [
     "SAC",
     "TQC",
     "Agent",
+    "Async",
     "Checkpointing",
     "Checkpoints",
     "Continuous",
@@ -47,6 +48,7 @@ __all__ = [
     "Precision",
     "Processes",
     "Progress",
+    "Ray",
     "Replay",
     "ReplayRatio",
     "Running",
