@@ -78,6 +78,7 @@ SYSTEMS = {
         reward_scale=5.0,
         actor_q="first",
         half=True,
+        starts=1_000,
         total=3_000_000,
         evaluated=(1_000, 1),
     ),
@@ -161,7 +162,7 @@ SYSTEMS = {
         capacity=100_000,
         envs=10,
         total=10_000_000,
-        evaluated=(100_000, 10),
+        evaluated=(50_000, 10),
     ),
 }
 NAMES = pytest.mark.parametrize("name", SYSTEMS)
