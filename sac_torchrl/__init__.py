@@ -3,13 +3,13 @@
 from sac_torchrl.actors import categorical_actor, tanh_normal_actor
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.checkpoint import Checkpointing, Checkpoints
-from sac_torchrl.collectors import Direct, Experience, Processes
+from sac_torchrl.collectors import Async, Direct, Experience, Processes, Ray
 from sac_torchrl.config import Continuous, Discrete, launch, open_run
 from sac_torchrl.critics import action_value_critic, state_action_critic, state_critic
 from sac_torchrl.envs import Env
 from sac_torchrl.errors import SacError
 from sac_torchrl.evaluation import Evaluating, Evaluation, evaluate, record_video, write_evaluation
-from sac_torchrl.learner import Execution, Learner, Learning, Order
+from sac_torchrl.learner import Execution, Learner, Learning, Order, Precision
 from sac_torchrl.loggers import Logger, Progress
 from sac_torchrl.networks import Network
 from sac_torchrl.offline import Offline
@@ -24,6 +24,7 @@ __all__ = [
     "SAC",
     "TQC",
     "Agent",
+    "Async",
     "Checkpointing",
     "Checkpoints",
     "Continuous",
@@ -44,8 +45,10 @@ __all__ = [
     "Network",
     "Offline",
     "Order",
+    "Precision",
     "Processes",
     "Progress",
+    "Ray",
     "Replay",
     "ReplayRatio",
     "Running",

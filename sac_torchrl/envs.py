@@ -20,15 +20,19 @@ from torchrl.envs import EnvBase, GymWrapper
 
 from sac_torchrl.agent import Specs
 from sac_torchrl.errors import ConfigError, nearest
+from sac_torchrl.simulators import TORCH
 from sac_torchrl.spaces import Edge, short
 
 _SUITE = "dmc/"
+_TORCH = "torch/"
+_BRAX = "brax/"
 
 
 @dataclass
 class Env:
     """A Gymnasium id, or `dmc/DOMAIN-TASK` for DeepMind Control, and how many of it are stepped together.
 
+    `torch/pendulum`, `torch/cartpole` and `brax/TASK` are simulators of tensors, for thousands of environments.
     `plugins` names modules imported before the id is looked up: importing one registers its environments.
     """
 
@@ -61,6 +65,8 @@ class Env:
         """
         count = self.count if count is None else count
         _check_count(count)
+        if self.on_device:
+            return self._simulator(count, device or torch.device("cpu"), seed=seed, render_mode=render_mode)
         opening = partial(self.open, render_mode)
         # TorchRL resets the finished ones itself, by mask: every mode of Gymnasium's own autoreset either
         # replaces the final observation or inserts a transition that never happened.
@@ -70,11 +76,32 @@ class Env:
             env.set_seed(seed)
         return env
 
+    @property
+    def on_device(self) -> bool:
+        """Whether the environments are one batch of tensors, which no worker can hold a part of."""
+        return self.id.startswith((_TORCH, _BRAX))
+
     def open(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """Opens one Gymnasium environment, at the agent's edge; imports the plugins before."""
         for plugin in self.plugins:
             _load(plugin)
         return _open(self.id, render_mode)
+
+    def _simulator(self, count: int, device: torch.device, *, seed: int | None, render_mode: str | None) -> EnvBase:
+        if render_mode is not None:
+            raise ConfigError(f"env.id={self.id} cannot be rendered: its environments are tensors.")
+        if self.id.startswith(_BRAX):
+            # Only who asks for it waits for JAX to be imported.
+            env: EnvBase = importlib.import_module("sac_torchrl.brax").Brax(self.id.removeprefix(_BRAX), count, device)
+        else:
+            name = self.id.removeprefix(_TORCH)
+            if name not in TORCH:
+                known = [_TORCH + one for one in TORCH]
+                raise ConfigError(f"env.id={self.id} is not a tensor environment{nearest(self.id, known)}")
+            env = TORCH[name](count, device)
+        if seed is not None:
+            env.set_seed(seed)
+        return env
 
 
 def wrapped(envs: VectorEnv[Any, Any, Any]) -> EnvBase:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -11,6 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Adam, AdamW, Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchrl.objectives import LossModule
 
 from sac_torchrl.agent import Agent
@@ -40,6 +42,17 @@ class Execution(Enum):
     eager = "eager"
     captured = "captured"
     compiled = "compiled"
+
+
+class Precision(Enum):
+    """In what numbers matrix products are computed; their inputs and results, and all else, are float32.
+
+    `bfloat16` has 8 binary digits where a float32 has 24, and takes about half the time on processors with
+    instructions for it.
+    """
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
 
 
 class Order(Enum):
@@ -81,6 +94,7 @@ class Learning:
     target_every: int = 1
     resets: tuple[int, ...] = ()
     execution: Execution = Execution.captured
+    precision: Precision = Precision.float32
 
     def __post_init__(self) -> None:
         rates = {name: getattr(self, name) for name in ("lr", "actor_lr", "critic_lr", "alpha_lr")}
@@ -128,6 +142,7 @@ class Learning:
             target_every=self.target_every,
             resets=self.resets,
             execution=self.execution,
+            precision=self.precision,
         )
 
 
@@ -157,6 +172,7 @@ class Learner:
         target_every: int = 1,
         resets: Sequence[int] = (),
         execution: Execution = Execution.eager,
+        precision: Precision = Precision.float32,
     ) -> None:
         self.agent = agent
         self.optimizers = optimizers
@@ -167,6 +183,7 @@ class Learner:
         self._target_every = target_every
         self._resets = frozenset(resets)
         self._execution = execution
+        self._precision = precision
         self._recordings: dict[object, tuple[Callable[..., Sequence[Tensor]], list[str]]] = {}
         self._newest: dict[str, Tensor] = {}
 
@@ -270,13 +287,14 @@ class Learner:
 
         def losses_and_gradients(*tensors: Tensor) -> list[Tensor]:
             batch = TensorDict(dict(zip(keys, tensors, strict=True)), batch_size=tensors[0].shape[:1])
-            losses = self.agent.loss(batch)
+            with _PRODUCTS[self._precision]():
+                losses = self.agent.loss(batch)
+                total = sum(losses[name] for name in names)
+                gradients = torch.autograd.grad(total, parameters)
             told[:] = [name for name in list(losses.keys()) if name in names or (name not in TRAINS and metrics)]
             if WEIGHT in keys and CRITICS.intersection(names):
                 losses.set(ERROR, batch.get(ERROR))
                 told.append(ERROR)
-            total = sum(losses[name] for name in names)
-            gradients = torch.autograd.grad(total, parameters)
             return [*gradients, *(losses[name].detach() for name in told)]
 
         if self._execution is Execution.eager:
@@ -301,6 +319,24 @@ class Learner:
             # Inductor has a random number generator of its own; these are to be torch's draws.
             replay = torch.compile(recording, options={"fallback_random": True})
         return lambda *tensors: replay(*tensors, *constants)
+
+
+class _BFloat16Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+    """Computes matrix products of float32 in bfloat16, those of gradients too."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            return func(*(factor.bfloat16() for factor in args)).float()
+        if func in (torch.ops.aten.addmm.default, torch.ops.aten.baddbmm.default):
+            bias, first, second = args
+            return bias + torch.matmul(first.bfloat16(), second.bfloat16()).float()
+        return func(*args, **(kwargs or {}))
+
+
+_PRODUCTS: dict[Precision, Callable[[], AbstractContextManager[Any]]] = {
+    Precision.float32: nullcontext,
+    Precision.bfloat16: _BFloat16Products,
+}
 
 
 def _parameters(optimizer: Optimizer) -> list[Parameter]:

@@ -35,12 +35,20 @@ class Packing:
 
     def pack(self, rows: TensorDictBase) -> Tensor:
         """Write `rows`, `(n,)`, as bytes `(n, width)` on their device."""
-        count = len(rows)
-        device = rows.get(self._columns[0][0]).device
-        packed = torch.empty(count, self.width, dtype=torch.uint8, device=device)
+        count = rows.shape[0]
+        branches: dict[Key, TensorDictBase] = {(): rows}
+        packed: Tensor | None = None
         for dtype, place, keys in self._groups:
-            columns = [rows.get(key).reshape(count, -1) for key in keys]
+            columns = []
+            for *path, name in keys:
+                parent = tuple(path)
+                if parent not in branches:
+                    branches[parent] = rows.get(parent)
+                columns.append(branches[parent].get(name).reshape(count, -1))
+            if packed is None:
+                packed = torch.empty(count, self.width, dtype=torch.uint8, device=columns[0].device)
             torch.cat(columns, dim=1, out=packed[:, place].view(dtype))
+        assert packed is not None
         return packed
 
     def unpack(self, packed: Tensor) -> TensorDict:
@@ -64,7 +72,15 @@ class _PackedRows(LazyTensorStorage):
 
     def set(self, cursor: Any, data: Any, **options: Any) -> None:
         """Write rows `(n,)`."""
-        super().set(cursor, self.packing.pack(data), **options)
+        packed = self.packing.pack(data)
+        if self.initialized and isinstance(cursor, Tensor) and len(cursor) <= self.max_size:
+            # What TorchRL's own does with a tensor of positions, without asking what else they might be.
+            self._set_last_cursor(cursor)
+            self._get_new_len(packed, cursor)  # type: ignore[no-untyped-call]  # TorchRL leaves it unannotated
+            self._storage.index_copy_(0, cursor, packed)
+            self._bump_mutation_revision()
+        else:
+            super().set(cursor, packed, **options)
 
     def get(self, index: Any) -> TensorDict:
         """Read rows `(n,)`: copies where `index` is a tensor, views where it is a slice."""

@@ -77,15 +77,16 @@ class Replay:
         if self.storage is Storage.disk:
             _clear(folder)
             _check_disk(folder, size * row_bytes(specs), rows=size)
-            storage: LazyTensorStorage = PackedMemmapStorage(size, layout(specs), scratch_dir=folder)
+            storage: LazyTensorStorage = PackedMemmapStorage(size, layout(specs), scratch_dir=folder, compilable=True)
         else:
             _check_memory(place, size * row_bytes(specs), rows=size, storage=self.storage)
-            storage = PackedTensorStorage(size, layout(specs), device=place)
+            storage = PackedTensorStorage(size, layout(specs), device=place, compilable=True)
         buffer = (PrioritisedReplayBuffer if self.prioritised else PackedReplayBuffer)(
             storage=storage,
             sampler=sampler,
             # TorchRL's default writer wants a column for every row's index; `sample` adds it anyway.
-            writer=RoundRobinWriter(),
+            # `compilable` counts in plain integers instead of ones that processes share.
+            writer=RoundRobinWriter(compilable=True),
             batch_size=batch_size,
             # RandomSampler draws on the storage's device and needs a generator of that device.
             generator=torch.Generator(device=place).manual_seed(seed),

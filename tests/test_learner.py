@@ -13,7 +13,7 @@ from torchrl.data import Bounded, Categorical, Unbounded
 
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.learner import Execution, Learner, Learning, Order, trained_parameters
+from sac_torchrl.learner import Execution, Learner, Learning, Order, Precision, trained_parameters
 from sac_torchrl.networks import Network
 from sac_torchrl.variants import SAC, DiscreteSAC
 
@@ -283,6 +283,25 @@ def test_recording_draws_no_random_numbers(discrete: bool) -> None:
         train(build(discrete=discrete, execution=execution), [batch])
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
+
+
+@VARIANTS
+def test_matrix_products_alone_are_reduced_in_precision(discrete: bool) -> None:
+    """Captured, the numbers are those of eager bfloat16; both stay near float32, and weights are float32."""
+    reduced = {"precision": Precision.bfloat16}
+    eager, captured = (
+        build(discrete=discrete, execution=it, learning=reduced) for it in (Execution.eager, Execution.captured)
+    )
+    exact = build(discrete=discrete)
+    data = batches(5, discrete=discrete)
+    found = train(eager, data)
+    assert found == train(captured, data)
+    assert_equal_state(eager, captured)
+    expected = train(exact, data)
+    assert found != expected
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, rel=0.05, abs=0.05)
+    assert {parameter.dtype for parameter in eager.agent.loss.parameters()} == {torch.float32}
 
 
 def test_a_batch_of_another_shape_is_recorded_anew() -> None:

@@ -1,4 +1,6 @@
+import dataclasses
 import logging
+import math
 import multiprocessing
 import os
 import re
@@ -7,13 +9,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import counting
 import pytest
 import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
 
-from sac_torchrl import Direct, Env, Experience, Processes, Replay, SacError, Storage, tanh_normal_actor
+from sac_torchrl import (
+    Async,
+    Direct,
+    Env,
+    Experience,
+    Processes,
+    Replay,
+    ReplayRatio,
+    SacError,
+    Storage,
+    tanh_normal_actor,
+)
+from sac_torchrl.collectors import Collecting
 from sac_torchrl.collectors.workers import split
 
 CPU = torch.device("cpu")
@@ -32,26 +49,36 @@ def left_by(pid: int) -> list[str]:
 
 
 def start(
-    collector: Processes | Direct,
+    collector: Collecting,
     *,
     count: int,
     frames: int,
     env: Env | None = None,
-) -> tuple[Experience, Callable[[], torch.Tensor]]:
+    policy: nn.Module | None = None,
+    random_frames: int | None = None,
+) -> tuple[Experience, Callable[[], TensorDictBase]]:
     torch.manual_seed(0)
     env = env or Env("Counting-v0", count, plugins=["counting"])
     specs = env.specs()
     buffer = Replay(storage=Storage.ram).build(Path(), specs, rows=frames + count, batch_size=1, seed=0, device=CPU)
     experience = collector.build(
         env,
-        tanh_normal_actor(counting.AlwaysUp(), specs),
+        tanh_normal_actor(policy or counting.AlwaysUp(), specs),
         buffer,
         specs=specs,
         total_frames=frames,
-        random_frames=frames // 2,
+        random_frames=frames // 2 if random_frames is None else random_frames,
         seed=3,
     )
     return experience, lambda: buffer.storage[:]
+
+
+KINDS: dict[str, Collecting] = {
+    "direct": Direct(),
+    "processes": Processes(workers=2),
+    "pipelined": Processes(workers=2, pipelined=True),
+    "async": Async(workers=2),
+}
 
 
 def worker_pids() -> list[int]:
@@ -73,7 +100,97 @@ def test_rows_are_those_of_one_process(count: int, workers: int) -> None:
         assert list(experience) == [count] * 20
         taken.append(rows())
     assert (taken[0] == taken[1]).all()
-    counting.check(taken[1], environments=count)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_every_transition_is_there_once_and_updates_are_exact(kind: str, count: int) -> None:
+    experience, rows = start(KINDS[kind], count=count, frames=20 * count)
+    replay_ratio, updates = ReplayRatio(0.3, after=0), 0
+    for new_frames in experience:
+        updates += replay_ratio.due(new_frames)
+        assert updates == int(Fraction(3, 10) * experience.frames)
+    assert 20 * count <= experience.frames < 21 * count
+    numbers = counting.check(rows(), environments=count)
+    assert numbers == {seed % 9973 for seed in counting.seeds(3, count)}, "the seeds are the same for every kind"
+
+
+class Told(nn.Module):
+    """A policy that acts as it is told, without noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        told = self.told.expand(*observation.shape[:-1], 1)
+        return torch.cat([told, torch.full_like(told, -20.0)], -1)
+
+
+@pytest.mark.parametrize(("kind", "lag"), [("direct", 0), ("processes", 0), ("pipelined", 1)])
+def test_the_acting_policy_is_as_many_steps_old_as_stated(kind: str, lag: int) -> None:
+    policy = Told()
+    experience, rows = start(KINDS[kind], count=3, frames=60, policy=policy, random_frames=0)
+    lags = []
+    for number, _ in enumerate(experience, start=1):
+        policy.told.data.fill_(0.01 * number)
+        lags.append(experience.metrics()["train/policy_lag"])
+    told = rows()["action"].atanh().mul(100).round().int().flatten().tolist()
+    assert told == [max(0, step - lag) for step in range(20) for _ in range(3)]
+    assert lags == [0.0, *[3.0 * lag] * 19]
+
+
+def test_a_pipelined_run_comes_out_again() -> None:
+    taken = []
+    for _ in range(2):
+        experience, rows = start(Processes(workers=2, pipelined=True), count=3, frames=60)
+        list(experience)
+        taken.append(rows())
+    assert (taken[0] == taken[1]).all()
+
+
+def test_free_running_workers_stay_within_their_slack(faulty: Callable[..., Env], tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.touch()
+    env = faulty(at_step=f"open({str(made)!r}, 'a').write('x')", count=3)
+    policy = Told()
+    experience, _ = start(Async(workers=2, slack=13), count=3, frames=60, env=env, policy=policy, random_frames=0)
+    learned = 0
+    for new_frames in experience:
+        until = time.monotonic() + 10
+        # Four steps of three environments: the fifth would be more than 13 frames.
+        while made.stat().st_size < learned + 12 and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert made.stat().st_size == learned + 12
+        learned += new_frames
+        assert 0 <= experience.metrics()["train/policy_lag"] <= 13
+
+
+def test_a_slow_environment_holds_up_no_other_worker(faulty: Callable[..., Env]) -> None:
+    slow = counting.seeds(3, 2)[0]
+    env = faulty(
+        at_reset="self.seed = seed if seed is not None else self.seed",
+        at_step=f"time.sleep(0.2 * (self.seed == {slow}))",
+        observation=f"float(self.seed == {slow})",
+    )
+    experience, rows = start(Async(workers=2), count=2, frames=100, env=env)
+    list(experience)
+    assert 1 <= rows()["observation"].sum() < 25
+
+
+def test_free_running_policies_get_new_weights() -> None:
+    policy = Told()
+    experience, rows = start(Async(workers=2, slack=6), count=3, frames=300, policy=policy, random_frames=0)
+    stored = list[int]()
+    for new_frames in experience:
+        stored += [experience.frames - new_frames] * new_frames
+        policy.told.data.fill_(0.001 * experience.frames)
+    told = rows()["action"].atanh().mul(1000).round().int().flatten()
+    behind = torch.tensor(stored) - told
+    assert behind.min() >= 0
+    assert behind.float().mean() < 30
+    assert experience.metrics()["train/policy_lag"] == pytest.approx(behind.double().mean().item())
 
 
 def test_environments_are_dealt_out_evenly() -> None:
@@ -115,8 +232,24 @@ def test_a_killed_worker_beyond_the_budget_ends_the_run() -> None:
     assert experience.frames == len(rows()) == 4
 
 
-def test_a_worker_that_stands_still_is_found_without_spinning() -> None:
-    experience, _ = start(Processes(workers=2, timeout=1.5), count=2, frames=1000)
+@pytest.mark.parametrize("kind", ["pipelined", "async"])
+def test_a_killed_worker_with_a_policy_is_replaced(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    experience, rows = start(dataclasses.replace(KINDS[kind], restarts=1), count=3, frames=20_000, random_frames=0)
+    with caplog.at_level(logging.WARNING):
+        for number, _ in enumerate(experience):
+            if number == 5:
+                os.kill(worker_pids()[0], signal.SIGKILL)
+            if len(rows()["observation"][:, 0].unique()) > 3:
+                break
+    assert experience.frames == len(rows()) < 20_000
+    assert len(counting.check(rows(), environments=None)) in (4, 5)
+    assert "was killed by SIGKILL" in caplog.text
+    assert math.isfinite(experience.metrics()["train/length"])
+
+
+@pytest.mark.parametrize("kind", ["processes", "pipelined", "async"])
+def test_a_worker_that_stands_still_is_found_without_spinning(kind: str) -> None:
+    experience, _ = start(dataclasses.replace(KINDS[kind], timeout=1.5), count=2, frames=1_000_000)
     steps = iter(experience)
     next(steps)
     os.kill(worker_pids()[0], signal.SIGSTOP)
@@ -124,7 +257,7 @@ def test_a_worker_that_stands_still_is_found_without_spinning() -> None:
     with pytest.raises(SacError, match=r"did not answer for 1\.5 s"):
         list(steps)
     assert time.monotonic() - began < 10
-    assert time.process_time() - busy < 0.75
+    assert kind == "async" or time.process_time() - busy < 0.75, "the other worker of async goes on"
 
 
 PLUGIN = """
@@ -139,11 +272,11 @@ class Faulty(gym.Env):
         super().reset(seed=seed)
         {at_reset}
         self.steps = 0
-        return np.zeros(1, np.float32), {{}}
+        return np.full(1, {observation}, np.float32), {{}}
     def step(self, action):
         self.steps += 1
         {at_step}
-        return np.zeros(1, np.float32), 1.0, False, self.steps == 5, {{}}
+        return np.full(1, {observation}, np.float32), 1.0, False, self.steps == 5, {{}}
 
 gym.register("{name}-v0", Faulty)
 """
@@ -151,9 +284,11 @@ gym.register("{name}-v0", Faulty)
 
 @pytest.fixture
 def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[..., Env]:
-    def make(*, at_reset: str = "pass", at_step: str = "pass", count: int = 2) -> Env:
+    def make(*, at_reset: str = "pass", at_step: str = "pass", observation: str = "0.0", count: int = 2) -> Env:
         name = re.sub(r"\W", "", request.node.name).title()[:40]
-        tmp_path.joinpath(f"{name}_plugin.py").write_text(PLUGIN.format(name=name, at_reset=at_reset, at_step=at_step))
+        tmp_path.joinpath(f"{name}_plugin.py").write_text(
+            PLUGIN.format(name=name, at_reset=at_reset, at_step=at_step, observation=observation)
+        )
         monkeypatch.syspath_prepend(tmp_path)
         return Env(f"{name}-v0", count, plugins=[f"{name}_plugin"])
 

@@ -78,15 +78,18 @@ class Experience(ABC):
             return
         self._store(self._n_step.cut())  # of a run that was resumed
         with closing(self._collect()) as collected:
-            for steps in collected:
-                new = len(steps.rows)
-                if not new:
-                    continue
-                self._store(self._n_step(steps.rows, steps.done, steps.environments))
-                self.frames += new
-                self._behind += new * steps.behind
-                self._follow(steps)
-                yield new
+            for made in collected:
+                before = self.frames
+                for steps in made:
+                    if new := len(steps.rows):
+                        self._store(self._n_step(steps.rows, steps.done, steps.environments))
+                        self.frames += new
+                        self._behind += new * steps.behind
+                        self._follow(steps)
+                    if self.finished:
+                        break
+                if self.frames > before:
+                    yield self.frames - before
                 if self.finished:
                     break
 
@@ -123,7 +126,7 @@ class Experience(ABC):
         self.frames = self._told_frames = state["frames"]
 
     @abstractmethod
-    def _collect(self) -> Iterator[Steps]:
+    def _collect(self) -> Iterator[list[Steps]]:
         """Open the environments and step them, for as long as somebody asks; close them at the end."""
 
     def _store(self, rows: TensorDict) -> None:

@@ -17,6 +17,7 @@ from torchrl.modules import ProbabilisticActor
 from sac_torchrl.agent import Specs
 from sac_torchrl.collectors.direct import stepping
 from sac_torchrl.collectors.experience import Collecting, Experience, Steps
+from sac_torchrl.collectors.remote import Pipelined
 from sac_torchrl.collectors.workers import (
     Budget,
     Worker,
@@ -25,6 +26,7 @@ from sac_torchrl.collectors.workers import (
     default_workers,
     listen,
     open_numbered,
+    refuse_simulator,
     split,
 )
 from sac_torchrl.envs import Env, seeds, wrapped
@@ -36,12 +38,16 @@ from sac_torchrl.replay import rows
 class Processes(Collecting):
     """Environments in `workers` processes (one a core where null), all stepped at once, one step between two looks.
 
+    Where `pipelined`, the workers hold copies of the policy too, and make the next step while the learner learns from
+    the last one: the acting policy is one step old, always, and the number of updates is the same.
+
     A worker that is killed, raises, or takes more than `timeout` seconds for a step of its environments is replaced
     up to `restarts` times in a run; its episodes end there, without the interrupted step. The next failure ends the
     run with WorkerDied.
     """
 
     workers: int | None = None
+    pipelined: bool = False
     timeout: float = 10.0
     restarts: int = 0
 
@@ -59,33 +65,31 @@ class Processes(Collecting):
         random_frames: int,
         seed: int,
     ) -> Experience:
-        """Connect them; the policy acts here, with the very parameters that the learner trains."""
-        return InWorkers(
-            partial(
-                ProcessEnvs,
-                env,
-                workers=self.workers or default_workers(),
-                timeout=self.timeout,
-                restarts=self.restarts,
-            ),
+        """Connect them; the policy acts here with the very parameters that the learner trains, unless pipelined."""
+        refuse_simulator(env)
+        kind = Pipelined if self.pipelined else InWorkers
+        return kind(
+            env,
             actor,
             buffer,
             specs=specs,
-            count=env.count,
             total_frames=total_frames,
             random_frames=random_frames,
             seed=seed,
+            workers=self.workers or default_workers(),
+            timeout=self.timeout,
+            restarts=self.restarts,
         )
 
 
 class InWorkers(Experience):
-    """Environments that `opening` starts, in other processes; the policy acts in this one."""
+    """Environments in other processes, all stepped at once; the policy acts in this one."""
 
-    def __init__(self, opening: partial["ProcessEnvs"], *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._opening = opening
+    def __init__(self, env: Env, *arguments: Any, workers: int, timeout: float, restarts: int, **options: Any) -> None:
+        super().__init__(*arguments, count=env.count, **options)
+        self._opening = partial(ProcessEnvs, env, workers=workers, timeout=timeout, restarts=restarts)
 
-    def _collect(self) -> Iterator[Steps]:
+    def _collect(self) -> Iterator[list[Steps]]:
         with closing(self._opening()) as envs:
             env = wrapped(envs)
             env.set_seed(self._seed + self.frames)
@@ -97,9 +101,9 @@ class InWorkers(Experience):
                         lost = torch.from_numpy(envs.lost)
                         kept = (~lost).nonzero().flatten()
                         self._cut(lost.nonzero().flatten())
-                        yield Steps(new[kept], done[kept], kept)
+                        yield [Steps(new[kept], done[kept], kept)]
                     else:
-                        yield Steps(new, done, slice(None))
+                        yield [Steps(new, done, slice(None))]
 
 
 class ProcessEnvs(VectorEnv[Any, Any, Any]):

@@ -38,7 +38,15 @@ _DYING_SECONDS = 5.0
 
 
 class EnvironmentFailed(Exception):
-    """An environment raised; the cause says what."""
+    """The environment `number` raised; the cause says what, and `said` in short."""
+
+    def __init__(self, number: int, said: str) -> None:
+        super().__init__(number, said)
+        self.number = number
+        self.said = said
+
+    def __str__(self) -> str:
+        return self.said
 
 
 class Numbered(gym.Wrapper[Any, Any, Any, Any]):
@@ -55,7 +63,7 @@ class Numbered(gym.Wrapper[Any, Any, Any, Any]):
         try:
             return self.env.reset(seed=seed, options=options)
         except Exception as error:
-            raise EnvironmentFailed from error
+            raise EnvironmentFailed(self._number, _said(error)) from error
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Takes an action; whatever it raises becomes EnvironmentFailed."""
@@ -63,7 +71,7 @@ class Numbered(gym.Wrapper[Any, Any, Any, Any]):
         try:
             return self.env.step(action)
         except Exception as error:
-            raise EnvironmentFailed from error
+            raise EnvironmentFailed(self._number, _said(error)) from error
 
 
 def open_numbered(env: Env, number: int, busy: Any) -> gym.Env[Any, Any]:
@@ -72,7 +80,7 @@ def open_numbered(env: Env, number: int, busy: Any) -> gym.Env[Any, Any]:
     try:
         return Numbered(env.open(), number, busy)
     except Exception as error:
-        raise EnvironmentFailed from error
+        raise EnvironmentFailed(number, _said(error)) from error
 
 
 @dataclass(frozen=True)
@@ -105,13 +113,16 @@ class Worker:
         # At exit multiprocessing would wait for a worker that does not listen.
         self._last_resort = util.Finalize(self, _kill, (self._process,), exitpriority=10)
         self.pid = self._process.pid
-        self._patience = max(START_SECONDS, timeout)
-        self.deadline = time.monotonic() + self._patience
+        self.expect(max(START_SECONDS, timeout))
+
+    def expect(self, seconds: float) -> None:
+        """Wait for its next answer no longer than this from now."""
+        self._patience = seconds
+        self.deadline = time.monotonic() + seconds
 
     def send(self, message: Any) -> None:
         """Ask for something; its answer is due within the timeout. Raises WorkerDied."""
-        self._patience = self._timeout
-        self.deadline = time.monotonic() + self._patience
+        self.expect(self._timeout)
         try:
             self.connection.send(message)
         except BlockingIOError as error:
@@ -212,6 +223,12 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+def refuse_simulator(env: Env) -> None:
+    """Raise ConfigError for environments that are one batch of tensors."""
+    if env.on_device:
+        raise ConfigError(f"env.id={env.id} steps all its environments at once, on the device: use collector=direct.")
+
+
 def check(*, workers: int | None, timeout: float, restarts: int) -> None:
     """Raise ConfigError for a plan of workers that cannot be."""
     if workers is not None and workers < 1:
@@ -238,7 +255,11 @@ def _main(connection: Connection, serve: Callable[..., None], environments: rang
 
 def _failure(error: BaseException) -> _Failure:
     text = "".join(traceback.format_exception(error))
-    return _Failure(f"{type(error).__name__}: {short(error)}".rstrip(".: "), text)
+    return _Failure(_said(error), text)
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {short(error)}".rstrip(".: ")
 
 
 def _die_with_parent() -> None:

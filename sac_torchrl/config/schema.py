@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.checkpoint import Checkpointing
-from sac_torchrl.collectors import Collecting, Direct, Processes
+from sac_torchrl.collectors import Async, Collecting, Direct, Processes, Ray
 from sac_torchrl.envs import Env
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.evaluation import Evaluating
@@ -43,7 +43,12 @@ class Training:
         "tqc": TQC,
         "simba": SimBa,
     }
-    collectors: ClassVar[dict[str, type[Collecting]]] = {"direct": Direct, "processes": Processes}
+    collectors: ClassVar[dict[str, type[Collecting]]] = {
+        "direct": Direct,
+        "processes": Processes,
+        "async": Async,
+        "ray": Ray,
+    }
 
     variant: Variant = field(default_factory=SAC)
     collector: Collecting = field(default_factory=Direct)

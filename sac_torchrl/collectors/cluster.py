@@ -1,0 +1,274 @@
+"""Collection on a Ray cluster: TorchRL's RayCollector, one for each worker, so that one that dies can be replaced."""
+
+import copy
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torchrl.collectors import Collector
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.envs import EnvBase
+from torchrl.modules import ProbabilisticActor
+
+from sac_torchrl.actors import acting
+from sac_torchrl.agent import Specs
+from sac_torchrl.collectors.experience import Collecting, Experience, Steps
+from sac_torchrl.collectors.workers import Budget, EnvironmentFailed, check, open_numbered, refuse_simulator, split
+from sac_torchrl.envs import Env, seeds, wrapped
+from sac_torchrl.errors import ConfigError, WorkerDied
+from sac_torchrl.replay import rows
+from sac_torchrl.spaces import short
+
+
+@dataclass
+class Ray(Collecting):
+    """Workers on a Ray cluster, each with a slice of the environments and a policy of its own.
+
+    `address` is that of a running cluster, whose authentication token must be set (docs/ray.md), or null for one on
+    this machine that ends with the run. A worker sends `steps` steps of its environments at a time and then makes the
+    next ones with the weights of that moment, while the learner learns: at most two times `steps` steps of every
+    environment have been made that were not learned from. `workers` is how many there are (null: one for each
+    environment); each takes a CPU of the cluster. `timeout` (seconds) bounds the wait for `steps` steps, and
+    `restarts` is how often a worker that failed is replaced.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    steps: int = 16
+    timeout: float = 60.0
+    restarts: int = 0
+
+    def __post_init__(self) -> None:
+        check(workers=self.workers, timeout=self.timeout, restarts=self.restarts)
+        if self.steps < 1:
+            raise ConfigError(f"collector.steps={self.steps}: give 1 or more.")
+
+    def build(
+        self,
+        env: Env,
+        actor: ProbabilisticActor,
+        buffer: TensorDictReplayBuffer,
+        *,
+        specs: Specs,
+        total_frames: int,
+        random_frames: int,
+        seed: int,
+    ) -> Experience:
+        """Connect them; raises ConfigError without Ray, and for a cluster without a token."""
+        refuse_simulator(env)
+        if importlib.util.find_spec("ray") is None:
+            raise ConfigError("collector=ray needs Ray: pip install 'sac_torchrl[ray]'.")
+        if self.address is not None and not _has_token():
+            raise ConfigError(
+                f"collector.address={self.address}: whoever reaches an open Ray cluster runs code on it; start it and "
+                "this run with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (docs/ray.md)."
+            )
+        return InCluster(
+            env,
+            self,
+            actor,
+            buffer,
+            specs=specs,
+            total_frames=total_frames,
+            random_frames=random_frames,
+            seed=seed,
+        )
+
+
+class InCluster(Experience):
+    """Workers on a Ray cluster that go on while the learner learns."""
+
+    def __init__(self, env: Env, plan: Ray, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, count=env.count, **options)
+        self._env = env
+        self._plan = plan
+        self._slices = split(env.count, plan.workers or env.count)
+
+    def _collect(self) -> Iterator[list[Steps]]:
+        self._ray: Any = importlib.import_module("ray")
+        self._budget, self._incarnations = Budget(self._plan.restarts), 0
+        self._crew: list[_Remote] = []
+        self._connect()
+        try:
+            for environments in self._slices:
+                self._crew.append(self._recruit(environments))
+            while True:
+                collected = self._take()
+                if collected:
+                    yield collected
+        finally:
+            for remote in self._crew:
+                remote.close()
+            self._ray.shutdown()
+
+    def _connect(self) -> None:
+        # What runs on this machine alone listens on it alone. Nothing serves the dashboard.
+        paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
+        local: dict[str, Any] = {
+            "address": "local",
+            "num_cpus": len(self._slices),
+            "_node_ip_address": "127.0.0.1",
+            "runtime_env": paths,
+        }
+        place = local if self._plan.address is None else {"address": self._plan.address}
+        self._ray.init(include_dashboard=False if self._plan.address is None else None, log_to_driver=False,
+                       logging_level=logging.ERROR, **place)  # fmt: skip
+        there = self._ray.cluster_resources().get("CPU", 0)
+        if there < len(self._slices):
+            self._ray.shutdown()
+            raise ConfigError(
+                f"collector.workers={len(self._slices)}: the Ray cluster has {there:g} CPUs; give it more, or fewer "
+                "workers."
+            )
+
+    def _recruit(self, environments: range) -> "_Remote":
+        seed = self._seed + self.frames
+        words = seeds(seed, self._count)
+        if self._incarnations:
+            words = np.random.SeedSequence([seed, self._incarnations]).generate_state(self._count).tolist()
+        return _Remote(
+            self._ray,
+            environments,
+            self._env,
+            self._actor,
+            self._plan,
+            seeds=words[environments.start : environments.stop],
+            exploration=int(np.random.SeedSequence([*words, environments.start]).generate_state(1)[0]),
+            # Whole steps, as everywhere.
+            random_steps=-(-max(0, self._random_frames - self.frames) // self._count),
+            learned=self.frames,
+        )
+
+    def _take(self) -> list[Steps]:
+        """The steps of the first worker that has some, which then makes the next ones."""
+        by_task = {remote.task: remote for remote in self._crew}
+        wait = max(0.0, min(remote.deadline for remote in self._crew) - time.monotonic())
+        ready, _ = self._ray.wait(list(by_task), timeout=wait)
+        remote = by_task[ready[0]] if ready else min(self._crew, key=lambda remote: remote.deadline)
+        try:
+            made = remote.receive(self._specs, stored=self.frames)
+            remote.go_on(self._actor, learned=self.frames)
+        except WorkerDied as died:
+            self._budget.spend(died)
+            remote.close()
+            self._cut(torch.arange(remote.environments.start, remote.environments.stop))
+            self._incarnations += 1
+            self._crew[self._crew.index(remote)] = self._recruit(remote.environments)
+            return []
+        return made
+
+
+class _Remote:
+    """One worker: a RayCollector with one remote collector, and the batch that it is making."""
+
+    def __init__(
+        self,
+        ray: Any,
+        environments: range,
+        env: Env,
+        actor: ProbabilisticActor,
+        plan: Ray,
+        *,
+        seeds: list[int],
+        exploration: int,
+        random_steps: int,
+        learned: int,
+    ) -> None:
+        self.environments = environments
+        self._ray = ray
+        self._id = env.id
+        self._timeout = plan.timeout
+        self._policy = acting(copy.deepcopy(actor).cpu())
+        distributed: Any = importlib.import_module("torchrl.collectors.distributed")
+        with warnings.catch_warnings():
+            # Of Ray and TorchRL about each other.
+            warnings.simplefilter("ignore")
+            self._collector = distributed.RayCollector(
+                [partial(_open, env, environments, seeds, exploration)],
+                self._policy,
+                collector_class=Collector,
+                frames_per_batch=plan.steps * len(environments),
+                total_frames=-1,
+                init_random_frames=random_steps * len(environments),
+                device=torch.device("cpu"),
+                sync=True,
+                remote_configs={"num_cpus": 1},
+                collector_kwargs={"track_traj_ids": False, "auto_register_policy_transforms": False},
+            )
+            [self._actor] = self._collector.remote_collectors
+            self.go_on(actor, learned=learned)
+
+    def go_on(self, actor: ProbabilisticActor, *, learned: int) -> None:
+        """Have it make the next steps, with the weights of `actor`, which learned from so many frames."""
+        with torch.no_grad():
+            for theirs, ours in zip(self._policy.state_dict().values(), actor.state_dict().values(), strict=True):
+                theirs.copy_(ours)
+        try:
+            self._collector.update_policy_weights_()
+        except (RuntimeError, self._ray.exceptions.RayError) as error:
+            raise self._died(f"did not take new weights ({short(error)})") from error
+        self._learned = learned
+        self.task = self._actor.next.remote()
+        self.deadline = time.monotonic() + self._timeout
+
+    def receive(self, specs: Specs, *, stored: int) -> list[Steps]:
+        """Take its steps; raises WorkerDied."""
+        try:
+            batch = self._ray.get(self.task, timeout=max(0.0, self.deadline - time.monotonic()))
+        except self._ray.exceptions.GetTimeoutError as error:
+            raise self._died(f"did not answer for {self._timeout:g} s (collector.timeout)") from error
+        except self._ray.exceptions.RayTaskError as error:
+            failed = error.cause
+            environment = failed.number if isinstance(failed, EnvironmentFailed) else None
+            raise self._died(f"raised {short(failed)}", environment, str(error)) from error
+        except self._ray.exceptions.RayError as error:
+            raise self._died(f"is gone ({type(error).__name__})") from error
+        whose = slice(self.environments.start, self.environments.stop)
+        behind = stored - self._learned
+        return [
+            Steps(rows(step, specs), step["next", "done"].reshape(-1), whose, behind=behind)
+            for step in batch.unbind(-1)
+        ]
+
+    def close(self) -> None:
+        """End it whatever it does."""
+        self._collector.shutdown()
+
+    def _died(self, how: str, environment: int | None = None, remote_traceback: str = "") -> WorkerDied:
+        number = self.environments.start if environment is None else environment
+        return WorkerDied(
+            f"environment {number} of {self._id} failed: its Ray worker (environments {self.environments.start} to "
+            f"{self.environments.stop - 1}) {how}.",
+            environment=number,
+            remote_traceback=remote_traceback,
+        )
+
+
+def _open(env: Env, environments: range, words: list[int], exploration: int) -> EnvBase:
+    """Open a slice of the environments, in a worker."""
+    torch.manual_seed(exploration)
+    busy = SimpleNamespace(value=0)
+    envs = SyncVectorEnv(
+        [partial(open_numbered, env, number, busy) for number in environments], autoreset_mode=AutoresetMode.DISABLED
+    )
+    envs.reset(seed=list(words))
+    return wrapped(envs)
+
+
+def _has_token() -> bool:
+    """Whether Ray is told to ask for a token, and finds one where it looks."""
+    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return os.environ.get("RAY_AUTH_MODE") == "token" and (given or Path("~/.ray/auth_token").expanduser().is_file())
