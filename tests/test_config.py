@@ -424,7 +424,7 @@ def test_a_script_has_help_and_exit_codes(tmp_path: Path) -> None:
     for said in (
         f"python {script} preset=hopper",
         "runs/",
-        "variant: sac",
+        "variant: crossq, droq, redq, sac, ",
         "halfcheetah",
         "total_frames: 10000",
     ):

@@ -298,7 +298,8 @@ def of_policy(loss: LossModule, log_prob: Tensor, value: Tensor) -> dict[str, Te
 
 def target(batch: TensorDict, value: Tensor) -> Tensor:
     following = batch["next"]
-    return following["reward"] + GAMMA * (~following["terminated"]).double() * value
+    y: Tensor = following["reward"] + GAMMA * (~following["terminated"]).double() * value
+    return y
 
 
 @pytest.mark.parametrize(

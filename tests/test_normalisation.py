@@ -68,7 +68,7 @@ def test_the_statistics_are_those_of_all_rows_ever_stored(tmp_path: Path, capaci
     )
     kept = transitions(2, seed=2)["observation"]
     last = (buffer.write_count - 1) % capacity
-    assert torch.equal(buffer.storage[:]["observation"][last], kept[-1]), "the buffer keeps what came"
+    assert torch.equal(buffer.storage.get(slice(None)).get("observation")[last], kept[-1]), "the buffer keeps what came"
 
 
 @VARIANTS

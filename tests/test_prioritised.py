@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def transitions(count: int, *, start: int = 0) -> TensorDict:
     )
 
 
-def ring(folder: Path, *, capacity: int = 10, batch_size: int = 10, **fields: float) -> TensorDictReplayBuffer:
+def ring(folder: Path, *, capacity: int = 10, batch_size: int = 10, **fields: Any) -> TensorDictReplayBuffer:
     plan = Replay(capacity, Storage.ram, prioritised=True, **fields)
     return plan.build(folder, SPECS, rows=capacity, batch_size=batch_size, seed=0, device=CPU)
 
@@ -164,4 +165,4 @@ def test_without_the_extension_it_says_what_to_do(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("field", ["priority_exponent", "weight_exponent"])
 def test_an_exponent_out_of_range_is_refused(field: str) -> None:
     with pytest.raises(ConfigError, match=rf"replay\.{field}=1\.5: "):
-        Replay(**{field: 1.5})
+        Replay(**cast(Any, {field: 1.5}))
