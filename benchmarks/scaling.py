@@ -1,0 +1,145 @@
+"""How cost grows: `python benchmarks/scaling.py [--output PICTURE.png]`; one thread, about ten minutes.
+
+Milliseconds of an update by batch, width of the two layers and number of critics; of a step of all environments by
+their number; of a frame by replay ratio; microseconds of a sample by the rows to sample from, on disk. The sizes are
+HalfCheetah-v5's, and everything else is as in the recipe. Medians of single calls.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from matplotlib.figure import Figure
+from tensordict import TensorDict
+from torchrl.data import Bounded, Unbounded
+
+from sac_torchrl import SAC, Direct, Env, Learner, Learning, Network, Replay, ReplayRatio, Specs, Storage
+from sac_torchrl.replay import layout
+
+TASK = "HalfCheetah-v5"
+SPECS = Specs(Unbounded(shape=torch.Size([17])), Bounded(-1, 1, shape=torch.Size([6])))
+CPU = torch.device("cpu")
+SECONDS = 8.0  # a point
+
+
+def main() -> None:
+    """Print a table for each quantity and draw them all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    tables: dict[str, tuple[str, dict[float, float]]] = {
+        "batch": ("update, ms", {size: update(batch=size) for size in (64, 256, 1024, 4096)}),
+        "width": ("update, ms", {size: update(width=size) for size in (64, 128, 256, 512, 1024)}),
+        "critics": ("update, ms", {number: update(critics=number) for number in (2, 5, 10)}),
+        "environments": ("step of all, ms", {count: collection(count) for count in (1, 4, 16, 64, 256)}),
+        "updates a frame": ("frame, ms", {ratio: loop(ratio) for ratio in (0.25, 1.0, 4.0, 20.0)}),
+        "rows": ("sample, us", {count: sampling(count) for count in (10**4, 10**5, 10**6, 10**7)}),
+    }
+    for name, (unit, points) in tables.items():
+        print(f"\n| {name} | {' | '.join(f'{x:,g}' for x in points)} |\n|---|{'---|' * len(points)}")
+        print(f"| {unit} | {' | '.join(f'{y:.3g}' for y in points.values())} |", flush=True)
+    if given.output:
+        draw(tables, given.output)
+
+
+def update(*, batch: int = 256, width: int = 256, critics: int = 2) -> float:
+    """Milliseconds of `Learner.update`."""
+    trained = learner(width=width, critics=critics)
+    data = transitions(batch)
+    return median(lambda: trained.update(data)) * 1e3
+
+
+def collection(count: int) -> float:
+    """Milliseconds to step `count` environments once and store what they did."""
+    experience = iter(_experience(count, actor_of=learner()))
+    return median(lambda: next(experience)) * 1e3
+
+
+def loop(ratio: float) -> float:
+    """Milliseconds of a frame with its updates; the mean, because not every frame has one."""
+    trained = learner()
+    buffer = Replay(storage=Storage.ram).build(Path(), SPECS, rows=100_000, batch_size=256, seed=0, device=CPU)
+    buffer.extend(transitions(1_000))
+    experience = Direct().build(
+        Env(TASK), trained.agent.actor, buffer, specs=SPECS, total_frames=10**9, random_frames=0, seed=0
+    )
+    due = ReplayRatio(ratio, after=0, frames=0)
+
+    def frames() -> Iterator[None]:
+        for new in experience:
+            for _ in range(due.due(new)):
+                trained.update(buffer.sample())
+            yield
+
+    steps = frames()
+    for _ in range(20):
+        next(steps)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < SECONDS:
+        next(steps)
+        count += 1
+    return (time.perf_counter() - start) / count * 1e3
+
+
+def sampling(rows: int) -> float:
+    """Microseconds to sample 256 of `rows` rows on disk."""
+    with TemporaryDirectory(dir=".") as folder:
+        buffer = Replay(rows).build(Path(folder), SPECS, rows=rows, batch_size=256, seed=0, device=CPU)
+        part = transitions(min(rows, 100_000))
+        for _ in range(rows // len(part)):
+            buffer.extend(part)
+        return median(buffer.sample) * 1e6
+
+
+def learner(*, width: int = 256, critics: int = 2) -> Learner:
+    """Make a learner of the recipe's, but for its size."""
+    agent = SAC(Network([width, width]), critics=critics).build(SPECS, device=CPU)
+    return Learning().build(agent)
+
+
+def _experience(count: int, *, actor_of: Learner) -> Iterator[int]:
+    buffer = Replay(storage=Storage.ram).build(Path(), SPECS, rows=100_000, batch_size=256, seed=0, device=CPU)
+    actor = actor_of.agent.actor
+    yield from Direct().build(Env(TASK, count), actor, buffer, specs=SPECS, total_frames=10**9, random_frames=0, seed=0)
+
+
+def transitions(count: int) -> TensorDict:
+    """Make rows `(count,)` of random numbers."""
+    batch = TensorDict(batch_size=[count])
+    for key, (dtype, shape) in layout(SPECS).items():
+        batch.set(key, torch.rand(count, *shape).to(dtype))
+    return batch
+
+
+def median(function: Callable[[], object]) -> float:
+    """Return the median seconds of a call, after ten to warm up."""
+    for _ in range(10):
+        function()
+    times = list[float]()
+    start = time.perf_counter()
+    while time.perf_counter() - start < SECONDS:
+        before = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - before)
+    return statistics.median(times)
+
+
+def draw(tables: dict[str, tuple[str, dict[float, float]]], path: Path) -> None:
+    """Draw every table as a curve."""
+    figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
+    for axes, (name, (unit, points)) in zip(figure.subplots(2, 3).flat, tables.items(), strict=True):
+        axes.loglog(list(points), list(points.values()), "o-", color="#1f5fa8")
+        axes.set_xlabel(name)
+        axes.set_ylabel(unit)
+        axes.grid(visible=True, which="both", alpha=0.2)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
