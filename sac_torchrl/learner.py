@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torchrl.objectives import LossModule
 from sac_torchrl.agent import Agent
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.prioritised import ERROR, WEIGHT
-from sac_torchrl.recording import record
+from sac_torchrl.recording import CudaGraph, record
 
 # What each loss of a TorchRL loss module trains: the parameters whose names begin so.
 TRAINS = {
@@ -27,16 +28,17 @@ TRAINS = {
     "loss_value": "value_network_params",
     "loss_alpha": "log_alpha",
 }
-
-
 CRITICS = frozenset({"loss_qvalue", "loss_value"})
+
+Computation = Callable[..., Sequence[Tensor]]
 
 
 class Execution(Enum):
     """How losses and gradients are computed; the numbers are the same.
 
     `eager` runs the loss module and autograd as they are, `captured` records them once as a flat list of tensor
-    operations and replays it without their overhead, `compiled` gives that list to torch.compile.
+    operations and replays it without their overhead, `compiled` gives that list to torch.compile. On a GPU `captured`
+    holds the whole update, optimizers and targets included, in one CUDA graph.
     """
 
     eager = "eager"
@@ -129,6 +131,8 @@ class Learning:
                 lr=self.lr if rate is None else rate,
                 betas=self.betas,
                 eps=self.eps,
+                # A CUDA graph counts steps on the device.
+                capturable=parameters[0].is_cuda,
                 # A temperature is no weight: decay would pull it towards 1.
                 weight_decay=0.0 if name == "loss_alpha" else self.weight_decay,
                 fused=True,
@@ -184,7 +188,8 @@ class Learner:
         self._resets = frozenset(resets)
         self._execution = execution
         self._precision = precision
-        self._recordings: dict[object, tuple[Callable[..., Sequence[Tensor]], list[str]]] = {}
+        self._recordings: dict[object, tuple[Computation, list[str]]] = {}
+        self._programs: dict[object, tuple[Computation, list[list[str]]]] = {}
         self._newest: dict[str, Tensor] = {}
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:
@@ -196,20 +201,20 @@ class Learner:
         """
         keys = [key for key in self.agent.loss.in_keys if key in batch.keys(include_nested=True)]
         inputs = [batch.get(key) for key in keys]
-        for names in self._steps():
-            found = self._step(names, keys, inputs)
-            if ERROR in found:
-                batch.set(ERROR, found.pop(ERROR))
-            self._newest |= found
-        for statistics in self.agent.statistics:
-            statistics.step()
-        self.updates += 1
+        form = tuple((key, tensor.shape, tensor.dtype) for key, tensor in zip(keys, inputs, strict=True))
+        steps, self.updates = self._steps(), self.updates + 1
+        moving = self.updates % self._target_every == 0
+        if (form, *steps, moving) not in self._programs:
+            self._programs[form, *steps, moving] = self._program(steps, keys, inputs, moving=moving)
+        program, told = self._programs[form, *steps, moving]
+        values = program(*inputs)
+        found = dict(zip(chain.from_iterable(told), values, strict=True))
+        if ERROR in found:
+            batch.set(ERROR, found.pop(ERROR))
+        self._newest |= found
         if self.updates in self._resets:
             self.reset()
         self.agent.temperature.step(self.updates)
-        if self.updates % self._target_every == 0:
-            for target in self.agent.targets:
-                target.step()
         return TensorDict(self._newest)
 
     def reset(self) -> None:
@@ -226,6 +231,7 @@ class Learner:
                 tensors[name].copy_(tensor)
         for optimizer in self.optimizers.values():
             optimizer.state.clear()
+        self._programs.clear()  # A CUDA graph would go on in the optimizers' old state.
 
     def metrics(self) -> dict[str, float]:
         """The newest update's metrics as numbers, named for a log; waits for the device to finish."""
@@ -264,6 +270,7 @@ class Learner:
                 for index, moment in part["state"].items()
             }
             optimizer.load_state_dict({**part, "state": moments})
+        self._programs.clear()  # A CUDA graph would go on in the optimizers' old state.
         self.updates = state["updates"]
 
     def _steps(self) -> list[tuple[str, ...]]:
@@ -280,8 +287,39 @@ class Learner:
             case Order.one_by_one:
                 return [critics, *[(name,) for name in policy] * self._actor_updates]
 
-    def _step(self, names: tuple[str, ...], keys: list[Any], inputs: list[Tensor]) -> dict[str, Tensor]:
-        """Take one gradient step on the losses `names`; return them, and the loss's metrics if it is the policy's."""
+    def _program(
+        self, steps: list[tuple[str, ...]], keys: list[Any], inputs: list[Tensor], *, moving: bool
+    ) -> tuple[Computation, list[list[str]]]:
+        """All that an update does on the device, given the batch's tensors, and the names of what it returns."""
+        parts = [(names, *self._losses(names, keys, inputs)) for names in steps]
+
+        def program(*tensors: Tensor) -> list[Tensor]:
+            values = list[Tensor]()
+            for names, losses_and_gradients, _ in parts:
+                parameters = [parameter for name in names for parameter in _parameters(self.optimizers[name])]
+                outputs = losses_and_gradients(*tensors)
+                for parameter, gradient in zip(parameters, outputs[: len(parameters)], strict=True):
+                    parameter.grad = gradient
+                for name in names:
+                    self.optimizers[name].step()
+                values += outputs[len(parameters) :]
+            for statistics in self.agent.statistics:
+                statistics.step()
+            for target in self.agent.targets if moving else ():
+                target.step()
+            return values
+
+        graphed = self._execution is Execution.captured and inputs[0].is_cuda
+        return CudaGraph(program) if graphed else program, [told for *_, told in parts]
+
+    def _losses(self, names: tuple[str, ...], keys: list[Any], inputs: list[Tensor]) -> tuple[Computation, list[str]]:
+        """Gradients of the losses `names`, then these losses, and the loss's metrics if they are the policy's.
+
+        The second value names what follows the gradients, once the first has been called or recorded.
+        """
+        form = (names, *((key, tensor.shape, tensor.dtype) for key, tensor in zip(keys, inputs, strict=True)))
+        if form in self._recordings:
+            return self._recordings[form]
         parameters = [parameter for name in names for parameter in _parameters(self.optimizers[name])]
         metrics, told = not CRITICS.issuperset(names), list[str]()
 
@@ -298,27 +336,22 @@ class Learner:
             return [*gradients, *(losses[name].detach() for name in told)]
 
         if self._execution is Execution.eager:
-            outputs: Sequence[Tensor] = losses_and_gradients(*inputs)
-        else:
-            form = (names, *((key, tensor.shape, tensor.dtype) for key, tensor in zip(keys, inputs, strict=True)))
-            if form not in self._recordings:
-                self._recordings[form] = self._record(losses_and_gradients, inputs), told
-            recording, told = self._recordings[form]
-            with torch.no_grad():
-                outputs = recording(*inputs)
-        for parameter, gradient in zip(parameters, outputs[: len(parameters)], strict=True):
-            parameter.grad = gradient
-        for name in names:
-            self.optimizers[name].step()
-        return dict(zip(told, outputs[len(parameters) :], strict=True))
+            return losses_and_gradients, told
+        self._recordings[form] = self._record(losses_and_gradients, inputs), told
+        return self._recordings[form]
 
-    def _record(self, function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    def _record(self, function: Computation, inputs: list[Tensor]) -> Computation:
         recording, constants = record(function, inputs)
-        replay: Callable[..., Sequence[Tensor]] = recording.forward
+        replay: Computation = recording.forward
         if self._execution is Execution.compiled:
             # Inductor has a random number generator of its own; these are to be torch's draws.
             replay = torch.compile(recording, options={"fallback_random": True})
-        return lambda *tensors: replay(*tensors, *constants)
+
+        @torch.no_grad()
+        def computation(*tensors: Tensor) -> Sequence[Tensor]:
+            return replay(*tensors, *constants)
+
+        return computation
 
 
 class _BFloat16Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated

@@ -31,6 +31,37 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
     return fx.GraphModule(torch.nn.Module(), graph), constants
 
 
+class CudaGraph:
+    """Calls `function` as it is for the first `WARM_UP` times, and then replays it as one CUDA graph.
+
+    `function` takes and returns tensors on the GPU and may change others in place, which have to keep their memory.
+    The results are copies. Nothing waits for the GPU, but once, before the capture.
+    """
+
+    WARM_UP = 3  # an optimizer makes its state at its first step, and a library its handles
+
+    def __init__(self, function: Callable[..., Sequence[Tensor]]) -> None:
+        self._function = function
+        self._calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Call or replay the function with tensors of the same shapes each time."""
+        self._calls += 1
+        if self._calls <= self.WARM_UP:
+            return self._function(*inputs)
+        if self._graph is None:
+            self._inputs = [tensor.clone() for tensor in inputs]
+            self._graph = torch.cuda.CUDAGraph()
+            # A capture runs nothing: what it records is done for the first time by the replay below.
+            with torch.cuda.graph(self._graph):
+                self._outputs = self._function(*self._inputs)
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
+        self._graph.replay()
+        return [tensor.clone() for tensor in self._outputs]
+
+
 def _skip_what_changes_nothing(graph: fx.Graph) -> None:
     for node in graph.nodes:
         source: Any = node.args[0] if node.args else None

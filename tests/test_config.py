@@ -1,4 +1,5 @@
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -237,6 +238,25 @@ def test_a_system_is_combined_with_a_task_and_later_presets_win(recipe: Recipe) 
         assert (config.env.id, config.batch_size, config.total_frames) == ("HalfCheetah-v5", 100, total)
     config = recipe("preset=[haarnoja2018a,humanoid]", "variant.reward_scale=20").config
     assert config.variant == SACv1(Network(init=Init.xavier_uniform), reward_scale=20.0, actor_q=Combine.first)
+
+
+COMMANDS = [
+    line
+    for page in [ROOT / "docs" / "presets.md", *sorted((ROOT / "docs" / "variants").glob("*.md"))]
+    for line in page.read_text().splitlines()
+    if line.startswith("python recipes/")
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_on_a_page_about_presets_and_variants_is_understood(recipe: Recipe, line: str) -> None:
+    _, script, *words = shlex.split(line)
+    assert isinstance(recipe(*words, schema=RECIPES[Path(script).stem]).config, RECIPES[Path(script).stem])
+
+
+def test_every_system_is_on_the_page_about_presets() -> None:
+    page = (ROOT / "docs" / "presets.md").read_text()
+    assert [name for name in PRESETS if name not in TASKS and f"`{name}`" not in page] == []
 
 
 @dataclass

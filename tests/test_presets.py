@@ -16,6 +16,7 @@ from sac_torchrl import Execution, Learner, SACv1, Specs
 from sac_torchrl.config import RECIPES, SHIPPED, Training, plan
 from sac_torchrl.config.files import read
 from sac_torchrl.config.schema import choices, chosen
+from sac_torchrl.nstep import SPAN
 from sac_torchrl.variants import SAC, DiscreteSAC
 
 CPU = torch.device("cpu")
@@ -52,6 +53,7 @@ class System:
     starts: int | None = None
     ratio: float = 1.0
     update_every: int = 1
+    n_steps: int = 1
     capacity: int = 1_000_000
     envs: int = 1
     total: int = 1_000_000
@@ -78,6 +80,7 @@ SYSTEMS = {
         reward_scale=5.0,
         actor_q="first",
         half=True,
+        starts=1_000,
         total=3_000_000,
         evaluated=(1_000, 1),
     ),
@@ -158,10 +161,11 @@ SYSTEMS = {
         random=0,
         starts=640,
         ratio=0.1,
+        n_steps=3,
         capacity=100_000,
         envs=10,
         total=10_000_000,
-        evaluated=(100_000, 10),
+        evaluated=(50_000, 10),
     ),
 }
 NAMES = pytest.mark.parametrize("name", SYSTEMS)
@@ -208,6 +212,7 @@ def numbers(config: Training) -> System:
         starts=config.learning_starts,
         ratio=config.replay_ratio,
         update_every=config.update_every,
+        n_steps=config.n_steps,
         capacity=config.replay.capacity,
         envs=config.env.count,
         total=config.total_frames,
@@ -256,8 +261,9 @@ def small(name: str, *, execution: Execution) -> Learner:
     return learner
 
 
-def batches(count: int, *, discrete: bool) -> list[TensorDict]:
+def batches(count: int, system: System) -> list[TensorDict]:
     torch.manual_seed(4)
+    discrete = system.variant == "discrete_sac"
     return [
         TensorDict(
             {
@@ -268,6 +274,7 @@ def batches(count: int, *, discrete: bool) -> list[TensorDict]:
                     "reward": torch.randn(ROWS, 1),
                     "terminated": (torch.arange(ROWS) % 4 == 0).unsqueeze(-1),
                 },
+                SPAN: torch.randint(1, system.n_steps + 1, (ROWS, 1)),
             },
             batch_size=[ROWS],
         )
@@ -375,7 +382,8 @@ class Derivation:
 
     def bellman(self, batch: TensorDict, after: Tensor) -> Tensor:
         reward, ended = (batch["next", name].squeeze(-1) for name in ("reward", "terminated"))
-        y: Tensor = self.system.reward_scale * reward + self.system.gamma * torch.where(ended, 0.0, after)
+        discount = self.system.gamma ** batch[SPAN].squeeze(-1)
+        y: Tensor = self.system.reward_scale * reward + discount * torch.where(ended, 0.0, after)
         return y.detach()
 
     def draw(self, observation: Tensor) -> tuple[Tensor, Tensor]:
@@ -449,7 +457,7 @@ class Derivation:
 def test_two_updates_are_those_of_the_system(name: str, float64: None) -> None:
     system, learner = SYSTEMS[name], small(name, execution=Execution.eager)
     derived = Derivation(system, learner)
-    data = batches(2, discrete=system.variant == "discrete_sac")
+    data = batches(2, system)
     before = [leaf.clone() for leaf in derived.actor]
     torch.manual_seed(5)
     for batch in data:
@@ -480,7 +488,7 @@ def test_two_updates_are_those_of_the_system(name: str, float64: None) -> None:
 @NAMES
 def test_captured_updates_of_a_system_are_bit_for_bit_the_eager_ones(name: str) -> None:
     learners = [small(name, execution=execution) for execution in (Execution.eager, Execution.captured)]
-    data = batches(4, discrete=SYSTEMS[name].variant == "discrete_sac")
+    data = batches(4, SYSTEMS[name])
     metrics = []
     for learner in learners:
         torch.manual_seed(5)

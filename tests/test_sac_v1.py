@@ -1,6 +1,7 @@
 """The first version as an agent: its networks, its updates in every execution, its state."""
 
 import copy
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -67,6 +68,15 @@ def test_captured_updates_are_bit_for_bit_the_eager_ones() -> None:
     after = weights(eager)
     assert all(torch.equal(tensor, after[name]) for name, tensor in weights(captured).items())
     assert all(not torch.equal(tensor, after[name]) for name, tensor in start.items() if "network_params" in name)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_updates_are_the_eager_ones() -> None:
+    """But for the order in which sums are taken; the random numbers are the same."""
+    data = batches(3)
+    eager, compiled = (train(build(execution=it), data) for it in (Execution.eager, Execution.compiled))
+    for expected, found in zip(eager, compiled, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_a_loaded_learner_continues_bit_for_bit() -> None:

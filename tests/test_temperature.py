@@ -71,7 +71,7 @@ def test_the_temperatures_loss_sees_the_target_of_its_update(execution: Executio
 
 
 def test_a_loaded_learner_goes_on_with_the_target() -> None:
-    fields = {"target_entropy_ratio": 0.9, "target_entropy_ratio_end": 0.1, "target_entropy_updates": 8}
+    fields: dict[str, Any] = {"target_entropy_ratio": 0.9, "target_entropy_ratio_end": 0.1, "target_entropy_updates": 8}
     data = batches(12)
     uninterrupted, first, resumed = (build(**fields) for _ in range(3))
     expected = targets(uninterrupted, data)

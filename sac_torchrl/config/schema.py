@@ -104,8 +104,8 @@ class Training:
                 (f"n_steps={self.n_steps}: give 1 or more.", self.n_steps >= 1),
                 (
                     f"n_steps={self.n_steps} with env.count={self.env.count}: give random_frames of at least "
-                    f"{self.n_steps * self.env.count}, so that there is a row to learn from.",
-                    self.n_steps <= 1 or self.random_frames >= self.n_steps * self.env.count,
+                    f"{self.n_steps * self.env.count}, or learning_starts, so that there is a row to learn from.",
+                    self.n_steps <= 1 or self.updates_after >= self.n_steps * self.env.count,
                 ),
             )
             if not right
