@@ -12,6 +12,7 @@ from sac_torchrl.evaluation import Evaluating, Evaluation, evaluate, record_vide
 from sac_torchrl.learner import Execution, Learner, Learning, Order, Precision
 from sac_torchrl.loggers import Logger, Progress
 from sac_torchrl.networks import Network
+from sac_torchrl.normalisation import normalised
 from sac_torchrl.offline import Offline
 from sac_torchrl.plots import curve
 from sac_torchrl.replay import Replay, Storage
@@ -62,6 +63,7 @@ __all__ = [
     "curve",
     "evaluate",
     "launch",
+    "normalised",
     "open_run",
     "record_video",
     "state_action_critic",

@@ -37,7 +37,7 @@ class NStep:
             self._held = rows.new_zeros(self._steps - 1, self._count)
             self._valid = self._valid.to(done.device)
         valid = self._valid[:, environments]
-        grown = torch.cat([rows.unsqueeze(0), self._held[:, environments]])
+        grown: TensorDict = torch.cat([rows.unsqueeze(0), self._held[:, environments]])
         new, following = rows["next"], grown["next"]
         powers = self._gamma ** torch.arange(1, self._steps, device=done.device)
         following["reward"][1:] += powers.view(-1, 1, 1) * new["reward"]

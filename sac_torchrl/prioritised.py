@@ -47,7 +47,9 @@ def priorities(buffer: TensorDictReplayBuffer) -> dict[str, Any]:
     if not isinstance(sampler, PrioritizedSampler):
         return {}
     positions = torch.arange(len(buffer), device=sampler.device)
-    largest, position = sampler._max_priority or (None, None)
+    # TorchRL has None for the pair before the first row, against its own annotation.
+    newest: Any = sampler._max_priority
+    largest, position = newest or (None, None)
     return {
         "powers": torch.as_tensor(sampler._sum_tree[positions]).cpu(),
         "largest": None if largest is None else float(largest),
@@ -65,7 +67,8 @@ def restore_priorities(buffer: TensorDictReplayBuffer, saved: dict[str, Any]) ->
     sampler._sum_tree[positions] = powers
     sampler._min_tree[positions] = powers
     largest, position = saved["largest"], saved["position"]
-    sampler._max_priority = None if largest is None else (torch.tensor(largest), torch.tensor(position))
+    known: Any = None if largest is None else (torch.tensor(largest), torch.tensor(position))
+    sampler._max_priority = known
 
 
 class WeighsCritics:

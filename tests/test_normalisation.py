@@ -60,7 +60,8 @@ def test_the_statistics_are_those_of_all_rows_ever_stored(tmp_path: Path, capaci
         buffer.extend(part)
         normaliser.read(buffer)
         normaliser.read(buffer)  # nothing new
-    seen = torch.cat(parts)["observation"].double()
+    everything: TensorDict = torch.cat(parts)
+    seen = everything["observation"].double()
     torch.testing.assert_close(normaliser.mean, seen.mean(0), rtol=1e-9, atol=0)
     torch.testing.assert_close(normaliser.var, seen.var(0, correction=0), rtol=1e-9, atol=0)
     torch.testing.assert_close(
@@ -68,7 +69,7 @@ def test_the_statistics_are_those_of_all_rows_ever_stored(tmp_path: Path, capaci
     )
     kept = transitions(2, seed=2)["observation"]
     last = (buffer.write_count - 1) % capacity
-    assert torch.equal(buffer.storage[:]["observation"][last], kept[-1]), "the buffer keeps what came"
+    assert torch.equal(buffer.storage.get(slice(None)).get("observation")[last], kept[-1]), "the buffer keeps what came"
 
 
 @VARIANTS

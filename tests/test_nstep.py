@@ -1,5 +1,5 @@
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,14 +60,15 @@ def stored(rows: TensorDict) -> list[Row]:
 
 def expected(number: int, *, frames: int, n_steps: int) -> list[Row]:
     """The rows of one environment whose spans are over after `frames`, in the order of their first frames."""
-    played, episode, found = 0, 1, []
+    played, episode = 0, 1
+    found: list[Row] = []
     while played < frames:
         last = counting.length(number, episode)
         for start in range(last):
             steps = range(start + 1, min(start + n_steps, last) + 1)
             if played + steps[-1] > frames:
                 continue
-            value = sum(GAMMA**power * reward for power, reward in enumerate(steps))
+            value = sum((GAMMA**power * reward for power, reward in enumerate(steps)), 0.0)
             terminated = steps[-1] == last and not counting.truncates(number, episode)
             found.append(((number, episode, start), (number, episode, steps[-1]), value, len(steps), terminated))
         played, episode = played + last, episode + 1
@@ -168,7 +169,7 @@ def float64() -> Iterator[None]:
 
 @pytest.mark.parametrize("variant", [SAC, DiscreteSAC, REDQ, CrossQ, TQC])
 @pytest.mark.usefixtures("float64")
-def test_a_row_that_spans_k_frames_is_discounted_by_gamma_to_the_k(variant: type[Variant]) -> None:
+def test_a_row_that_spans_k_frames_is_discounted_by_gamma_to_the_k(variant: Callable[..., Variant]) -> None:
     discrete = variant is DiscreteSAC
     specs = Specs(Unbounded(shape=3), Categorical(4) if discrete else Bounded(-1, 1, shape=2))
     small = {"network": Network([8])} | ({"critic_hidden": [8]} if variant in (CrossQ, TQC) else {})

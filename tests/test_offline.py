@@ -28,11 +28,11 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     buffers = [
         EpisodeBuffer(
-            observations=np.array([[episode, step] for step in range(length + 1)], np.float32),
-            actions=np.array([[2 + 4 * np.sin(step)] for step in range(length)], np.float32),
-            rewards=np.arange(1.0, length + 1),
-            terminations=np.array([False] * (length - 1) + [terminates]),
-            truncations=np.array([False] * (length - 1) + [not terminates]),
+            observations=[np.array([episode, step], np.float32) for step in range(length + 1)],
+            actions=[np.array([2 + 4 * np.sin(step)], np.float32) for step in range(length)],
+            rewards=[float(step + 1) for step in range(length)],
+            terminations=[False] * (length - 1) + [terminates],
+            truncations=[False] * (length - 1) + [not terminates],
         )
         for episode, (length, terminates) in LENGTHS.items()
     ]

@@ -161,7 +161,7 @@ class Renormed(nn.Sequential):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Concatenate the inputs and map them."""
-        output: Tensor = super().forward(torch.cat(inputs, -1))
+        output: Tensor = super().forward(torch.cat(inputs, -1))  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         return output
 
 

@@ -79,7 +79,7 @@ class EnsembleLoss(WeighsCritics, SACLoss):
     """SACLoss whose weights of prioritised rows are the critics' alone."""
 
 
-class SubsetLoss(WeighsCritics, SACLoss):
+class SubsetSACLoss(SACLoss):
     """SACLoss with a random part of the ensemble in the target and all of it in the actor's loss (arXiv 2101.05982).
 
     The target takes the smallest of `sampled` target critics, drawn anew at every call from torch's global generator
@@ -108,6 +108,10 @@ class SubsetLoss(WeighsCritics, SACLoss):
         soft = smallest - self._alpha * log_prob.unsqueeze(-1)
         target: Tensor = self.value_estimator.value_estimate(tensordict, next_value=soft).squeeze(-1)
         return target
+
+
+class SubsetLoss(WeighsCritics, SubsetSACLoss):
+    """SubsetSACLoss whose weights of prioritised rows are the critics' alone."""
 
 
 def sample(loss: LossModule, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
