@@ -26,7 +26,15 @@ from torchrl.modules import ProbabilisticActor
 from sac_torchrl.actors import acting
 from sac_torchrl.agent import Specs
 from sac_torchrl.collectors.experience import Collecting, Experience, Steps
-from sac_torchrl.collectors.workers import Budget, EnvironmentFailed, check, open_numbered, refuse_simulator, split
+from sac_torchrl.collectors.workers import (
+    Budget,
+    EnvironmentFailed,
+    check,
+    open_numbered,
+    refuse_simulator,
+    split,
+    tell_resumed,
+)
 from sac_torchrl.envs import Env, seeds, wrapped
 from sac_torchrl.errors import ConfigError, WorkerDied
 from sac_torchrl.replay import rows
@@ -99,6 +107,7 @@ class InCluster(Experience):
 
     def _collect(self) -> Iterator[list[Steps]]:
         self._ray: Any = importlib.import_module("ray")
+        tell_resumed(self.frames)
         self._budget, self._incarnations = Budget(self._plan.restarts), 0
         self._crew: list[_Remote] = []
         self._connect()

@@ -28,6 +28,7 @@ from sac_torchrl.collectors.workers import (
     open_numbered,
     refuse_simulator,
     split,
+    tell_resumed,
 )
 from sac_torchrl.envs import Env, seeds, wrapped
 from sac_torchrl.errors import WorkerDied
@@ -90,6 +91,7 @@ class InWorkers(Experience):
         self._opening = partial(ProcessEnvs, env, workers=workers, timeout=timeout, restarts=restarts)
 
     def _collect(self) -> Iterator[list[Steps]]:
+        tell_resumed(self.frames)
         with closing(self._opening()) as envs:
             env = wrapped(envs)
             env.set_seed(self._seed + self.frames)

@@ -16,7 +16,7 @@ from torchrl.modules import ProbabilisticActor
 from sac_torchrl.agent import Specs
 from sac_torchrl.collectors.direct import stepping
 from sac_torchrl.collectors.experience import Experience, Steps
-from sac_torchrl.collectors.workers import Budget, Worker, close, listen, open_numbered, split
+from sac_torchrl.collectors.workers import Budget, Worker, close, listen, open_numbered, split, tell_resumed
 from sac_torchrl.envs import Env, seeds, wrapped
 from sac_torchrl.errors import WorkerDied
 from sac_torchrl.packed import Packing
@@ -93,6 +93,7 @@ class Remote(Experience):
         self._restarts = restarts
 
     def _start(self) -> None:
+        tell_resumed(self.frames)
         self._budget = Budget(self._restarts)
         self._incarnations = 0
         self._crew: list[Acting] = []

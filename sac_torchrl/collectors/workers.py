@@ -223,6 +223,12 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+def tell_resumed(frames: int) -> None:
+    """Say in the log that a run that goes on does so with new episodes."""
+    if frames:
+        log.info("resuming is not exact: the environments in workers start new episodes, of other seeds")
+
+
 def refuse_simulator(env: Env) -> None:
     """Raise ConfigError for environments that are one batch of tensors."""
     if env.on_device:
