@@ -16,7 +16,7 @@ STEPS = 20
 
 
 def main() -> None:
-    """Step each as often as the others, after two steps that compile."""
+    """Step each as often as the others, after as many that compile."""
     warnings.simplefilter("ignore")
     from torchrl.envs import BraxEnv
 
@@ -32,7 +32,7 @@ def main() -> None:
         env = make()
         env.set_seed(0)
         with torch.no_grad():
-            env.rollout(2, auto_reset=True, break_when_any_done=False)
+            env.rollout(STEPS, auto_reset=True, break_when_any_done=False)
             began = time.perf_counter()
             env.rollout(STEPS, auto_reset=True, break_when_any_done=False)
             seconds = time.perf_counter() - began

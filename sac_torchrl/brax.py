@@ -30,10 +30,9 @@ class Brax(Simulator):
         self._place = _place(self._jax, device, name)
         self._physics: Any = None
         self._reset_all, self._reset_some, self._advance = _compiled(name, count)
-        with self._jax.default_device(self._place):
-            self._key = self._jax.random.PRNGKey(0)
-            # Only traced: how many numbers are observed.
-            seen = self._jax.eval_shape(_quiet(env.reset), self._key).obs
+        self._key = self._new_key(0)
+        # Only traced: how many numbers are observed.
+        seen = self._jax.eval_shape(_quiet(env.reset), self._key).obs
         super().__init__(
             count,
             device,
@@ -60,8 +59,11 @@ class Brax(Simulator):
 
     def _set_seed(self, seed: int | None) -> None:
         if seed is not None:
-            with self._jax.default_device(self._place):
-                self._key = self._jax.random.PRNGKey(seed)
+            self._key = self._new_key(seed)
+
+    def _new_key(self, seed: int) -> Any:
+        # Bound to its device, as actions are: JAX compiles anew for what is bound and what is not.
+        return self._jax.device_put(self._jax.random.PRNGKey(seed), self._place)
 
 
 @cache
