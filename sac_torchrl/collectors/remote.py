@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tensordict import TensorDictBase
+from torch import Tensor
 from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.agent import Specs
@@ -46,6 +47,8 @@ class Acting:
         self._whose = slice(environments.start, environments.stop)
         self._version = self._used = 0
         self._learned = {0: learned}
+        self._theirs: list[Tensor] | None = None
+        self._ours: list[Tensor] = []
         self.granted = 0
         self.ready = False
         self._timeout = timeout
@@ -54,8 +57,10 @@ class Acting:
     def refresh(self, actor: ProbabilisticActor, *, learned: int) -> None:
         """Give it the weights of `actor`, unless it has not taken over those of before: it never sees half of both."""
         if self._used == self._version:
-            for theirs, ours in zip(self._weights.state_dict().values(), actor.state_dict().values(), strict=True):
-                theirs.copy_(ours)
+            if self._theirs is None:
+                # The tensors stay the same, and to look them up takes longer than to copy them.
+                self._theirs, self._ours = _tensors(self._weights), _tensors(actor)
+            torch._foreach_copy_(self._theirs, self._ours)
             self._version += 1
             self._learned = {self._used: self._learned[self._used], self._version: learned}
 
@@ -243,6 +248,7 @@ def _serve(
     envs.reset(seed=plan["seeds"])
     torch.manual_seed(plan["exploration"])
     actor, packing = copy.deepcopy(weights), Packing(layout(specs))
+    ours, given = _tensors(actor), _tensors(weights)
     granted, used = 0, 0
     connection.send(None)
     with closing(stepping(wrapped(envs), actor, random_frames=plan["random_frames"])) as batches:
@@ -253,9 +259,14 @@ def _serve(
                 steps, version = message
                 granted += steps
                 if version != used:
-                    actor.load_state_dict(weights.state_dict())
+                    torch._foreach_copy_(ours, given)
                     used = version
             batch: TensorDictBase = next(batches)
             done = batch["next", "done"].reshape(-1).numpy()
             connection.send((used, packing.pack(rows(batch, specs)).numpy(), done))
             granted -= 1
+
+
+def _tensors(actor: ProbabilisticActor) -> list[Tensor]:
+    """All its parameters and buffers."""
+    return list(actor.state_dict().values())
