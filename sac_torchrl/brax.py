@@ -7,6 +7,7 @@ from functools import cache, wraps
 from typing import Any
 
 import torch
+import torch.utils.dlpack
 from torch import Tensor
 from torchrl.data import Bounded
 
@@ -37,7 +38,7 @@ class Brax(Simulator):
             count,
             device,
             observed=seen.shape[-1],
-            action_spec=Bounded(-1.0, 1.0, shape=(int(env.action_size),), dtype=torch.float32),
+            action_spec=Bounded(-1.0, 1.0, shape=torch.Size([int(env.action_size)]), dtype=torch.float32),
             limit=1000,
         )
 
@@ -83,11 +84,15 @@ def _compiled(name: str, count: int) -> tuple[Callable[..., Any], ...]:
         def choose(new: Any, old: Any) -> Any:
             return jax.numpy.where(mask.reshape(count, *[1] * (new.ndim - 1)), new, old)
 
-        return jax.tree.map(choose, fresh, state), key
+        chosen: Any = jax.tree.map(choose, fresh, state)
+        return chosen, key
 
     def reset_some(state: Any, key: Any, mask: Any) -> tuple[Any, Any]:
         # Decided where the physics runs: the host never asks whether something ended.
-        return jax.lax.cond(mask.any(), reset_masked, lambda state, key, mask: (state, key), state, key, mask)
+        result: tuple[Any, Any] = jax.lax.cond(
+            mask.any(), reset_masked, lambda state, key, mask: (state, key), state, key, mask
+        )
+        return result
 
     return tuple(jax.jit(_quiet(one)) for one in (reset_all, reset_some, jax.vmap(env.step)))
 
@@ -126,4 +131,4 @@ def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _to_torch(array: Any) -> Tensor:
-    return torch.from_dlpack(array).to(torch.float32)
+    return torch.utils.dlpack.from_dlpack(array).to(torch.float32)

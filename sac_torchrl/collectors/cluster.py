@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -105,7 +105,7 @@ class InCluster(Experience):
         self._plan = plan
         self._slices = split(env.count, plan.workers or env.count)
 
-    def _collect(self) -> Iterator[list[Steps]]:
+    def _collect(self) -> Generator[list[Steps], None, None]:
         self._ray: Any = importlib.import_module("ray")
         tell_resumed(self.frames)
         self._budget, self._incarnations = Budget(self._plan.restarts), 0

@@ -1,6 +1,6 @@
 """Collection from environments in processes of their own, for simulators that are slower than the policy."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -90,7 +90,7 @@ class InWorkers(Experience):
         super().__init__(*arguments, count=env.count, **options)
         self._opening = partial(ProcessEnvs, env, workers=workers, timeout=timeout, restarts=restarts)
 
-    def _collect(self) -> Iterator[list[Steps]]:
+    def _collect(self) -> Generator[list[Steps], None, None]:
         tell_resumed(self.frames)
         with closing(self._opening()) as envs:
             env = wrapped(envs)

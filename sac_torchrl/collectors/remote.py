@@ -1,7 +1,7 @@
 """Collection by workers that hold environments and a copy of the policy: they go on while the learner updates."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from functools import partial
 from multiprocessing.connection import Connection
@@ -146,7 +146,7 @@ class Pipelined(Remote):
     `env.count`. With the same seed and nothing replaced a run comes out the same.
     """
 
-    def _collect(self) -> Iterator[list[Steps]]:
+    def _collect(self) -> Generator[list[Steps], None, None]:
         try:
             self._start()
             self._step()
@@ -192,7 +192,7 @@ class FreeRunning(Remote):
         self._ahead = slack // self._count
         self._refresh = refresh
 
-    def _collect(self) -> Iterator[list[Steps]]:
+    def _collect(self) -> Generator[list[Steps], None, None]:
         try:
             self._start()
             while True:

@@ -274,7 +274,7 @@ def _die_with_parent() -> None:
     The parent is the server, which goes when nobody holds the other end of a pipe any more, and Python hands that
     end to every child as well.
     """
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]  # it has no public name
+    server: Any = forkserver._forkserver  # it has no public name
     os.close(server._forkserver_alive_fd)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
