@@ -7,6 +7,7 @@ from functools import cache, wraps
 from typing import Any
 
 import torch
+import torch.utils.dlpack
 from torch import Tensor
 from torchrl.data import Bounded
 
@@ -30,15 +31,14 @@ class Brax(Simulator):
         self._place = _place(self._jax, device, name)
         self._physics: Any = None
         self._reset_all, self._reset_some, self._advance = _compiled(name, count)
-        with self._jax.default_device(self._place):
-            self._key = self._jax.random.PRNGKey(0)
-            # Only traced: how many numbers are observed.
-            seen = self._jax.eval_shape(_quiet(env.reset), self._key).obs
+        self._key = self._new_key(0)
+        # Only traced: how many numbers are observed.
+        seen = self._jax.eval_shape(_quiet(env.reset), self._key).obs
         super().__init__(
             count,
             device,
             observed=seen.shape[-1],
-            action_spec=Bounded(-1.0, 1.0, shape=(int(env.action_size),), dtype=torch.float32),
+            action_spec=Bounded(-1.0, 1.0, shape=torch.Size([int(env.action_size)]), dtype=torch.float32),
             limit=1000,
         )
 
@@ -60,8 +60,11 @@ class Brax(Simulator):
 
     def _set_seed(self, seed: int | None) -> None:
         if seed is not None:
-            with self._jax.default_device(self._place):
-                self._key = self._jax.random.PRNGKey(seed)
+            self._key = self._new_key(seed)
+
+    def _new_key(self, seed: int) -> Any:
+        # Bound to its device, as actions are: JAX compiles anew for what is bound and what is not.
+        return self._jax.device_put(self._jax.random.PRNGKey(seed), self._place)
 
 
 @cache
@@ -81,11 +84,15 @@ def _compiled(name: str, count: int) -> tuple[Callable[..., Any], ...]:
         def choose(new: Any, old: Any) -> Any:
             return jax.numpy.where(mask.reshape(count, *[1] * (new.ndim - 1)), new, old)
 
-        return jax.tree.map(choose, fresh, state), key
+        chosen: Any = jax.tree.map(choose, fresh, state)
+        return chosen, key
 
     def reset_some(state: Any, key: Any, mask: Any) -> tuple[Any, Any]:
         # Decided where the physics runs: the host never asks whether something ended.
-        return jax.lax.cond(mask.any(), reset_masked, lambda state, key, mask: (state, key), state, key, mask)
+        result: tuple[Any, Any] = jax.lax.cond(
+            mask.any(), reset_masked, lambda state, key, mask: (state, key), state, key, mask
+        )
+        return result
 
     return tuple(jax.jit(_quiet(one)) for one in (reset_all, reset_some, jax.vmap(env.step)))
 
@@ -124,4 +131,4 @@ def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _to_torch(array: Any) -> Tensor:
-    return torch.from_dlpack(array).to(torch.float32)
+    return torch.utils.dlpack.from_dlpack(array).to(torch.float32)

@@ -21,12 +21,12 @@ class Simulator(EnvBase):
         self.limit = limit
         shape = self.batch_size
         self.observation_spec = Composite(
-            observation=Unbounded(shape=(*shape, observed), device=device), shape=shape, device=device
+            observation=Unbounded(shape=torch.Size([*shape, observed]), device=device), shape=shape, device=device
         )
         self.action_spec = action_spec.to(device).expand(*shape, *action_spec.shape)
-        self.reward_spec = Unbounded(shape=(*shape, 1), device=device)
-        flag = Binary(1, shape=(*shape, 1), dtype=torch.bool, device=device)
-        self.done_spec = Composite(
+        self.reward_spec = Unbounded(shape=torch.Size([*shape, 1]), device=device)
+        flag = Binary(1, shape=torch.Size([*shape, 1]), dtype=torch.bool, device=device)
+        self.done_spec = Composite(  # type: ignore[misc]  # TorchRL's metaclass hides its setter
             done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=shape, device=device
         )
         self.elapsed = torch.zeros(count, dtype=torch.int64, device=device)
@@ -78,7 +78,7 @@ class Pendulum(Simulator):
     """Gymnasium's Pendulum-v1, with the equations of TorchRL's PendulumEnv, which has no time limit or batch itself."""
 
     def __init__(self, count: int, device: torch.device) -> None:
-        torque = Bounded(-1.0, 1.0, shape=(1,), dtype=torch.float32)
+        torque = Bounded(-1.0, 1.0, shape=torch.Size([1]), dtype=torch.float32)
         super().__init__(count, device, observed=3, action_spec=torque, limit=200)
         self._params = PendulumEnv.gen_params(batch_size=[count], device=device)["params"]
         self._state = torch.zeros(count, 2, device=device)
@@ -96,7 +96,7 @@ class Pendulum(Simulator):
             {"th": angle, "thdot": speed, "params": self._params, "action": 2.0 * action.clamp(-1.0, 1.0)},
             batch_size=self.batch_size,
         )
-        after = PendulumEnv._step(before)
+        after = PendulumEnv._step(before)  # type: ignore[no-untyped-call]
         self._state = torch.stack([after["th"], after["thdot"]], -1)
         return self._observed(), after["reward"].squeeze(-1), torch.zeros_like(self.elapsed, dtype=torch.bool)
 

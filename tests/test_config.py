@@ -221,6 +221,13 @@ def test_presets_of_tasks_are_short_and_only_say_what_differs(name: str) -> None
             assert getattr(default, key) != value
 
 
+def test_fastsac_updates_as_often_whatever_is_simulated(recipe: Recipe) -> None:
+    config = recipe("preset=fastsac").config
+    assert config.replay_ratio * config.env.count == 8
+    assert config.replay.capacity == 1024 * config.env.count
+    assert (config.learner.actor_every, config.batch_size) == (4, 8192)
+
+
 def test_keys_on_the_command_line_win_over_a_preset(recipe: Recipe) -> None:
     config = recipe("total_frames=50_000", "preset=halfcheetah").config
     assert config.env.id == "HalfCheetah-v5"

@@ -371,7 +371,7 @@ def test_no_process_outlives_the_main_one(ending: str, faulty: Callable[..., Env
             workers = [int(word) for word in words if word.isdecimal()]
         if ending == "stuck":
             process.kill()
-        assert process.wait(20) == (-signal.SIGKILL if ending == "stuck" else 0)
+        assert process.wait(60) == (-signal.SIGKILL if ending == "stuck" else 0)
     until = time.monotonic() + 10
     while any(running(pid) for pid in workers) and time.monotonic() < until:
         time.sleep(0.05)

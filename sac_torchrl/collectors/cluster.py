@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,15 @@ from torchrl.modules import ProbabilisticActor
 from sac_torchrl.actors import acting
 from sac_torchrl.agent import Specs
 from sac_torchrl.collectors.experience import Collecting, Experience, Steps
-from sac_torchrl.collectors.workers import Budget, EnvironmentFailed, check, open_numbered, refuse_simulator, split
+from sac_torchrl.collectors.workers import (
+    Budget,
+    EnvironmentFailed,
+    check,
+    open_numbered,
+    refuse_simulator,
+    split,
+    tell_resumed,
+)
 from sac_torchrl.envs import Env, seeds, wrapped
 from sac_torchrl.errors import ConfigError, WorkerDied
 from sac_torchrl.replay import rows
@@ -97,8 +105,9 @@ class InCluster(Experience):
         self._plan = plan
         self._slices = split(env.count, plan.workers or env.count)
 
-    def _collect(self) -> Iterator[list[Steps]]:
+    def _collect(self) -> Generator[list[Steps], None, None]:
         self._ray: Any = importlib.import_module("ray")
+        tell_resumed(self.frames)
         self._budget, self._incarnations = Budget(self._plan.restarts), 0
         self._crew: list[_Remote] = []
         self._connect()

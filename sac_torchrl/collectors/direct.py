@@ -1,6 +1,6 @@
 """Collection in this process."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -74,7 +74,7 @@ class InProcess(Experience):
         )
         self._env = env
 
-    def _collect(self) -> Iterator[list[Steps]]:
+    def _collect(self) -> Generator[list[Steps], None, None]:
         self._env.set_seed(self._seed + self.frames)
         remaining = max(0, self._random_frames - self.frames)
         with closing(stepping(self._env, self._actor, random_frames=remaining)) as batches:
@@ -82,7 +82,7 @@ class InProcess(Experience):
                 yield [Steps(rows(batch, self._specs), batch["next", "done"].reshape(-1), slice(None))]
 
 
-def stepping(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> Iterator[TensorDictBase]:
+def stepping(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> Generator[TensorDictBase, None, None]:
     """Step all environments of `env` once at a time, and close them at the end: transitions `(count, 1)`."""
     if isinstance(env, Simulator):
         yield from _on_device(env, actor, random_frames=random_frames)
@@ -107,7 +107,9 @@ def stepping(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> 
         collector.shutdown()
 
 
-def _on_device(env: Simulator, actor: ProbabilisticActor, *, random_frames: int) -> Iterator[TensorDictBase]:
+def _on_device(
+    env: Simulator, actor: ProbabilisticActor, *, random_frames: int
+) -> Generator[TensorDictBase, None, None]:
     """The same for a simulator of tensors: transitions `(count,)`.
 
     TorchRL's Collector asks the host after every step whether any episode ended. Here the reset is computed for all

@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -126,7 +126,7 @@ class Experience(ABC):
         self.frames = self._told_frames = state["frames"]
 
     @abstractmethod
-    def _collect(self) -> Iterator[list[Steps]]:
+    def _collect(self) -> Generator[list[Steps], None, None]:
         """Open the environments and step them, for as long as somebody asks; close them at the end."""
 
     def _store(self, rows: TensorDict) -> None:

@@ -1,6 +1,6 @@
 """Collection from environments in processes of their own, for simulators that are slower than the policy."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from sac_torchrl.collectors.workers import (
     open_numbered,
     refuse_simulator,
     split,
+    tell_resumed,
 )
 from sac_torchrl.envs import Env, seeds, wrapped
 from sac_torchrl.errors import WorkerDied
@@ -89,7 +90,8 @@ class InWorkers(Experience):
         super().__init__(*arguments, count=env.count, **options)
         self._opening = partial(ProcessEnvs, env, workers=workers, timeout=timeout, restarts=restarts)
 
-    def _collect(self) -> Iterator[list[Steps]]:
+    def _collect(self) -> Generator[list[Steps], None, None]:
+        tell_resumed(self.frames)
         with closing(self._opening()) as envs:
             env = wrapped(envs)
             env.set_seed(self._seed + self.frames)

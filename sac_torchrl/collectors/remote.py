@@ -1,7 +1,7 @@
 """Collection by workers that hold environments and a copy of the policy: they go on while the learner updates."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from functools import partial
 from multiprocessing.connection import Connection
@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tensordict import TensorDictBase
+from torch import Tensor
 from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.agent import Specs
 from sac_torchrl.collectors.direct import stepping
 from sac_torchrl.collectors.experience import Experience, Steps
-from sac_torchrl.collectors.workers import Budget, Worker, close, listen, open_numbered, split
+from sac_torchrl.collectors.workers import Budget, Worker, close, listen, open_numbered, split, tell_resumed
 from sac_torchrl.envs import Env, seeds, wrapped
 from sac_torchrl.errors import WorkerDied
 from sac_torchrl.packed import Packing
@@ -46,6 +47,8 @@ class Acting:
         self._whose = slice(environments.start, environments.stop)
         self._version = self._used = 0
         self._learned = {0: learned}
+        self._theirs: list[Tensor] | None = None
+        self._ours: list[Tensor] = []
         self.granted = 0
         self.ready = False
         self._timeout = timeout
@@ -54,8 +57,10 @@ class Acting:
     def refresh(self, actor: ProbabilisticActor, *, learned: int) -> None:
         """Give it the weights of `actor`, unless it has not taken over those of before: it never sees half of both."""
         if self._used == self._version:
-            for theirs, ours in zip(self._weights.state_dict().values(), actor.state_dict().values(), strict=True):
-                theirs.copy_(ours)
+            if self._theirs is None:
+                # The tensors stay the same, and to look them up takes longer than to copy them.
+                self._theirs, self._ours = _tensors(self._weights), _tensors(actor)
+            torch._foreach_copy_(self._theirs, self._ours)
             self._version += 1
             self._learned = {self._used: self._learned[self._used], self._version: learned}
 
@@ -93,6 +98,7 @@ class Remote(Experience):
         self._restarts = restarts
 
     def _start(self) -> None:
+        tell_resumed(self.frames)
         self._budget = Budget(self._restarts)
         self._incarnations = 0
         self._crew: list[Acting] = []
@@ -140,7 +146,7 @@ class Pipelined(Remote):
     `env.count`. With the same seed and nothing replaced a run comes out the same.
     """
 
-    def _collect(self) -> Iterator[list[Steps]]:
+    def _collect(self) -> Generator[list[Steps], None, None]:
         try:
             self._start()
             self._step()
@@ -186,7 +192,7 @@ class FreeRunning(Remote):
         self._ahead = slack // self._count
         self._refresh = refresh
 
-    def _collect(self) -> Iterator[list[Steps]]:
+    def _collect(self) -> Generator[list[Steps], None, None]:
         try:
             self._start()
             while True:
@@ -242,6 +248,7 @@ def _serve(
     envs.reset(seed=plan["seeds"])
     torch.manual_seed(plan["exploration"])
     actor, packing = copy.deepcopy(weights), Packing(layout(specs))
+    ours, given = _tensors(actor), _tensors(weights)
     granted, used = 0, 0
     connection.send(None)
     with closing(stepping(wrapped(envs), actor, random_frames=plan["random_frames"])) as batches:
@@ -252,9 +259,14 @@ def _serve(
                 steps, version = message
                 granted += steps
                 if version != used:
-                    actor.load_state_dict(weights.state_dict())
+                    torch._foreach_copy_(ours, given)
                     used = version
             batch: TensorDictBase = next(batches)
             done = batch["next", "done"].reshape(-1).numpy()
             connection.send((used, packing.pack(rows(batch, specs)).numpy(), done))
             granted -= 1
+
+
+def _tensors(actor: ProbabilisticActor) -> list[Tensor]:
+    """All its parameters and buffers."""
+    return list(actor.state_dict().values())

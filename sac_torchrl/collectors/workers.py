@@ -223,6 +223,12 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+def tell_resumed(frames: int) -> None:
+    """Say in the log that a run that goes on does so with new episodes."""
+    if frames:
+        log.info("resuming is not exact: the environments in workers start new episodes, of other seeds")
+
+
 def refuse_simulator(env: Env) -> None:
     """Raise ConfigError for environments that are one batch of tensors."""
     if env.on_device:
@@ -268,7 +274,7 @@ def _die_with_parent() -> None:
     The parent is the server, which goes when nobody holds the other end of a pipe any more, and Python hands that
     end to every child as well.
     """
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]  # it has no public name
+    server: Any = forkserver._forkserver  # it has no public name
     os.close(server._forkserver_alive_fd)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

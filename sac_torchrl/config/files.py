@@ -23,6 +23,10 @@ FREE_ON_RESUME = (
     "learner.execution",
     "evaluate.",
     "checkpoint.",
+    "collector.workers",
+    "collector.timeout",
+    "collector.restarts",
+    "collector.address",
     "run.",
 )
 

@@ -1,0 +1,156 @@
+"""What each kind of collection gains, as ratios of speeds in one run, on a simulator that waits 5 ms a step.
+
+python benchmarks/collectors.py
+
+`processes` against workers times one environment stepped alone, `direct` with 16 and 64 environments against a bare
+loop over Gymnasium's vector environment with the same policy in plain PyTorch, and the pipelined and the free-running
+collection with a learner against the slower of the two alone, with lock-step beside them.
+"""
+
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch import nn
+
+from sac_torchrl import SAC, Async, Direct, Env, Experience, Learning, Processes, Replay, ReplayRatio, Storage
+from sac_torchrl.collectors import Collecting
+
+MODULE = Path(__file__).stem
+CPU = torch.device("cpu")
+
+
+class Waiting(gym.Env[Any, Any]):
+    """Waits 5 ms a step and computes nothing."""
+
+    observation_space = gym.spaces.Box(-1, 1, (17,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (6,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start."""
+        super().reset(seed=seed)
+        return np.zeros(17, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Wait."""
+        time.sleep(0.005)
+        return np.zeros(17, np.float32), 0.0, False, False, {}
+
+
+if "Waiting-v0" not in gym.registry:  # Workers import this as a module and as their main program.
+    gym.register("Waiting-v0", Waiting)
+
+
+def build(kind: Collecting, env: Env, *, frames: int) -> tuple[Experience, Any, Any]:
+    """Build an experience, a learner and their buffer."""
+    torch.manual_seed(0)
+    specs = env.specs()
+    agent = SAC().build(specs, device=CPU)
+    buffer = Replay(storage=Storage.ram).build(Path(), specs, rows=frames, batch_size=256, seed=0, device=CPU)
+    experience = kind.build(env, agent.actor, buffer, specs=specs, total_frames=frames, random_frames=0, seed=0)
+    return experience, Learning().build(agent), buffer
+
+
+def speed(kind: Collecting, env: Env, *, steps: int, ratio: float = 0.0) -> float:
+    """Frames per second after ten steps, with `ratio` updates a frame."""
+    frames = (steps + 10) * env.count
+    experience, learner, buffer = build(kind, env, frames=frames)
+    replay_ratio = ReplayRatio(ratio or 1.0, after=0)
+    began = start = 0.0
+    for new_frames in experience:
+        due = replay_ratio.due(new_frames) if ratio else 0
+        for _ in range(due):
+            learner.update(buffer.sample())
+        if not began and experience.frames >= 10 * env.count:
+            began, start = time.perf_counter(), experience.frames
+    return (experience.frames - start) / (time.perf_counter() - began)
+
+
+def updates_alone(env: Env, *, updates: int) -> float:
+    """Updates per second of the learner."""
+    experience, learner, buffer = build(Direct(), env, frames=64)
+    for _ in experience:
+        pass
+    learner.update(buffer.sample())
+    began = time.perf_counter()
+    for _ in range(updates):
+        learner.update(buffer.sample())
+    return updates / (time.perf_counter() - began)
+
+
+def bare(count: int, *, steps: int) -> float:
+    """Frames per second of a loop over the vector environment, with a policy of the same size in plain PyTorch."""
+    envs = SyncVectorEnv([lambda: gym.make("Pendulum-v1")] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+    policy = nn.Sequential(nn.Linear(3, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 2))
+    observation, _ = envs.reset(seed=0)
+    with torch.no_grad():
+        began = time.perf_counter()
+        for _ in range(steps):
+            mean, log_std = policy(torch.from_numpy(observation)).chunk(2, -1)
+            action = torch.tanh(mean + torch.randn_like(mean) * log_std.clamp(-20, 2).exp())
+            observation, *_ = envs.step(2 * action.numpy())
+    return count * steps / (time.perf_counter() - began)
+
+
+def median(measure: Callable[[], dict[str, float]], *, times: int) -> None:
+    """Print the median of ratios that were measured one after the other, so that a busy moment hits both."""
+    found = [measure() for _ in range(times)]
+    for name in found[0]:
+        print(f"{name:62} {statistics.median(one[name] for one in found):8.2f}", flush=True)
+
+
+def main() -> None:
+    """Measure."""
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
+    sys.path.insert(0, str(Path(__file__).parent))
+    waiting = Env("Waiting-v0", 4, plugins=[MODULE])
+
+    def processes() -> dict[str, float]:
+        began, alone = time.perf_counter(), gym.make("Waiting-v0", disable_env_checker=True)
+        alone.reset()
+        for _ in range(200):
+            alone.step(None)
+        single = 200 / (time.perf_counter() - began)
+        return {
+            "processes, 4 workers / (4 x one alone)": speed(Processes(workers=4), waiting, steps=100) / (4 * single)
+        }
+
+    def direct() -> dict[str, float]:
+        return {
+            f"direct, {count} environments / bare loop": speed(Direct(), Env("Pendulum-v1", count), steps=150)
+            / bare(count, steps=150)
+            for count in (16, 64)
+        }
+
+    def overlap() -> dict[str, float]:
+        learner = updates_alone(waiting, updates=40)
+        collector = speed(Processes(workers=4), waiting, steps=80)
+        # As many updates a frame as take the learner the time of the collector.
+        ratio = round(learner / collector, 3)
+        slower = min(collector, learner / ratio)
+        kinds: dict[str, Collecting] = {
+            "lock-step": Processes(workers=4),
+            "pipelined": Processes(workers=4, pipelined=True),
+            "async": Async(workers=4),
+        }
+        return {
+            f"{name}, training / the slower of learner and collector": speed(kind, waiting, steps=80, ratio=ratio)
+            / slower
+            for name, kind in kinds.items()
+        }
+
+    for measure in (processes, overlap, direct):
+        median(measure, times=3)
+
+
+if __name__ == "__main__":
+    main()
