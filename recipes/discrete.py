@@ -36,7 +36,7 @@ def main(cfg: sac.Discrete) -> None:
             random_frames=cfg.random_frames,
             seed=run.seeds.environments,
         )
-        test_env = cfg.env.build(count=cfg.evaluate.episodes, device=run.device)
+        test_env = run.closing(cfg.env.build(count=cfg.evaluate.episodes, device=run.device))
         checkpoints = cfg.checkpoint.build(run.folder / "checkpoints", buffer, learner=learner, experience=experience)
         torch.manual_seed(run.seeds.exploration)
         start = checkpoints.restore() or 0
@@ -45,8 +45,8 @@ def main(cfg: sac.Discrete) -> None:
         log_now = sac.Every(cfg.log_every, frames=start)
         evaluate_now = sac.Every(cfg.evaluate.every, frames=start)
         save_now = sac.Every(cfg.checkpoint.every, frames=start)
-        logger = sac.Logger(run.folder, resumed_at=start)
-        progress = sac.Progress(cfg.total_frames, initial=start)
+        logger = run.closing(sac.Logger(run.folder, resumed_at=start))
+        progress = run.closing(sac.Progress(cfg.total_frames, initial=start))
 
         for new_frames in experience:  # they are in the buffer already
             agent.observe(buffer)
@@ -67,11 +67,11 @@ def main(cfg: sac.Discrete) -> None:
                 )
             logger.log(frames, metrics)
             progress.update(frames, metrics)
-            if save_now(frames) or experience.finished:
+            if save_now(frames) or run.stopping or experience.finished:
                 checkpoints.save(frames)
+                run.stop_if_asked(frames)
 
-        for part in (progress, logger, test_env):
-            part.close()
+        progress.close()
         sac.curve([run.folder], run.folder / "curve.png", title=cfg.env.id)
         if cfg.evaluate.video:
             sac.record_video(agent.actor, cfg.env, run.folder / "videos" / "final.mp4", seed=run.seeds.evaluation)

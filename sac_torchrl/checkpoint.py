@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import TensorDictReplayBuffer
 
-from sac_torchrl import snapshot
+from sac_torchrl import generators, snapshot
 from sac_torchrl.errors import CheckpointError, ConfigError, DiskError
 from sac_torchrl.prioritised import priorities, restore_priorities
 from sac_torchrl.replay import generator
@@ -53,7 +53,7 @@ class Checkpointing:
 
 
 class Checkpoints:
-    """Saves and restores `parts`, the rows of `buffer` and its generator, and torch's global generators."""
+    """Saves and restores `parts`, the rows of `buffer` and its generator, and those of the process."""
 
     def __init__(self, folder: Path, buffer: TensorDictReplayBuffer, parts: dict[str, Stateful], *, keep: int) -> None:
         self._folder = folder
@@ -76,10 +76,11 @@ class Checkpoints:
             return path
         if not self._intact and not self._restored and snapshot.frames_in(self._folder):
             raise CheckpointError(f"{self._folder} holds the checkpoints of another run: choose a new folder.")
+        state = self._state()  # first: a part that refuses to be saved leaves no file
         try:
             self._folder.joinpath("rows").mkdir(parents=True, exist_ok=True)
             self._save_rows()
-            snapshot.write(path, self._state(), self._segments)
+            snapshot.write(path, state, self._segments)
             self._intact[frames] = list(self._segments)
             self._intact = {kept: self._intact[kept] for kept in sorted(self._intact)[-self._keep :]}
             snapshot.prune(self._folder, self._intact)
@@ -103,6 +104,7 @@ class Checkpoints:
             self._load_rows(found[0])
             self._load_generators(found[0].state["generators"])
             self._segments = list(found[0].segments)
+            log.info("going on at %s frames", found[0].frames)
         self._intact = {one.frames: one.segments for one in found}
         self._restored = True
         return found[0].frames if found else None
@@ -110,11 +112,7 @@ class Checkpoints:
     def _state(self) -> Tree:
         return {
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
-            "generators": {
-                "sampling": generator(self._buffer).get_state(),
-                "torch": torch.get_rng_state(),
-                "cuda": _cuda_generators(),
-            },
+            "generators": {"sampling": generator(self._buffer).get_state(), "process": generators.states()},
             "rows": {
                 "capacity": self._buffer.storage.max_size,
                 "write_count": self._buffer.write_count,
@@ -190,19 +188,9 @@ class Checkpoints:
             ) from error
 
     def _load_generators(self, saved: Tree) -> None:
-        torch.set_rng_state(saved["torch"])
+        generators.put(saved["process"])
         sampling = generator(self._buffer)
         if sampling.get_state().shape == saved["sampling"].shape:
             sampling.set_state(saved["sampling"])
         else:
             log.warning("resuming is not exact: the rows were on another kind of device, sampling is reseeded")
-        if len(saved["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(saved["cuda"])
-        elif saved["cuda"]:
-            log.warning("resuming is not exact: it was saved with %s GPUs", len(saved["cuda"]))
-
-
-def _cuda_generators() -> list[torch.Tensor]:
-    # Asking for the states would start CUDA in a run that does not use it.
-    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-    return torch.cuda.get_rng_state_all() if started else []

@@ -1,4 +1,4 @@
-"""The command `sac-torchrl`: train, resume, evaluate and plot runs."""
+"""The command `sac-torchrl`: train, resume, evaluate, verify and plot runs; look at environments and the machine."""
 
 import argparse
 import runpy
@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from sac_torchrl import snapshot
+from sac_torchrl.checks import Kind, examine
 from sac_torchrl.config import RECIPES, SHIPPED, assignment, load, recipe_of
+from sac_torchrl.doctor import diagnose
+from sac_torchrl.envs import Env
 from sac_torchrl.errors import CheckpointError, ConfigError, nearest
 from sac_torchrl.evaluation import evaluate, record_video, write_evaluation
 from sac_torchrl.plots import curve
@@ -59,6 +62,17 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     look.add_argument(
         "--plugin", metavar="MODULE", action="append", default=[], help="import a module with environments"
     )
+    sound = command("verify", _verify, "check every byte of a run's checkpoints")
+    sound.add_argument("folder", metavar="FOLDER", type=Path)
+    sound.add_argument(
+        "--digest", action="store_true", help="show what each holds as one SHA-256: the same for the same run"
+    )
+    check = command("check-env", _check_env, "play with an environment and tell what is wrong with it")
+    check.add_argument("id", metavar="ID", help="as in env.id=ID")
+    check.add_argument(
+        "--plugin", metavar="MODULE", action="append", default=[], help="import a module with environments"
+    )
+    command("doctor", _doctor, "show what works on this machine, and what to install for the rest")
     plot = command("plot", _plot, "draw the learning curve of a run, or the mean curve of several")
     plot.add_argument("folders", metavar="FOLDER", type=Path, nargs="+")
     plot.add_argument("--output", metavar="PATH", type=Path, help="by default curve.png, in a single run's folder")
@@ -109,6 +123,41 @@ def _evaluate(given: argparse.Namespace) -> None:
     print(path.read_text(), end="")
     if given.video:
         print(record_video(agent.actor, config.env, folder / "videos" / f"{saved.frames}.mp4", seed=seed))
+
+
+def _verify(given: argparse.Namespace) -> None:
+    folder: Path = given.folder / "checkpoints"
+    found = snapshot.frames_in(folder)
+    if not found:
+        raise CheckpointError(f"{given.folder} holds no checkpoint.")
+    damages: list[str] = []
+    for frames in found:
+        try:
+            one = snapshot.verify(folder / str(frames))
+        except CheckpointError as error:
+            damages.append(str(error))
+            print(f"{frames} damaged: {error}")
+        else:
+            print(f"{frames} intact", *([snapshot.digest(folder, one)] if given.digest else []))
+    if damages:
+        raise CheckpointError(
+            f"{len(damages)} of {len(found)} checkpoints are damaged ({damages[0]}): "
+            + ("resuming takes the newest intact one." if len(damages) < len(found) else "bring back a copy of one.")
+        )
+
+
+def _check_env(given: argparse.Namespace) -> None:
+    fatal = ""
+    for finding in examine(Env(given.id, plugins=given.plugin)):
+        print(f"{finding.kind.value:8}{finding.text}")
+        fatal = fatal or (finding.text if finding.kind is Kind.fault else "")
+    if fatal:
+        raise ConfigError(f"{given.id} cannot be trained on: {fatal}")
+
+
+def _doctor(given: argparse.Namespace) -> None:
+    for line in diagnose():
+        print(line)
 
 
 def _plot(given: argparse.Namespace) -> None:

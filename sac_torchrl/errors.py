@@ -3,11 +3,17 @@
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
+RECOVER = (
+    "The last checkpoint is from before and intact, but would lead here again: train anew with a smaller learner.lr "
+    "or smaller rewards."
+)
+
 
 class SacError(Exception):
     """A failure whose message is one line: what was wrong, where, and what to do."""
 
     exit_code = 70
+    label = "error"
 
 
 class ConfigError(SacError):
@@ -39,6 +45,18 @@ class WorkerDied(SacError):
             self.add_note(f"In the worker:\n{remote_traceback}")
 
 
+class EnvironmentFault(SacError):
+    """An environment that returned what cannot be trained on, or cannot go on."""
+
+    exit_code = 69
+
+
+class LearnerFault(SacError):
+    """Parameters, losses or actions that are not finite any more."""
+
+    exit_code = 70
+
+
 class RunFolderInUse(SacError):
     """Another process holds the run folder."""
 
@@ -49,6 +67,13 @@ class DiskError(SacError):
     """A file that cannot be written: no space, no permission, no such folder."""
 
     exit_code = 74
+
+
+class Preempted(SacError):
+    """A signal asked the run to stop; a checkpoint of where it stopped is saved."""
+
+    exit_code = 75
+    label = "stopped"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -16,9 +16,12 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from sac_torchrl.actors import aligned
 from sac_torchrl.envs import Env, rendering
-from sac_torchrl.errors import ConfigError, SacError
+from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError
 from sac_torchrl.spaces import short
+
+LONGEST = 100_000  # frames in an episode; one that goes on for longer is taken to have no end
 
 
 @dataclass(frozen=True)
@@ -137,13 +140,20 @@ def _play(actor: TensorDictModuleBase, env: EnvBase) -> Iterator[TensorDictBase]
     weight = next(actor.parameters(), None)
     device = None if weight is None else weight.device
     root = env.reset()
+    length = torch.zeros(env.batch_size, dtype=torch.int64)
     while True:
-        seen = root.select(*actor.in_keys)
+        seen = root.select(*actor.in_keys).apply(aligned)
         action = actor(seen if device is None else seen.to(device))["action"]
         root["action"] = action.to(root["done"].device)
         step = env.step(root)
         # Before the reset, so that who draws a picture now draws the final state.
         yield step
+        length = (length + 1) * ~step["next", "done"].reshape(length.shape).to(length.device)
+        if length.max() >= LONGEST:
+            raise EnvironmentFault(
+                f"an episode of the evaluation had no end after {LONGEST:,} frames: register the environment with "
+                "max_episode_steps, or wrap it in gymnasium.wrappers.TimeLimit."
+            )
         root = env.maybe_reset(env.step_mdp(step))
 
 

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchrl.objectives import LossModule
 
 from sac_torchrl.agent import Agent
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault
+from sac_torchrl.guards import not_finite
 from sac_torchrl.prioritised import ERROR, WEIGHT
 from sac_torchrl.recording import CudaGraph, record
 
@@ -234,18 +235,21 @@ class Learner:
         self._programs.clear()  # A CUDA graph would go on in the optimizers' old state.
 
     def metrics(self) -> dict[str, float]:
-        """The newest update's metrics as numbers, named for a log; waits for the device to finish."""
+        """The newest update's metrics as numbers, named for a log; waits for the device. Raises LearnerFault."""
+        self._check()
         newest = {name: float(value) for name, value in self._newest.items()}
         if newest:
             self.agent.temperature.watch(newest)
         return {**{f"train/{name}": value for name, value in newest.items()}, "time/updates": self.updates}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything an update reads or changes: weights, targets, temperature, optimizers, the counter."""
+        """Everything an update reads or changes: weights, targets, temperature, optimizers, counter, newest metrics."""
+        self._check()
         return {
             "loss": _tensors(self.agent.loss),
             "optimizers": {name: _optimizer_state(optimizer) for name, optimizer in self.optimizers.items()},
             "updates": self.updates,
+            "newest": dict(self._newest),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -272,6 +276,19 @@ class Learner:
             optimizer.load_state_dict({**part, "state": moments})
         self._programs.clear()  # A CUDA graph would go on in the optimizers' old state.
         self.updates = state["updates"]
+        self._newest = {name: value.clone() for name, value in state["newest"].items()}
+
+    def _check(self) -> None:
+        """Raise LearnerFault if a number is not finite: what a NaN has reached it never leaves again."""
+        moments = (
+            (f"the optimizer of {name}", value)
+            for name, optimizer in self.optimizers.items()
+            for state in optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        )
+        if (name := not_finite([*_tensors(self.agent.loss).items(), *moments])) is not None:
+            raise LearnerFault(f"{name} is not finite after {self.updates} updates. {RECOVER}")
 
     def _steps(self) -> list[tuple[str, ...]]:
         """Name the losses of each step of this update, in order."""

@@ -1,27 +1,39 @@
 """A run: its folder and lock, its log, its device and its seeds; how a failure ends the process."""
 
+import errno
 import fcntl
 import logging
 import os
 import platform
+import random
+import shlex
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
+from multiprocessing import resource_tracker
 from pathlib import Path
+from types import FrameType
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from sac_torchrl.errors import ConfigError, DiskError, RunFolderInUse, SacError
+from sac_torchrl.errors import ConfigError, DiskError, Preempted, RunFolderInUse, SacError
 
 CONFIG = "config.yaml"
 LOG = "run.log"
 LOCK = ".lock"
 UNFINISHED = f".{CONFIG}.half"
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # a scheduler, a person, a scheduler's early warning
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 
 logger = logging.getLogger("sac_torchrl")
 
@@ -43,6 +55,51 @@ class Seeds:
         return cls(*(int(child.generate_state(1)[0]) >> 1 for child in np.random.SeedSequence(seed).spawn(5)))
 
 
+class Signals:
+    """The signal that asked the run to stop, if any: the handler only notes it, the loop asks for it.
+
+    A second one, later than a tenth of a second (some senders repeat theirs at once), ends the process then and there.
+    """
+
+    def __init__(self) -> None:
+        self.received = ""
+        self._at = 0.0
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note signals until the `with` block ends; in another than the main thread Python can handle none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        # Python's helper process ignores SIGINT and SIGTERM that go to the whole group, but not SIGUSR1.
+        usual = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        resource_tracker.ensure_running()
+        signal.signal(signal.SIGUSR1, usual)
+        before = {one: signal.signal(one, self._note) for one in STOPPING}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._at = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._at > 0.1:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+class Closeable(Protocol):
+    """Whatever has to be closed."""
+
+    def close(self) -> object:
+        """Close it; a second call does nothing."""
+
+
+Closed = TypeVar("Closed", bound=Closeable)
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder that is locked by this process, and what the run is made on.
@@ -54,6 +111,26 @@ class Run:
     device: torch.device
     seeds: Seeds
     resumed: bool
+    signals: Signals = field(default_factory=Signals)
+    parts: ExitStack = field(default_factory=ExitStack)
+
+    def closing(self, part: Closed) -> Closed:
+        """Return `part`, and close it when the run ends, however it ends."""
+        self.parts.callback(part.close)
+        return part
+
+    @property
+    def stopping(self) -> bool:
+        """Whether SIGTERM, SIGINT or SIGUSR1 asked the run to save and stop."""
+        return bool(self.signals.received)
+
+    def stop_if_asked(self, frames: int) -> None:
+        """Raise Preempted if a signal came: call it where a checkpoint of `frames` frames is saved."""
+        if self.stopping:
+            raise Preempted(
+                f"{self.signals.received} came; saved at {frames} frames. "
+                f"Go on with: sac-torchrl resume {shlex.quote(str(self.folder))}"
+            )
 
 
 @dataclass
@@ -103,11 +180,22 @@ class Running:
             # A CPU takes some hundred times longer for an operation on numbers below 1e-38, which Adam's
             # moments reach.
             torch.set_flush_denormal(True)
+            seeds = Seeds.derive(seed)
+            # Nothing here draws from these two, but an environment may: its run can be repeated then.
+            random.seed(seeds.environments)
+            np.random.seed(seeds.environments)
             logger.info("%s in %s on %s, seed %d", "resumed" if resumed else "started", folder, on, seed)
             logger.debug("command: %s", " ".join(sys.argv))
             logger.debug("%s", _versions())
+            signals = Signals()
+            stack.enter_context(signals.noted())
             try:
-                yield Run(folder, on, Seeds.derive(seed), resumed)
+                with ExitStack() as parts:
+                    yield Run(folder, on, seeds, resumed, signals, parts)
+            except Preempted as stopped:
+                logger.removeHandler(screen)
+                logger.info("stopped: %s", stopped)
+                raise
             except BaseException:
                 logger.removeHandler(screen)  # The caller shows the failure; here it is kept.
                 logger.exception("stopped")
@@ -140,11 +228,17 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except SacError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{error.label}: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
     except KeyboardInterrupt as interruption:
         print("error: interrupted.", file=sys.stderr)
         raise SystemExit(130) from interruption
+    except OSError as error:
+        if error.errno not in _DISK:
+            traceback.print_exc()
+            raise SystemExit(SacError.exit_code) from error
+        print(f"error: {error.filename or 'a file of the run'}: {error.strerror}: make room, resume.", file=sys.stderr)
+        raise SystemExit(DiskError.exit_code) from error
     except Exception as error:
         traceback.print_exc()
         raise SystemExit(SacError.exit_code) from error

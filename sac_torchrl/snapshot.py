@@ -9,6 +9,7 @@ Nothing is overwritten: a directory or segment is written under a temporary name
 hashes find accidents; they do not prove who wrote a file.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -82,6 +83,7 @@ def write(path: Path, state: Tree, segments: list[Segment]) -> None:
     }
     seal = {"manifest": manifest, "sha256": hashlib.sha256(_json(manifest)).hexdigest()}
     discard(path)
+    _check_room(path.parent, sum(map(len, payloads.values())) + len(_json(seal)))
     stage = _temporary(path)
     stage.mkdir()
     try:
@@ -103,6 +105,7 @@ def write_segment(folder: Path, start: int, columns: Mapping[str, torch.Tensor])
     segment = Segment(start, start + rows, len(data), hashlib.sha256(data).hexdigest())
     path = segment.path(folder)
     stage = _temporary(path)
+    _check_room(folder, len(data))
     _write(stage, data)
     # Only a damaged checkpoint that was passed over can have a file of this name already.
     stage.replace(path)
@@ -129,11 +132,34 @@ def verify(path: Path) -> Snapshot:
             _check(segment.path(path.parent), size=segment.size, sha256=segment.sha256)
         tensors = safetensors.torch.load_file(path / _TENSORS)
         state = decode(_read_json(path / _SKELETON), tensors)
+        _check_rows(state, segments)
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT} ({error!r})") from error
     return Snapshot(manifest["frames"], state, segments)
+
+
+def digest(folder: Path, snapshot: Snapshot) -> str:
+    """The SHA-256 of everything a run goes on from: its state and the replay rows that its ring holds.
+
+    Two runs have the same digest if they are the same to the last bit. It depends neither on library versions nor on
+    how the rows are split into files.
+    """
+    skeleton, tensors = encode(snapshot.state)
+    whole = hashlib.sha256(json.dumps(skeleton, sort_keys=True).encode())
+    for name in sorted(tensors):
+        whole.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        whole.update(_raw(tensors[name]))
+    saved = snapshot.state["rows"]
+    oldest = max(0, saved["write_count"] - saved["capacity"])
+    columns: dict[str, Any] = {}
+    for segment in snapshot.segments:
+        for name, column in read_segment(folder, segment).items():
+            columns.setdefault(name, hashlib.sha256()).update(_raw(column[max(0, oldest - segment.start) :]))
+    for name in sorted(columns):
+        whole.update(f"{name} {columns[name].hexdigest()}\n".encode())
+    return whole.hexdigest()
 
 
 def intact(folder: Path) -> Iterator[Snapshot]:
@@ -223,6 +249,19 @@ def _check(path: Path, *, size: int, sha256: str) -> None:
             raise CheckpointError(f"{path}: its SHA-256 differs")
 
 
+def _raw(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _check_rows(state: Tree, segments: list[Segment]) -> None:
+    """Raise ValueError if the segments are not exactly the rows that the ring of the state holds, in order."""
+    rows = state.get("rows", {"write_count": 0, "capacity": 1})
+    oldest = max(0, rows["write_count"] - rows["capacity"])
+    ends = [min(segments[0].start, oldest) if segments else oldest, *(segment.end for segment in segments)]
+    if [segment.start for segment in segments] != ends[:-1] or ends[-1] != rows["write_count"]:
+        raise ValueError(f"its segments do not hold the rows {oldest} to {rows['write_count']}")
+
+
 def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
@@ -240,6 +279,14 @@ def _write(path: Path, data: bytes) -> None:
     except OSError:
         path.unlink(missing_ok=True)
         raise
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Raise OSError before anything is written that would not fit."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        said = f"{os.strerror(errno.ENOSPC)}, {needed:,} bytes are needed and {free:,} free"
+        raise OSError(errno.ENOSPC, said, str(folder))
 
 
 def _sync(folder: Path) -> None:

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,62 @@ def test_resume_goes_on_where_the_run_stood(trained: Path) -> None:
     assert [path.name for path in trained.parent.iterdir()] == [trained.name]
 
 
+def test_verify_looks_at_every_checkpoint_and_shows_digests(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["verify", str(trained), "--digest"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] for line in lines] == [["500", "intact"], ["400", "intact"]]
+    assert all(len(line[2]) == 64 for line in lines)
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    file = copy / "checkpoints" / "400" / "state.json"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(SystemExit) as end:
+        main(["verify", str(copy)])
+    assert end.value.code == 65
+    said = capsys.readouterr()
+    assert "400 damaged: " in said.out and "500 intact" in said.out
+    assert said.err.startswith("error: 1 of 2 checkpoints are damaged") and "400/state.json" in said.err
+
+
+@pytest.mark.parametrize(
+    ("id", "code", "kind", "said"),
+    [
+        ("Sound-v0", 0, "note", "3 episodes of random actions took [10, 10, 10] frames"),
+        ("Sound-v0", 0, "note", "goes on in the middle of its episodes"),
+        ("Opaque-v0", 0, "note", "episodes are cut at every checkpoint, because Opaque._socket"),
+        ("Unseeded-v0", 0, "warning", "the same seed and actions give another episode"),
+        ("Beyond-v0", 0, "warning", "outside of its space"),
+        ("Endless-v0", 64, "fault", "there is no time limit: register it with max_episode_steps"),
+        ("Faulty-observation-nan-v0", 64, "fault", "returned the observation"),
+        ("Faulty-reward-none-v0", 64, "fault", "returned the reward None"),
+        ("Faulty-raises-v0", 64, "fault", "raised ArithmeticError: the arm is stuck"),
+        ("Sond-v0", 64, "fault", "did you mean Sound-v0?"),
+    ],
+)
+def test_check_env_tells_what_it_finds(
+    id: str, code: int, kind: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = 0
+    try:
+        main(["check-env", id, "--plugin", "faulty"])
+    except SystemExit as end:
+        ended = int(end.code or 0)
+    told = capsys.readouterr()
+    assert ended == code
+    assert any(line.startswith(kind) and said in line for line in told.out.splitlines()), told.out
+    assert told.err.count("\n") == (1 if code else 0)
+
+
+def test_doctor_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} <= {"ok", "missing"}
+    for thing in ("Python", "torchrl", "C++ extension", "threads", "GPU", "disk", "pictures of Pendulum-v1"):
+        assert any(thing in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -110,6 +167,8 @@ def test_resume_goes_on_where_the_run_stood(trained: Path) -> None:
         (["plot", "a", "--out-put", "b"], 64, "--out-put"),
         (["train", "continous"], 64, "no recipe continous: did you mean continuous?"),
         (["train", "continuous", "sed=1"], 64, "unknown key sed: did you mean seed?"),
+        (["train", "continuous", "--cfgg", "job"], 64, "--cfgg"),
+        (["verify", "nowhere"], 65, "nowhere holds no checkpoint"),
         (["resume", "nowhere"], 64, "nowhere holds no run"),
         (["evaluate", "nowhere"], 64, "nowhere holds no run"),
         (["plot", "nowhere"], 64, "nowhere"),

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import counting
 import pytest
@@ -121,24 +122,32 @@ def test_updates_follow_frames_over_all_environments(tmp_path: Path, ratio: floa
     assert updates == ratio * 320
 
 
-def test_a_resumed_experience_counts_on_with_other_episodes(tmp_path: Path) -> None:
-    first, buffer = collect(tmp_path / "first", count=1, total_frames=10, random_frames=10)
-    for _ in first:
-        pass
-    resumed, rows = collect(tmp_path / "resumed", count=1, total_frames=15, random_frames=12)
-    resumed.load_state_dict(first.state_dict())
-    assert sum(resumed) == 5
+def test_a_resumed_experience_goes_on_in_the_middle_of_its_episodes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole, rows = collect(tmp_path / "whole", count=2, total_frames=30, random_frames=24)
+    taken: dict[str, Any] = {}
+    for _ in whole:
+        if whole.frames == 10:
+            taken = whole.state_dict() | {"draws": torch.get_rng_state()}
+    resumed, later = collect(tmp_path / "resumed", count=2, total_frames=30, random_frames=24, seed=4)
+    torch.set_rng_state(taken.pop("draws"))
+    resumed.load_state_dict(taken)
+    assert sum(resumed) == 20
     assert resumed.finished
-    assert resumed.frames == 15
-    # The first two frames are the last of the random ones.
-    assert (rows.storage[:]["action"].flatten() == 1).tolist() == [False, False, True, True, True]
-    numbers = {float(one.storage[:1]["observation"][0, 0]) for one in (buffer, rows)}
-    assert len(numbers) == 2, "the same seed would play the first episodes again"
+    for key in ("observation", "action", ("next", "reward")):
+        assert torch.equal(later.storage[:20][key], rows.storage[10:30][key])
+    # The seven steps that are left of the random ones, and then the policy's.
+    assert (later.storage[:20]["action"].flatten() == 1).tolist() == [False] * 14 + [True] * 6
+    told = [one.metrics() for one in (whole, resumed)]
+    assert told[0]["train/return"] == told[1]["train/return"]
 
 
 def test_a_finished_experience_collects_nothing(tmp_path: Path) -> None:
-    experience, buffer = collect(tmp_path, count=1, total_frames=5)
-    experience.load_state_dict({"frames": 5})
+    first, _ = collect(tmp_path / "first", count=1, total_frames=5)
+    for _ in first:
+        pass
+    experience, buffer = collect(tmp_path / "second", count=1, total_frames=5)
+    experience.load_state_dict(first.state_dict())
     assert list(experience) == []
     assert len(buffer) == 0
 
@@ -189,3 +198,10 @@ def test_transitions_that_were_collected_are_not_overwritten_by_the_next() -> No
     kept = first.clone()
     next(batches)
     assert (first == kept).all()
+
+
+def test_the_state_of_another_number_of_environments_is_refused(tmp_path: Path) -> None:
+    one, _ = collect(tmp_path / "one", count=1, total_frames=5)
+    two, _ = collect(tmp_path / "two", count=2, total_frames=5)
+    with pytest.raises(ValueError, match="1 environments were saved and there are 2"):
+        two.load_state_dict(one.state_dict())

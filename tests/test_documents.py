@@ -82,7 +82,7 @@ def test_the_commands_of_the_readme_take_a_run_further(tmp_path: Path) -> None:
     run(recipe_command("python recipes/discrete.py run.folder=runs/NAME"), tmp_path)
     shutil.copytree(tmp_path / "runs/NAME", tmp_path / "runs/OTHER")
     lines = [line for block in blocks("README.md", "bash") for line in block.splitlines() if "runs/NAME" in line]
-    assert [line.split()[1] for line in lines] == ["resume", "evaluate", "plot"]
+    assert [line.split()[1] for line in lines] == ["resume", "evaluate", "verify", "plot"]
     for line in lines:
         words = shlex.split(line.replace("total_frames=20000", "total_frames=450"))
         assert words[0] == "sac-torchrl"

@@ -1,8 +1,9 @@
 """Collection in this process."""
 
-from collections.abc import Generator
-from contextlib import closing
+import logging
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -12,13 +13,18 @@ from torchrl.envs import EnvBase, GymWrapper
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
+from sac_torchrl import envstate, generators
 from sac_torchrl.actors import acting
 from sac_torchrl.agent import Specs
 from sac_torchrl.collectors.experience import Collecting, Experience, Steps
 from sac_torchrl.collectors.vector import VectorCollector
 from sac_torchrl.envs import Env
+from sac_torchrl.errors import CheckpointError, EnvironmentFault
+from sac_torchrl.guards import Watch
 from sac_torchrl.replay import rows
 from sac_torchrl.simulators import Simulator
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -73,56 +79,131 @@ class InProcess(Experience):
             device=env.device,
         )
         self._env = env
+        self._running: TensorDictBase | None = None
+        self._cutting = self._told_of_cuts = False
+        self._watch = Watch()
 
     def _collect(self) -> Generator[list[Steps], None, None]:
-        self._env.set_seed(self._seed + self.frames)
-        remaining = max(0, self._random_frames - self.frames)
-        with closing(stepping(self._env, self._actor, random_frames=remaining)) as batches:
-            for batch in batches:
-                yield [Steps(rows(batch, self._specs), batch["next", "done"].reshape(-1), slice(None))]
+        with generators.kept():
+            self._env.set_seed(self._seed + self.frames)
+            remaining = max(0, self._random_frames - self.frames)
+            collector = collecting(self._env, self._actor, random_frames=remaining)
+            self._continue(collector)
+        try:
+            for batch in collector:
+                self._running = collector._carrier  # what the next step begins from; TorchRL has no public name for it
+                new = rows(batch, self._specs)
+                if not isinstance(self._env, GymWrapper):  # those are looked at one by one, at their edge
+                    self._watch.see(value for value in new.values(True, True) if value.is_floating_point())
+                yield [Steps(new, batch["next", "done"].reshape(-1), slice(None))]
+                if self._cutting:
+                    self._store(self._n_step.cut())
+                    with generators.kept():
+                        self._env.set_seed(self._seed + self.frames)
+                        collector.reset()
+                    self._cut(torch.arange(len(self._returns)))
+                    self._cutting = False
+        finally:
+            collector.shutdown()
+
+    def metrics(self) -> dict[str, float]:
+        """As for every Experience; raises EnvironmentFault if a number that was stored is not finite."""
+        self._check()
+        return super().metrics()
+
+    def _check(self) -> None:
+        if not self._watch.finite:
+            raise EnvironmentFault(
+                f"{type(self._env).__name__} made an observation, action or reward that is not finite, in the "
+                f"{self.frames - self._told_frames} frames up to {self.frames}. The last checkpoint is intact."
+            )
+
+    def _environments(self) -> dict[str, Any] | None:
+        self._check()
+        if self._running is None:
+            return self._resumed
+        try:
+            state = envstate.capture(self._env)
+        except envstate.Uncapturable as error:
+            if not self._told_of_cuts:
+                log.info("episodes are cut at every checkpoint: %s", error)
+            self._cutting = self._told_of_cuts = True
+            return None
+        running = self._running.exclude("next").flatten_keys("/")
+        return {"state": state, "running": {key: value.clone() for key, value in running.items()}}
+
+    def _continue(self, collector: Collector) -> None:
+        """Put the environments back into the middle of the episodes of a saved run."""
+        if self._resumed is None:
+            return
+        try:
+            envstate.restore(self._env, self._resumed["state"])
+            running = TensorDict(self._resumed["running"], batch_size=self._env.batch_size).unflatten_keys("/")
+            collector._carrier.update(running if self._env.device is None else running.to(self._env.device))
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"the environments at {self.frames} frames cannot go on: {' '.join(str(error).split())}. "
+                "Resume with the versions of the packages that the run was made with."
+            ) from error
+        self._resumed = None
 
 
 def stepping(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> Generator[TensorDictBase, None, None]:
     """Step all environments of `env` once at a time, and close them at the end: transitions `(count, 1)`."""
-    if isinstance(env, Simulator):
-        yield from _on_device(env, actor, random_frames=random_frames)
-        return
-    kind = VectorCollector if isinstance(env, GymWrapper) else Collector
-    collector = kind(
-        env,
-        acting(actor),
-        frames_per_batch=env.numel(),
-        total_frames=-1,
-        # Whole steps: TorchRL rounds up too, and warns.
-        init_random_frames=-(-random_frames // env.numel()) * env.numel(),
-        policy_device=next(actor.parameters()).device,
-        env_device=env.device,
-        storing_device=env.device,
-        track_traj_ids=False,
-        auto_register_policy_transforms=False,
-    )
+    collector = collecting(env, actor, random_frames=random_frames)
     try:
         yield from collector
     finally:
         collector.shutdown()
 
 
-def _on_device(
-    env: Simulator, actor: ProbabilisticActor, *, random_frames: int
-) -> Generator[TensorDictBase, None, None]:
+def collecting(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> Collector:
+    """TorchRL's collector, one step of every environment in a batch, or what goes for it with a simulator."""
+    if isinstance(env, Simulator):
+        return cast(Collector, OnDevice(env, actor, random_frames=random_frames))
+    kind = VectorCollector if isinstance(env, GymWrapper) else Collector
+    return kind(
+        env,
+        acting(actor),
+        frames_per_batch=env.numel(),
+        total_frames=-1,
+        init_random_frames=random_frames,
+        policy_device=next(actor.parameters()).device,
+        env_device=env.device,
+        storing_device=env.device,
+        track_traj_ids=False,
+        auto_register_policy_transforms=False,
+    )
+
+
+class OnDevice:
     """The same for a simulator of tensors: transitions `(count,)`.
 
     TorchRL's Collector asks the host after every step whether any episode ended. Here the reset is computed for all
     environments and taken where one ended, so that a GPU is never waited for.
     """
-    policy = acting(actor)
-    root = env.reset().select("observation")
-    made = 0
-    while True:
-        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-            action = env.action_spec.rand() if made < random_frames else policy(root)["action"]
-            step = env._step(root.set("action", action))
-            following = env._reset(TensorDict({"_reset": step["done"]}, batch_size=env.batch_size))
-        yield root.set("next", step)
-        made += env.numel()
-        root = following
+
+    def __init__(self, env: Simulator, actor: ProbabilisticActor, *, random_frames: int) -> None:
+        self._env = env
+        self._policy = acting(actor)
+        self._random_frames = random_frames
+        self.reset()
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        env, made = self._env, 0
+        while True:
+            root = self._carrier
+            with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+                action = env.action_spec.rand() if made < self._random_frames else self._policy(root)["action"]
+                step = env._step(root.set("action", action))
+                following = env._reset(TensorDict({"_reset": step["done"]}, batch_size=env.batch_size))
+            self._carrier = following
+            made += env.numel()
+            yield root.set("next", step)
+
+    def reset(self) -> None:
+        """Start new episodes."""
+        self._carrier = self._env.reset().select("observation")
+
+    def shutdown(self) -> None:
+        """Nothing is open."""

@@ -36,8 +36,10 @@ class Experience(ABC):
     """New transitions, stored as they come: iterating yields how many frames were just added to the buffer.
 
     `frames` counts the transitions of all environments since the start of the run; iteration ends when it reaches
-    `total_frames`. `seed` seeds the environments. An episode that is running when the run is saved is not continued
-    after a resume: its frames are in the buffer, and the environments start anew from a seed of their own.
+    `total_frames`. `seed` seeds the environments. Episodes that run when the state is taken go on in the middle after a
+    resume where they are stepped in this process. Where an environment's state cannot be captured there, taking the
+    state cuts its episodes: new ones start from a seed of their own, in this run as in one resumed from it, so that the
+    two are the same. Environments in other processes start new episodes after a resume.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Experience(ABC):
         self._lengths = torch.zeros(count, dtype=torch.int64, device=device)
         self._ended = torch.zeros(3, dtype=torch.float64, device=device)
         self._behind = 0
+        self._resumed: dict[str, Any] | None = None
         self._told = time.monotonic()
         self._told_frames = 0
 
@@ -76,7 +79,8 @@ class Experience(ABC):
         """
         if self.finished:
             return
-        self._store(self._n_step.cut())  # of a run that was resumed
+        if self._resumed is None:
+            self._store(self._n_step.cut())  # of a run that was resumed with new episodes
         with closing(self._collect()) as collected:
             for made in collected:
                 before = self.frames
@@ -117,13 +121,36 @@ class Experience(ABC):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """The counter of frames, and the rows that are held back until they span enough of them."""
-        return {"frames": self.frames} | self._n_step.state_dict()
+        """The counters, the episodes that run, and those that `metrics` has not told of."""
+        environments = self._environments()
+        going = torch.zeros_like if environments is None else torch.clone
+        return {
+            "frames": self.frames,
+            "returns": going(self._returns),
+            "lengths": going(self._lengths),
+            "ended": self._ended.clone(),
+            "behind": self._behind,
+            "environments": environments,
+        } | self._n_step.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue counting where a saved run stood."""
+        """Continue where a saved run stood, at the next iteration; raises ValueError for other environments."""
+        if state["returns"].shape != self._returns.shape:
+            raise ValueError(f"{len(state['returns'])} environments were saved and there are {len(self._returns)}")
         self._n_step.load_state_dict(state)
+        self._resumed = state["environments"]
         self.frames = self._told_frames = state["frames"]
+        self._behind = state["behind"]
+        for mine, saved in (
+            (self._returns, state["returns"]),
+            (self._lengths, state["lengths"]),
+            (self._ended, state["ended"]),
+        ):
+            mine.copy_(saved)
+
+    def _environments(self) -> dict[str, Any] | None:
+        """The state of the environments, in the middle of their episodes, where it can be captured."""
+        return None
 
     @abstractmethod
     def _collect(self) -> Generator[list[Steps], None, None]:

@@ -22,7 +22,7 @@ import gymnasium as gym
 import torch
 
 from sac_torchrl.envs import Env
-from sac_torchrl.errors import ConfigError, WorkerDied
+from sac_torchrl.errors import ConfigError, EnvironmentFault, WorkerDied
 from sac_torchrl.spaces import short
 
 log = logging.getLogger(__name__)
@@ -252,7 +252,9 @@ def _main(connection: Connection, serve: Callable[..., None], environments: rang
     try:
         serve(connection, environments, busy, *arguments)
     except EnvironmentFailed as failed:
-        connection.send(_failure(failed.__cause__ or failed))
+        cause = failed.__cause__ or failed
+        # What the environment raised itself is the news, not who noticed.
+        connection.send(_failure(cause.__cause__ or cause if isinstance(cause, EnvironmentFault) else cause))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # The main process is gone, or has given this one up.
     except Exception as error:  # noqa: BLE001 - whatever it is, the main process raises it

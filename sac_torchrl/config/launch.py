@@ -1,5 +1,6 @@
 """The command line of a recipe: Hydra's, with its mistakes found beforehand and told in one line."""
 
+import argparse
 import inspect
 import sys
 import tempfile
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -60,9 +61,9 @@ def launch(main: Callable[[T], None], schema: type[T]) -> None:
     what `main` raises ends it as `run.exit_codes` says.
     Hydra's own flags work (--help, --cfg job, --multirun, ...), and it writes nothing.
     """
-    arguments = get_args_parser().parse_args()
-    sweeping = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
     with exit_codes(), ExitStack() as stack:
+        arguments = _arguments()
+        sweeping = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
         line = _CommandLine.read(schema, Path(inspect.getfile(main)).resolve().parent, arguments.overrides)
         # Hydra insists on a folder for its notes on a sweep.
         notes = stack.enter_context(tempfile.TemporaryDirectory(prefix="sac-torchrl-")) if sweeping else "."
@@ -76,6 +77,19 @@ def launch(main: Callable[[T], None], schema: type[T]) -> None:
                 main(plan(raw, schema))
 
         hydra.main(version_base="1.3", config_path=None, config_name=line.recipe)(task)()
+
+
+def _arguments() -> argparse.Namespace:
+    """Hydra's own flags; raises ConfigError for one that it does not have."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        flag = message.rpartition(": ")[2].split(" ")[0]
+        known = [word for action in parser._actions for word in action.option_strings]
+        raise ConfigError(f"{message}{nearest(flag, known)} --help shows what to give.")
+
+    parser.error = refuse  # type: ignore[method-assign]  # argparse offers no other way to keep it from exiting with 2
+    return parser.parse_args()
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,11 @@ class Training:
                     f"{self.n_steps * self.env.count}, or learning_starts, so that there is a row to learn from.",
                     self.n_steps <= 1 or self.updates_after >= self.n_steps * self.env.count,
                 ),
+                (
+                    f"env.count={self.env.count}: a step of all does not fit into replay.capacity="
+                    f"{self.replay.capacity}; change one of them.",
+                    self.env.count <= self.replay.capacity,
+                ),
             )
             if not right
         ]

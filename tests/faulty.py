@@ -1,0 +1,174 @@
+"""Importing this registers environments with something wrong about them, for tests of what is done about it."""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box
+
+
+class Sound(gym.Env[Any, Any]):
+    """A sound one: a point that drifts, for ten frames an episode."""
+
+    def __init__(self) -> None:
+        self.observation_space = Box(-10.0, 10.0, (2,), np.float32)
+        self.action_space = Box(-1.0, 1.0, (1,), np.float32)
+        self.point = np.zeros(2, np.float32)
+        self.time = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.point = self.np_random.normal(size=2).astype(np.float32)
+        self.time = 0
+        return self.point, {}
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, bool, dict[str, Any]]:
+        self.point = np.clip(self.point + 0.1 * action + 0.1 * self.np_random.normal(size=2), -10, 10)
+        self.time += 1
+        return self.point.astype(np.float32), -float(np.abs(self.point).sum()), False, self.time >= 10, {}
+
+
+class Handle:
+    """What only the system knows the content of, as a socket or a window."""
+
+
+class Opaque(Sound):
+    """Holds something that cannot be written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._socket = Handle()
+
+
+class Own(Opaque):
+    """Holds it too, and says itself what its state is."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"point": self.point.tolist(), "time": self.time, "draws": self.np_random.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.point, self.time = np.array(state["point"]), state["time"]
+        self.np_random.bit_generator.state = state["draws"]
+
+
+class Slow(Sound):
+    """Takes half a minute a step, and says when it begins one by a file in the working directory."""
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, bool, dict[str, Any]]:
+        Path("stepping").touch()
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            time.sleep(0.1)
+        return super().step(action)
+
+
+# What a faulty one does from its WHEN-th step on, in place of what it should.
+WHEN = 25
+OBSERVATIONS = {
+    "nan": np.array([np.nan, 0.0], np.float32),
+    "inf": np.array([0.0, np.inf], np.float32),
+    "long": np.zeros(3, np.float32),
+    "empty": np.zeros(0, np.float32),
+    "none": None,
+    "words": np.array(["a", "b"]),
+    "objects": np.array([1.0, None], object),
+    "complex": np.array([1.0, 1j]),
+}
+REWARDS = {
+    "nan": np.nan,
+    "inf": -np.inf,
+    "none": None,
+    "array": np.zeros(1),
+    "complex": 1j,
+    "text": "1.0",
+}
+RESULTS = {"none": None, "four": (np.zeros(2, np.float32), 0.0, False, {})}
+
+
+class Faulty(Sound):
+    """Sound for a while, then not: `observation`, `reward` or `result` is what it returns from then on."""
+
+    def __init__(self, **fault: Any) -> None:
+        super().__init__()
+        self._fault = fault
+        self._taken = 0
+
+    def step(self, action: Any) -> Any:
+        result = list(super().step(action))
+        self._taken += 1
+        if self._taken < WHEN:
+            return tuple(result)
+        match self._fault:
+            case {"observation": name}:
+                result[0] = OBSERVATIONS[name]
+            case {"reward": name}:
+                result[1] = REWARDS[name]
+            case {"terminated": value}:
+                result[2] = value
+            case {"result": name}:
+                return RESULTS[name]
+            case {"raises": text}:
+                raise ArithmeticError(text)
+        return tuple(result)
+
+
+def _register(name: str, **fault: Any) -> None:
+    gym.register(f"Faulty-{name}-v0", Faulty, kwargs=fault)  # no wrapper that would see the fault first
+
+
+for _name in OBSERVATIONS:
+    _register(f"observation-{_name}", observation=_name)
+for _name in REWARDS:
+    _register(f"reward-{_name}", reward=_name)
+for _name in RESULTS:
+    _register(f"result-{_name}", result=_name)
+_register("terminated-none", terminated=None)
+_register("raises", raises="the arm is stuck")
+
+
+class Unseeded(Sound):
+    """Draws from a generator that no seed reaches."""
+
+    def step(self, action: Any) -> Any:
+        self.point = self.point + np.random.default_rng().normal(size=2)
+        return super().step(action)
+
+
+class Endless(Sound):
+    """Never ends an episode."""
+
+    def step(self, action: Any) -> Any:
+        return *super().step(action)[:3], False, {}
+
+
+class Beyond(Sound):
+    """Observes what its space does not hold."""
+
+    def step(self, action: Any) -> Any:
+        return np.full(2, 11.0, np.float32), *super().step(action)[1:]
+
+
+class Filling(Sound):
+    """Fills the disk that FILLING names when 600 steps were taken, unless a file `enough` is there."""
+
+    taken = 0
+
+    def step(self, action: Any) -> Any:
+        Filling.taken += 1
+        disk = Path(os.environ["FILLING"])
+        if Filling.taken == 600 and not (disk / "enough").exists():
+            with contextlib.suppress(OSError), (disk / "filling").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        return super().step(action)
+
+
+gym.register("Endless-v0", Endless)
+for _class in (Unseeded, Beyond, Filling):
+    gym.register(f"{_class.__name__}-v0", _class, max_episode_steps=10)
+for _class in (Sound, Opaque, Own, Slow):
+    gym.register(f"{_class.__name__}-v0", _class, max_episode_steps=10)

@@ -1,0 +1,167 @@
+"""Tests 26 to 31: bad input is named and stops, before it is stored, learned from or saved."""
+
+from pathlib import Path
+from typing import Any
+
+import faulty
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.envs.custom.pendulum import PendulumEnv
+
+from sac_torchrl import (
+    SAC,
+    Checkpointing,
+    Direct,
+    Env,
+    Execution,
+    Learner,
+    Learning,
+    Network,
+    Replay,
+    Specs,
+    Storage,
+    evaluate,
+    tanh_normal_actor,
+)
+from sac_torchrl.collectors import Experience
+from sac_torchrl.errors import EnvironmentFault, LearnerFault
+from sac_torchrl.guards import Watch, not_finite
+
+pytestmark = pytest.mark.limit(60)
+CPU = torch.device("cpu")
+
+
+class Constant(nn.Module):
+    """Parameters of a policy whose actions are about `tanh(height)`."""
+
+    def __init__(self, height: float) -> None:
+        super().__init__()
+        self.height = nn.Parameter(torch.tensor(height))
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.height.expand(*observation.shape[:-1], 1), observation[..., :1] * 0 - 20], -1)
+
+
+def collect(folder: Path, id: str, *, height: float = 0.0) -> tuple[Experience, TensorDictReplayBuffer]:
+    plan = Env(id, plugins=["faulty"])
+    specs = plan.specs()
+    buffer = Replay(1_000, Storage.ram).build(folder, specs, rows=1_000, batch_size=1, seed=0, device=CPU)
+    actor = tanh_normal_actor(Constant(height), specs)
+    experience = Direct().build(plan, actor, buffer, specs=specs, total_frames=100, random_frames=0, seed=1)
+    return experience, buffer
+
+
+FAULTS = [
+    ("observation-nan", "observation .* not finite at index 0"),
+    ("observation-inf", "observation .* not finite at index 1"),
+    ("observation-long", r"observation .* shape is \(3,\) and not \(2,\)"),
+    ("observation-empty", r"observation .* shape is \(0,\)"),
+    ("observation-none", "observation None, which holds no real numbers"),
+    ("observation-words", "observation .* which holds no real numbers"),
+    ("observation-objects", "observation .* which holds no real numbers"),
+    ("observation-complex", "observation .* which holds no real numbers"),
+    ("reward-nan", "reward nan, which is not finite"),
+    ("reward-inf", "reward -inf, which is not finite"),
+    ("reward-none", "reward None, which is no number"),
+    ("reward-array", "reward array.* which is no number"),
+    ("reward-complex", "reward 1j, which is no number"),
+    ("reward-text", "reward '1.0', which is no number"),
+    ("result-none", "returned None, not"),
+    ("result-four", r"returned \(array.*, not \(observation"),
+    ("terminated-none", "terminated=None, which is neither"),
+    ("raises", r"raised ArithmeticError: the arm is stuck \(faulty.py:\d+\)"),
+]
+
+
+@pytest.mark.parametrize(("name", "complaint"), FAULTS, ids=[name for name, _ in FAULTS])
+def test_a_faulty_environment_is_named_and_its_row_is_not_stored(tmp_path: Path, name: str, complaint: str) -> None:
+    experience, buffer = collect(tmp_path, f"Faulty-{name}-v0")
+    with pytest.raises(
+        EnvironmentFault, match=rf"env.id=Faulty-{name}-v0 .*{complaint}.* at step {faulty.WHEN} "
+    ) as fault:
+        list(experience)
+    assert fault.value.exit_code == 69
+    assert "\n" not in str(fault.value)
+    assert len(buffer) == faulty.WHEN - 1
+    assert not_finite(buffer.storage[:].items(True, True)) is None
+
+
+def test_evaluation_is_guarded_too() -> None:
+    env = Env("Faulty-reward-nan-v0", plugins=["faulty"])
+    actor = tanh_normal_actor(Constant(0.0), env.specs())
+    with pytest.raises(EnvironmentFault, match="reward nan"):
+        evaluate(actor, env.build(), episodes=5, seed=0)
+
+
+@pytest.mark.parametrize("height", [float("nan"), float("inf")])
+def test_a_poisoned_policy_is_stopped_before_the_environment(
+    tmp_path: Path, height: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped: list[Any] = []
+    monkeypatch.setattr(faulty.Sound, "step", lambda self, action: stepped.append(action))
+    experience, buffer = collect(tmp_path, "Sound-v0", height=float("nan") if height != height else height)
+    if height == height:
+        experience._actor.module[0].module[0].height.data.fill_(float("nan"))
+    with pytest.raises(LearnerFault, match=r"the policy chose the action \[nan\] in env.id=Sound-v0") as fault:
+        list(experience)
+    assert fault.value.exit_code == 70
+    assert stepped == []
+    assert len(buffer) == 0
+
+
+def test_a_tensor_environment_is_watched_where_it_is_and_never_saved(tmp_path: Path) -> None:
+    watch = Watch()
+    watch.see([torch.full((3,), 3e38), torch.tensor(-1.0)])
+    assert watch.finite
+    watch.see([torch.tensor([0.0, float("inf")])])
+    watch.see([torch.tensor([0.0, 1.0])])
+    assert not watch.finite
+    assert PendulumEnv().batch_locked is False
+
+
+def learner(execution: Execution = Execution.eager) -> Learner:
+    torch.manual_seed(0)
+    return Learning(execution=execution).build(SAC(network=Network([8])).build(specs(), device=CPU))
+
+
+def specs() -> Specs:
+    return Env("Pendulum-v1").specs()
+
+
+def batch(reward: float = 0.0) -> TensorDict:
+    one = TensorDict({"observation": torch.zeros(4, 3), "action": torch.zeros(4, 1)}, batch_size=[4])
+    one["next", "observation"] = torch.zeros(4, 3)
+    one["next", "reward"] = torch.tensor([[0.0], [reward], [0.0], [0.0]])
+    one["next", "terminated"] = one["next", "done"] = torch.zeros(4, 1, dtype=torch.bool)
+    return one
+
+
+@pytest.mark.parametrize("poison", ["batch", "parameter", "moment", "alpha"])
+def test_a_poisoned_learner_is_neither_logged_nor_saved_and_the_last_checkpoint_stays(
+    tmp_path: Path, poison: str
+) -> None:
+    one = learner()
+    one.update(batch())
+    buffer = Replay(10, Storage.ram).build(tmp_path, specs(), rows=10, batch_size=1, seed=0, device=CPU)
+    checkpoints = Checkpointing().build(tmp_path / "checkpoints", buffer, learner=one)
+    kept = checkpoints.save(1)
+    files = {path: path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*.*")}
+    parameter = next(iter(one.agent.loss.parameters()))
+    if poison == "parameter":
+        parameter.data.view(-1)[0] = float("inf")
+    elif poison == "moment":
+        one.optimizers["loss_qvalue"].state[one.optimizers["loss_qvalue"].param_groups[0]["params"][0]]["exp_avg"].view(
+            -1
+        )[0] = float("nan")
+    elif poison == "alpha":
+        one.agent.loss.log_alpha.data.fill_(float("nan"))
+    one.update(batch(float("nan") if poison == "batch" else 0.0))
+    for look in (one.metrics, lambda: checkpoints.save(2)):
+        with pytest.raises(LearnerFault, match="is not finite after 2 updates") as fault:
+            look()
+        assert fault.value.exit_code == 70
+    assert {path: path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*.*")} == files
+    assert kept.is_dir()

@@ -1,0 +1,71 @@
+"""Runs of the command in processes of their own, as a person or a scheduler starts them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import sac_torchrl
+from sac_torchrl import snapshot
+
+ROOT = Path(sac_torchrl.__file__).parents[1]
+SMALL = (
+    "random_frames=40",
+    "batch_size=16",
+    "variant.network.hidden=[8]",
+    "learner.execution=eager",
+    "evaluate.every=100000",
+    "evaluate.episodes=1",
+    "device=cpu",
+)
+
+
+def start(*words: str, cwd: Path, environment: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
+    """Start `sac-torchrl` with these words, in a session of its own."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "sac_torchrl", *words],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | dict(environment or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]", seconds: float = 120) -> tuple[int, str, str]:
+    """Wait for its end; returns exit code, output and errors. A process that does not end is killed and fails."""
+    try:
+        out, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return process.returncode, out, errors
+
+
+def command(*words: str, cwd: Path, environment: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+    """Run `sac-torchrl` with these words to its end."""
+    return finish(start(*words, cwd=cwd, environment=environment))
+
+
+def wait_until(what: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 60) -> None:
+    """Wait until something is the case, for as long as the process lives."""
+    end = time.monotonic() + seconds
+    while not what():
+        if process.poll() is not None or time.monotonic() > end:
+            code, out, errors = finish(process, 1) if process.poll() is not None else (-1, "", "still running")
+            raise AssertionError(f"it never came to that: exit code {code}\n{out}\n{errors}")
+        time.sleep(0.01)
+
+
+def digest(folder: Path) -> str:
+    """The digest of the newest checkpoint of a run."""
+    checkpoints = folder / "checkpoints"
+    newest = snapshot.newest(checkpoints)
+    assert newest is not None
+    return snapshot.digest(checkpoints, newest)
