@@ -101,7 +101,7 @@ def _layers(env: Any) -> Iterator[Any]:
         yield env
         env = env.env
     yield env
-    inner = getattr(env, "_env", None)
+    inner: Any = getattr(env, "_env", None)
     if type(inner).__module__.startswith("dm_control."):
         yield inner
         yield inner.task
@@ -171,7 +171,7 @@ def _decode(encoded: Any, current: Any) -> Any:
     kind = encoded["type"]
     if kind in _CONTAINERS.values():
         items = [_decode(item, None) for item in encoded["items"]]
-        made = {"list": list, "tuple": tuple, "set": set, "deque": partial(deque, maxlen=encoded["limit"])}[kind]
+        made: Any = {"list": list, "tuple": tuple, "set": set, "deque": partial(deque, maxlen=encoded["limit"])}[kind]
         return made(items)
     if kind == "dict":
         return {_decode(key, None): _decode(item, None) for key, item in encoded["items"]}

@@ -32,7 +32,7 @@ class Edge(gym.Wrapper[Any, Any, Any, Any]):
         """Starts an episode; no options reach the environment and no infos leave it."""
         try:
             # The only option that arrives is TorchRL's mask of finished environments: not meant for this one.
-            result = self.env.reset(seed=seed)
+            result: Any = self.env.reset(seed=seed)
         except Exception as error:
             raise self._fault(f"raised {_said(error)} when it was reset") from error
         if not isinstance(result, tuple) or len(result) != 2:
@@ -44,7 +44,7 @@ class Edge(gym.Wrapper[Any, Any, Any, Any]):
         taken = self._taken(action)
         self._steps += 1
         try:
-            result = self.env.step(taken)
+            result: Any = self.env.step(taken)
         except Exception as error:
             raise self._fault(f"raised {_said(error)}") from error
         if not isinstance(result, tuple) or len(result) != 5:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -86,7 +86,7 @@ REWARDS = {
     "complex": 1j,
     "text": "1.0",
 }
-RESULTS = {"none": None, "four": (np.zeros(2, np.float32), 0.0, False, {})}
+RESULTS: dict[str, Any] = {"none": None, "four": (np.zeros(2, np.float32), 0.0, False, {})}
 
 
 class Faulty(Sound):
@@ -134,7 +134,7 @@ class Unseeded(Sound):
     """Draws from a generator that no seed reaches."""
 
     def step(self, action: Any) -> Any:
-        self.point = self.point + np.random.default_rng().normal(size=2)
+        self.point = self.point + np.random.default_rng().normal(size=2).astype(np.float32)
         return super().step(action)
 
 
@@ -167,8 +167,7 @@ class Filling(Sound):
         return super().step(action)
 
 
-gym.register("Endless-v0", Endless)
-for _class in (Unseeded, Beyond, Filling):
+_CLASSES: tuple[Any, ...] = (Unseeded, Beyond, Filling, Sound, Opaque, Own, Slow)
+for _class in _CLASSES:
     gym.register(f"{_class.__name__}-v0", _class, max_episode_steps=10)
-for _class in (Sound, Opaque, Own, Slow):
-    gym.register(f"{_class.__name__}-v0", _class, max_episode_steps=10)
+gym.register("Endless-v0", cast(Any, Endless))

@@ -1,7 +1,7 @@
 import json
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import faulty  # noqa: F401 - registers
 import gymnasium as gym
@@ -71,7 +71,7 @@ def test_an_environment_goes_on_bit_for_bit_from_the_middle_of_an_episode(id: st
 
 def test_a_tensor_environment_goes_on_with_its_own_generator() -> None:
     def build() -> EnvBase:
-        return TransformedEnv(PendulumEnv(seed=1), StepCounter(max_steps=7))
+        return TransformedEnv(PendulumEnv(seed=1), StepCounter(max_steps=7))  # type: ignore[no-untyped-call]
 
     env = build()
     root = env.reset()
@@ -108,12 +108,12 @@ class Cupboard(gym.Env[Any, Any]):
 
 def test_every_kind_of_value_keeps_its_type_and_arrays_their_views() -> None:
     plan = Env("Cupboard-v0")
-    gym.register("Cupboard-v0", Cupboard)
+    gym.register("Cupboard-v0", cast(Any, Cupboard))
     try:
         env, other = (plan.build() for _ in range(2))
     finally:
         del gym.registry["Cupboard-v0"]
-    one, two = (each._env.envs[0].unwrapped for each in (env, other))
+    one, two = (cast(Any, each)._env.envs[0].unwrapped for each in (env, other))
     one.kinds = {
         (1, "a"): [None, True, 2**70, float("inf"), "text", b"raw"],
         3: {np.float32(0.1), 2},

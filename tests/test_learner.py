@@ -3,7 +3,7 @@ import json
 import math
 import shutil
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -438,7 +438,7 @@ def test_the_discrete_temperature_falls_from_an_almost_uniform_policy() -> None:
 @pytest.mark.parametrize("rate", [0.0, -1e-3, math.inf, math.nan])
 def test_a_bad_learning_rate_is_refused(name: str, rate: float) -> None:
     with pytest.raises(ConfigError, match=rf"learner\.{name}={rate}: "):
-        Learning(**{name: rate})
+        Learning(**cast(Any, {name: rate}))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, cast
 
 import counting
 import pytest
@@ -234,7 +235,9 @@ def test_a_killed_worker_beyond_the_budget_ends_the_run() -> None:
 
 @pytest.mark.parametrize("kind", ["pipelined", "async"])
 def test_a_killed_worker_with_a_policy_is_replaced(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    experience, rows = start(dataclasses.replace(KINDS[kind], restarts=1), count=3, frames=20_000, random_frames=0)
+    experience, rows = start(
+        dataclasses.replace(cast(Any, KINDS[kind]), restarts=1), count=3, frames=20_000, random_frames=0
+    )
     with caplog.at_level(logging.WARNING):
         for number, _ in enumerate(experience):
             if number == 5:
@@ -249,7 +252,7 @@ def test_a_killed_worker_with_a_policy_is_replaced(kind: str, caplog: pytest.Log
 
 @pytest.mark.parametrize("kind", ["processes", "pipelined", "async"])
 def test_a_worker_that_stands_still_is_found_without_spinning(kind: str) -> None:
-    experience, _ = start(dataclasses.replace(KINDS[kind], timeout=1.5), count=2, frames=1_000_000)
+    experience, _ = start(dataclasses.replace(cast(Any, KINDS[kind]), timeout=1.5), count=2, frames=1_000_000)
     steps = iter(experience)
     next(steps)
     os.kill(worker_pids()[0], signal.SIGSTOP)
@@ -263,6 +266,7 @@ def test_a_worker_that_stands_still_is_found_without_spinning(kind: str) -> None
 PLUGIN = """
 import os, time
 from pathlib import Path
+from typing import Any, cast
 import gymnasium as gym, numpy as np
 
 class Faulty(gym.Env):
@@ -324,6 +328,7 @@ def test_a_crash_loop_ends_with_the_budget(faulty: Callable[..., Env], tmp_path:
 SCRIPT = """
 import sys, time
 from pathlib import Path
+from typing import Any, cast
 import torch
 from sac_torchrl import Env, Processes, Replay, Storage, tanh_normal_actor
 sys.path.insert(0, {tests!r})
@@ -364,7 +369,7 @@ def test_no_process_outlives_the_main_one(ending: str, faulty: Callable[..., Env
     )
     with process:
         assert process.stdout is not None
-        workers = []
+        workers = list[int]()
         while len(workers) < 2:  # TorchRL's remarks come first
             words = process.stdout.readline().split()
             assert words

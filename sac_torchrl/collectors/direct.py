@@ -139,7 +139,7 @@ class InProcess(Experience):
         try:
             envstate.restore(self._env, self._resumed["state"])
             running = TensorDict(self._resumed["running"], batch_size=self._env.batch_size).unflatten_keys("/")
-            collector._carrier.update(running if self._env.device is None else running.to(self._env.device))
+            collector._carrier.update(running)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"the environments at {self.frames} frames cannot go on: {' '.join(str(error).split())}. "
@@ -182,6 +182,8 @@ class OnDevice:
     TorchRL's Collector asks the host after every step whether any episode ended. Here the reset is computed for all
     environments and taken where one ended, so that a GPU is never waited for.
     """
+
+    _carrier: TensorDictBase
 
     def __init__(self, env: Simulator, actor: ProbabilisticActor, *, random_frames: int) -> None:
         self._env = env

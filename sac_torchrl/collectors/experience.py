@@ -90,11 +90,11 @@ class Experience(ABC):
                         self.frames += new
                         self._behind += new * steps.behind
                         self._follow(steps)
-                    if self.finished:
+                    if self.frames >= self._total_frames:
                         break
                 if self.frames > before:
                     yield self.frames - before
-                if self.finished:
+                if self.frames >= self._total_frames:
                     break
 
     @property

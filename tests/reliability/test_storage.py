@@ -14,7 +14,7 @@ import runs
 from test_checkpoint import Trial, global_generator, kill_at
 from test_resume import configuration, train
 
-from sac_torchrl import checkpoint, snapshot
+from sac_torchrl import snapshot
 from sac_torchrl.errors import DiskError
 
 __all__ = ["global_generator"]
@@ -92,14 +92,14 @@ def test_a_save_that_would_not_fit_writes_nothing_and_says_how_much_is_missing(
     run.advance(4)
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as full:
-        full.setattr(snapshot.shutil, "disk_usage", lambda path: usage._replace(free=100))
+        full.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
         with pytest.raises(
             DiskError, match=r"checkpoints/8: No space left on device, [\d,]+ bytes are needed and 100 free"
         ):
             run.save()
     assert {path: path.read_bytes() for path in run.folder.rglob("*.*")} == files
     run.save()
-    assert checkpoint.snapshot.verify(run.folder / "8").frames == 8
+    assert snapshot.verify(run.folder / "8").frames == 8
 
 
 def untimed(entry: tarfile.TarInfo) -> tarfile.TarInfo:
