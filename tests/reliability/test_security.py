@@ -6,6 +6,7 @@ import json
 import marshal
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -52,7 +53,9 @@ def test_no_secret_of_the_environment_is_in_any_file(trained: Path) -> None:
 
 def test_code_hidden_in_a_checkpoint_is_not_run(trained: Path, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
-    for evil in (pickle.dumps(Payload(marker)), _saved_by_torch(Payload(marker), tmp_path)):
+    loaders: tuple[Callable[[Payload], bytes], ...] = (pickle.dumps, lambda payload: _saved_by_torch(payload, tmp_path))
+    for loader in loaders:
+        evil = loader(Payload(marker))
         names = [path.relative_to(trained) for path in (trained / "checkpoints").rglob("*.*")]
         extra = [Path("checkpoints/240") / name for name in ("prefetch.pkl", "other.pickle", "state.pt", "rows.npy")]
         for name in [*names, *extra, Path("replay/meta.json"), Path("replay/storage.pkl")]:
