@@ -249,7 +249,11 @@ def test_a_system_is_combined_with_a_task_and_later_presets_win(recipe: Recipe) 
 
 COMMANDS = [
     line
-    for page in [ROOT / "docs" / "presets.md", *sorted((ROOT / "docs" / "variants").glob("*.md"))]
+    for page in [
+        ROOT / "docs" / "presets.md",
+        ROOT / "docs" / "results.md",
+        *sorted((ROOT / "docs" / "variants").glob("*.md")),
+    ]
     for line in page.read_text().replace("\\\n", " ").splitlines()
     if line.startswith("python recipes/")
 ]

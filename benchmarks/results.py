@@ -1,0 +1,185 @@
+"""Make docs/results.md again: `python benchmarks/results.py [--run] [NAME ...]`.
+
+Without `--run` the tables and pictures are made from the runs in docs/results. With it, runs of the named rows (all of
+them where none is named) that are not there are made first, one after the other, below runs/results; one that was
+stopped goes on. To share the work, start the command several times with other names.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sac_torchrl.plots import curve, interval, metric
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / "docs" / "results"
+PAGE = ROOT / "docs" / "results.md"
+MADE = Path("runs") / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs of one command, and the frames at which their returns are told."""
+
+    name: str
+    environment: str
+    command: str
+    frames: tuple[int, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    table: str = "default"
+    system: str = "default"
+
+
+HALFCHEETAH = "HalfCheetah-v5"
+LONG = "total_frames=100000 evaluate.every=5000 evaluate.episodes=10 checkpoint.every=10000 learner.execution=compiled"
+SHORT = "total_frames=20000 evaluate.every=2500 evaluate.episodes=10 checkpoint.every=5000 learner.execution=compiled"
+ROWS = [
+    Row("pendulum", "Pendulum-v1", "continuous preset=pendulum", (10_000,)),
+    Row(
+        "inverted",
+        "InvertedPendulum-v5",
+        "continuous preset=inverted_pendulum total_frames=25000 evaluate.every=2500",
+        (25_000,),
+    ),
+    Row("halfcheetah", HALFCHEETAH, f"continuous preset=halfcheetah {LONG}", (50_000, 100_000)),
+    Row(
+        "balance",
+        "dmc/cartpole-balance",
+        "continuous preset=dmc_cartpole_balance total_frames=50000 evaluate.every=5000",
+        (50_000,),
+    ),
+    Row("swingup", "dmc/cartpole-swingup", f"continuous preset=dmc_cartpole_swingup {LONG}", (100_000,)),
+    Row(
+        "cartpole",
+        "CartPole-v1",
+        "discrete preset=cartpole total_frames=50000 evaluate.every=5000",
+        (20_000, 50_000),
+    ),
+    *(
+        Row(
+            f"halfcheetah-{name}",
+            HALFCHEETAH,
+            f"continuous preset=[{name},halfcheetah] {LONG}",
+            (100_000,),
+            table="systems",
+            system=name,
+        )
+        for name in ("spinup", "softlearning", "haarnoja2018a")
+    ),
+    Row(
+        "cheetah-pytorch_sac",
+        "dmc/cheetah-run",
+        f"continuous preset=[pytorch_sac,dmc_cheetah_run] variant.network.hidden=[256,256] batch_size=256 {LONG}",
+        (100_000,),
+        table="systems",
+        system="pytorch_sac, 256 wide, batch 256",
+    ),
+    Row(
+        "hopper",
+        "Hopper-v5",
+        "continuous preset=hopper total_frames=500000 evaluate.every=10000 learner.execution=compiled",
+        (500_000,),
+        seeds=(0, 1),
+        table="systems",
+    ),
+    *(
+        Row(
+            f"halfcheetah-{name}",
+            HALFCHEETAH,
+            f"continuous variant={name} preset=halfcheetah random_frames=5000 {SHORT}{more}",
+            (20_000,),
+            seeds=(0, 1),
+            table="family",
+            system=name,
+        )
+        for name, more in (
+            ("sac", ""),
+            ("redq", ""),
+            ("droq", ""),
+            ("crossq", " variant.critic_hidden=[256,256]"),
+        )
+    ),
+    Row("frozenlake", "FrozenLake-v1", "discrete preset=frozen_lake", (50_000,), table="systems"),
+]
+
+
+def main() -> None:
+    """Make what is missing and was asked for, then tables and pictures of all that is there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(row.name for row in ROWS))
+    parser.add_argument("--run", action="store_true", help="make the runs that are missing")
+    given = parser.parse_args()
+    unknown = set(given.names) - {row.name for row in ROWS}
+    if unknown:
+        parser.error(f"no such rows: {', '.join(sorted(unknown))}")
+    if given.run:
+        for row in ROWS:
+            if not given.names or row.name in given.names:
+                for seed in row.seeds:
+                    make(row, seed)
+    page = PAGE.read_text()
+    for table in dict.fromkeys(row.table for row in ROWS):
+        page = put(page, table, tell(table))
+    page = put(page, "commands", commands())
+    PAGE.write_text(page)
+    for row in ROWS:
+        folders = there(row)
+        if len(folders) > 1:
+            curve(folders, ROOT / "docs" / "pictures" / f"{row.name}.png", title=f"{row.environment}, {row.system}")
+
+
+def make(row: Row, seed: int) -> None:
+    """Run one seed to its end and keep its configuration and metrics; does nothing for one that is kept."""
+    kept = KEPT / f"{row.name}-{seed}"
+    if kept.exists():
+        return
+    recipe, *words = row.command.split()
+    folder = MADE / kept.name
+    command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), *words, f"seed={seed}", f"run.folder={folder}"]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    kept.mkdir(parents=True)
+    for name in ("config.yaml", "metrics.csv"):
+        shutil.copy(folder / name, kept)
+
+
+def there(row: Row) -> list[Path]:
+    """The kept runs of a row."""
+    return [folder for seed in row.seeds if (folder := KEPT / f"{row.name}-{seed}").exists()]
+
+
+def tell(table: str) -> str:
+    """Write one table: every seed's return, their mean and its 95% interval."""
+    lines = ["| environment | settings | frames | each seed | mean |", "|---|---|---|---|---|"]
+    for row in ROWS:
+        runs = [dict(zip(*metric(folder, "eval/return_mean"), strict=True)) for folder in there(row)]
+        for frames in row.frames if row.table == table else ():
+            values = np.array([[run[frames]] for run in runs])
+            if not len(values):
+                lines.append(f"| {row.environment} | {row.system} | {frames:,} | not run yet | |")
+                continue
+            each = ", ".join(f"{value:,.0f}" for value in values[:, 0])
+            spread = f" ± {interval(values)[1][0]:,.0f}" if len(values) > 1 else ""
+            lines.append(f"| {row.environment} | {row.system} | {frames:,} | {each} | {values.mean():,.0f}{spread} |")
+    return "\n".join(lines)
+
+
+def commands() -> str:
+    """Write the command of every row."""
+    return "\n".join(["```text", *(f"python recipes/{row.command.replace(' ', '.py ', 1)}" for row in ROWS), "```"])
+
+
+def put(page: str, name: str, text: str) -> str:
+    """Replace what stands between the marks of a table."""
+    before, rest = page.split(f"<!-- {name} -->\n", 1)
+    _, after = rest.split(f"<!-- end of {name} -->", 1)
+    return f"{before}<!-- {name} -->\n{text}\n<!-- end of {name} -->{after}"
+
+
+if __name__ == "__main__":
+    main()
