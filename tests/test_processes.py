@@ -175,9 +175,11 @@ def test_a_slow_environment_holds_up_no_other_worker(faulty: Callable[..., Env])
         at_step=f"time.sleep(0.2 * (self.seed == {slow}))",
         observation=f"float(self.seed == {slow})",
     )
-    experience, rows = start(Async(workers=2), count=2, frames=100, env=env)
-    list(experience)
-    assert 1 <= rows()["observation"].sum() < 25
+    experience, rows = start(Async(workers=2), count=2, frames=100_000, env=env)
+    for _ in experience:
+        if rows()["observation"].sum() >= 3:
+            break
+    assert 3 <= rows()["observation"].sum() < len(rows()) / 4
 
 
 def test_free_running_policies_get_new_weights() -> None:
@@ -236,7 +238,7 @@ def test_a_killed_worker_beyond_the_budget_ends_the_run() -> None:
 @pytest.mark.parametrize("kind", ["pipelined", "async"])
 def test_a_killed_worker_with_a_policy_is_replaced(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     experience, rows = start(
-        dataclasses.replace(cast(Any, KINDS[kind]), restarts=1), count=3, frames=20_000, random_frames=0
+        dataclasses.replace(cast(Any, KINDS[kind]), restarts=1), count=3, frames=200_000, random_frames=0
     )
     with caplog.at_level(logging.WARNING):
         for number, _ in enumerate(experience):
@@ -244,7 +246,7 @@ def test_a_killed_worker_with_a_policy_is_replaced(kind: str, caplog: pytest.Log
                 os.kill(worker_pids()[0], signal.SIGKILL)
             if len(rows()["observation"][:, 0].unique()) > 3:
                 break
-    assert experience.frames == len(rows()) < 20_000
+    assert experience.frames == len(rows()) < 200_000
     assert len(counting.check(rows(), environments=None)) in (4, 5)
     assert "was killed by SIGKILL" in caplog.text
     assert math.isfinite(experience.metrics()["train/length"])

@@ -150,7 +150,8 @@ class InProcess(Experience):
 
 def stepping(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> Generator[TensorDictBase, None, None]:
     """Step all environments of `env` once at a time, and close them at the end: transitions `(count, 1)`."""
-    collector = collecting(env, actor, random_frames=random_frames)
+    with generators.kept():
+        collector = collecting(env, actor, random_frames=random_frames)
     try:
         yield from collector
     finally:

@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.modules import ProbabilisticActor
 
+from sac_torchrl import generators
 from sac_torchrl.agent import Specs
 from sac_torchrl.collectors.direct import stepping
 from sac_torchrl.collectors.experience import Collecting, Experience, Steps
@@ -94,7 +95,8 @@ class InWorkers(Experience):
         tell_resumed(self.frames)
         with closing(self._opening()) as envs:
             env = wrapped(envs)
-            env.set_seed(self._seed + self.frames)
+            with generators.kept():  # TorchRL seeds torch's generator as well
+                env.set_seed(self._seed + self.frames)
             remaining = max(0, self._random_frames - self.frames)
             with closing(stepping(env, self._actor, random_frames=remaining)) as batches:
                 for batch in batches:
