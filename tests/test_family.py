@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, linear, softplus
 from torchrl.data import Bounded, Categorical, Unbounded
 from torchrl.objectives import LossModule
+from training import assert_equal_state, tensors, train
 
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.errors import ConfigError
@@ -66,25 +67,6 @@ def batches(count: int, *, rows: int = ROWS) -> list[TensorDict]:
         )
         for _ in range(count)
     ]
-
-
-def train(trained: Learner, data: list[TensorDict], *, seed: int = 7) -> list[dict[str, float]]:
-    torch.manual_seed(seed)
-    return [{name: float(value) for name, value in trained.update(batch).items()} for batch in data]
-
-
-def tensors(tree: Any, path: str = "") -> dict[str, Tensor]:
-    if isinstance(tree, Tensor):
-        return {path: tree}
-    if isinstance(tree, dict):
-        return {key: leaf for name, branch in tree.items() for key, leaf in tensors(branch, f"{path}/{name}").items()}
-    return {}
-
-
-def assert_equal_state(one: Learner, other: Learner) -> None:
-    first, second = tensors(one.state_dict()), tensors(other.state_dict())
-    assert first.keys() == second.keys()
-    assert [name for name, tensor in first.items() if not torch.equal(tensor, second[name])] == []
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, Unbounded
+from training import assert_equal_state, tensors, train
 
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.errors import ConfigError
@@ -70,26 +71,6 @@ def batches(count: int, *, discrete: bool = False, rows: int = 8, states: int | 
         )
         for _ in range(count)
     ]
-
-
-def train(learner: Learner, data: list[TensorDict], *, seed: int = 7) -> list[dict[str, float]]:
-    """Update on every batch, drawing from torch's generator as seeded here; return the metrics."""
-    torch.manual_seed(seed)
-    return [{name: float(value) for name, value in learner.update(batch).items()} for batch in data]
-
-
-def tensors(tree: Any, path: str = "") -> dict[str, Tensor]:
-    if isinstance(tree, Tensor):
-        return {path: tree}
-    if isinstance(tree, dict):
-        return {key: leaf for name, branch in tree.items() for key, leaf in tensors(branch, f"{path}/{name}").items()}
-    return {}
-
-
-def assert_equal_state(one: Learner, other: Learner) -> None:
-    first, second = tensors(one.state_dict()), tensors(other.state_dict())
-    assert first.keys() == second.keys()
-    assert [name for name, tensor in first.items() if not torch.equal(tensor, second[name])] == []
 
 
 def through_json(tree: Any) -> Any:
