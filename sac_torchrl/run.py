@@ -165,6 +165,8 @@ class Running:
         resumed = self.saved() is not None
         on = resolve_device(device)
         with ExitStack() as stack:
+            signals = Signals()
+            stack.enter_context(signals.noted())  # before there is a folder: a signal then leaves no half-made one
             try:
                 folder = _new_folder(name) if self.folder is None else _given_folder(self.folder)
                 stack.callback(os.close, _lock(folder))
@@ -187,8 +189,6 @@ class Running:
             logger.info("%s in %s on %s, seed %d", "resumed" if resumed else "started", folder, on, seed)
             logger.debug("command: %s", " ".join(sys.argv))
             logger.debug("%s", _versions())
-            signals = Signals()
-            stack.enter_context(signals.noted())
             try:
                 with ExitStack() as parts:
                     yield Run(folder, on, seeds, resumed, signals, parts)
