@@ -20,7 +20,7 @@ from sac_torchrl.agent import Agent
 from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault
 from sac_torchrl.guards import not_finite
 from sac_torchrl.prioritised import ERROR, WEIGHT
-from sac_torchrl.recording import CudaGraph, record
+from sac_torchrl.recording import CudaGraph, Recorded
 
 # What each loss of a TorchRL loss module trains: the parameters whose names begin so.
 TRAINS = {
@@ -191,6 +191,7 @@ class Learner:
         self._precision = precision
         self._recordings: dict[object, tuple[Computation, list[str]]] = {}
         self._programs: dict[object, tuple[Computation, list[list[str]]]] = {}
+        self._recorded_settings: list[Any] = []
         self._newest: dict[str, Tensor] = {}
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:
@@ -204,6 +205,9 @@ class Learner:
         inputs = [batch.get(key) for key in keys]
         form = tuple((key, tensor.shape, tensor.dtype) for key, tensor in zip(keys, inputs, strict=True))
         steps, self.updates = self._steps(), self.updates + 1
+        if (settings := self._settings()) != self._recorded_settings:  # A scheduler may have changed a learning rate.
+            self._programs.clear()
+            self._recorded_settings = settings
         moving = self.updates % self._target_every == 0
         if (form, *steps, moving) not in self._programs:
             self._programs[form, *steps, moving] = self._program(steps, keys, inputs, moving=moving)
@@ -308,36 +312,31 @@ class Learner:
         self, steps: list[tuple[str, ...]], keys: list[Any], inputs: list[Tensor], *, moving: bool
     ) -> tuple[Computation, list[list[str]]]:
         """All that an update does on the device, given the batch's tensors, and the names of what it returns."""
-        parts = [(names, *self._losses(names, keys, inputs)) for names in steps]
+        parts = [
+            (*self._losses(names, keys, inputs), *self._step(names, last=number == len(steps), moving=moving))
+            for number, names in enumerate(steps, start=1)
+        ]
 
         def program(*tensors: Tensor) -> list[Tensor]:
             values = list[Tensor]()
-            for names, losses_and_gradients, _ in parts:
-                parameters = [parameter for name in names for parameter in _parameters(self.optimizers[name])]
+            for losses_and_gradients, _, step, parameters in parts:
                 outputs = losses_and_gradients(*tensors)
-                for parameter, gradient in zip(parameters, outputs[: len(parameters)], strict=True):
-                    parameter.grad = gradient
-                for name in names:
-                    self.optimizers[name].step()
-                values += outputs[len(parameters) :]
-            for statistics in self.agent.statistics:
-                statistics.step()
-            for target in self.agent.targets if moving else ():
-                target.step()
+                step(*outputs[:parameters])
+                values += outputs[parameters:]
             return values
 
         graphed = self._execution is Execution.captured and inputs[0].is_cuda
-        return CudaGraph(program) if graphed else program, [told for *_, told in parts]
+        return CudaGraph(program) if graphed else program, [told for _, told, *_ in parts]
 
     def _losses(self, names: tuple[str, ...], keys: list[Any], inputs: list[Tensor]) -> tuple[Computation, list[str]]:
         """Gradients of the losses `names`, then these losses, and the loss's metrics if they are the policy's.
 
-        The second value names what follows the gradients, once the first has been called or recorded.
+        The second value names what follows the gradients, once the first has been called.
         """
         form = (names, *((key, tensor.shape, tensor.dtype) for key, tensor in zip(keys, inputs, strict=True)))
         if form in self._recordings:
             return self._recordings[form]
-        parameters = [parameter for name in names for parameter in _parameters(self.optimizers[name])]
+        parameters = self._parameters(names)
         metrics, told = not CRITICS.issuperset(names), list[str]()
 
         def losses_and_gradients(*tensors: Tensor) -> list[Tensor]:
@@ -352,23 +351,43 @@ class Learner:
                 told.append(ERROR)
             return [*gradients, *(losses[name].detach() for name in told)]
 
-        if self._execution is Execution.eager:
-            return losses_and_gradients, told
-        self._recordings[form] = self._record(losses_and_gradients, inputs), told
+        compiled = self._execution is Execution.compiled
+        eager = self._execution is Execution.eager
+        computation = losses_and_gradients if eager else Recorded(losses_and_gradients, compiled=compiled)
+        self._recordings[form] = computation, told
         return self._recordings[form]
 
-    def _record(self, function: Computation, inputs: list[Tensor]) -> Computation:
-        recording, constants = record(function, inputs)
-        replay: Computation = recording.forward
-        if self._execution is Execution.compiled:
-            # Inductor has a random number generator of its own; these are to be torch's draws.
-            replay = torch.compile(recording, options={"fallback_random": True})
+    def _step(self, names: tuple[str, ...], *, last: bool, moving: bool) -> tuple[Computation, int]:
+        """What follows the gradients of the losses `names`, which it takes, and their number."""
+        parameters = self._parameters(names)
 
-        @torch.no_grad()
-        def computation(*tensors: Tensor) -> Sequence[Tensor]:
-            return replay(*tensors, *constants)
+        def step(*gradients: Tensor) -> list[Tensor]:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            for name in names:
+                self.optimizers[name].step()
+                self.optimizers[name].zero_grad()
+            for statistics in self.agent.statistics if last else ():
+                statistics.step()
+            for target in self.agent.targets if last and moving else ():
+                target.step()
+            return []
 
-        return computation
+        return step if self._execution is Execution.eager else Recorded(step), len(parameters)
+
+    def _settings(self) -> list[Any]:
+        return [
+            value
+            for optimizer in self.optimizers.values()
+            for group in optimizer.param_groups
+            for name, value in group.items()
+            if name != "params"
+        ]
+
+    def _parameters(self, names: tuple[str, ...]) -> list[Parameter]:
+        return [
+            parameter for name in names for group in self.optimizers[name].param_groups for parameter in group["params"]
+        ]
 
 
 class _BFloat16Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated
@@ -387,10 +406,6 @@ _PRODUCTS: dict[Precision, Callable[[], AbstractContextManager[Any]]] = {
     Precision.float32: nullcontext,
     Precision.bfloat16: _BFloat16Products,
 }
-
-
-def _parameters(optimizer: Optimizer) -> list[Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _tensors(loss: LossModule) -> dict[str, Tensor]:

@@ -13,22 +13,49 @@ from torch.fx.node import map_arg
 NOTHING = {torch.ops.aten.alias.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh_copy.default}
 
 
-def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> tuple[fx.GraphModule, list[Tensor]]:
-    """Record what `function` does to `inputs`: a module that takes the inputs and then the constants given back.
+class Recorded:
+    """Calls `function` as it is at first, records the second call while it is made, and replays that from then on.
 
-    The constants are the tensors that `function` reads besides its inputs, and views of them; what is changed in
-    place, such as parameters, keeps its meaning. Nothing is computed otherwise than `function` does, only what it
-    computes twice is computed once: results are equal bit for bit. Recording runs the operations once and gives back
-    the random numbers that they draw.
+    `function` takes and returns tensors, of the same shapes each time. It may read others, draw random numbers, and
+    change tensors in place, which have to keep their memory; what the first call makes, such as an optimizer's state,
+    is there for the second. Nothing is computed otherwise than `function` does, only what it computes twice is computed
+    once: results are equal bit for bit. With `compiled` the recording is replayed by torch.compile, equal to rounding.
     """
-    with torch.random.fork_rng(devices=sorted({tensor.get_device() for tensor in inputs if tensor.is_cuda})):
-        recording = make_fx(function)(*inputs)
-    graph = recording.graph
-    _skip_what_changes_nothing(graph)
-    graph.eliminate_dead_code()
-    _compute_once(graph)
-    constants = _hoist(graph, recording)
-    return fx.GraphModule(torch.nn.Module(), graph), constants
+
+    def __init__(self, function: Callable[..., Sequence[Tensor]], *, compiled: bool = False) -> None:
+        self._function = function
+        self._compiled = compiled
+        self._called = False
+        self._replay: Callable[..., Sequence[Tensor]] | None = None
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Call, record or replay the function."""
+        if self._replay is not None:
+            with torch.no_grad():
+                return self._replay(*inputs, *self._constants)
+        if self._called:
+            return self._record(inputs)
+        self._called = True
+        return self._function(*inputs)
+
+    def _record(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        results: list[Tensor] = []
+
+        def watched(*inputs: Tensor) -> list[Tensor]:
+            results[:] = self._function(*inputs)
+            return list(results)
+
+        recording = make_fx(watched)(*inputs)
+        graph = recording.graph
+        _skip_what_changes_nothing(graph)
+        graph.eliminate_dead_code()
+        _compute_once(graph, recording)
+        self._constants = _hoist(graph, recording)
+        self._replay = fx.GraphModule(torch.nn.Module(), graph).forward
+        if self._compiled:
+            # Inductor has a random number generator of its own; these are to be torch's draws.
+            self._replay = torch.compile(self._replay, options={"fallback_random": True})
+        return results
 
 
 class CudaGraph:
@@ -63,25 +90,31 @@ class CudaGraph:
 
 
 def _skip_what_changes_nothing(graph: fx.Graph) -> None:
+    marks = []
     for node in graph.nodes:
         source: Any = node.args[0] if node.args else None
         if node.target in NOTHING:
             node.replace_all_uses_with(source)
+        elif getattr(node.target, "namespace", None) == "profiler":
+            marks.append(node)
         elif node.target is torch.ops.aten.t.default and source.target is torch.ops.aten.t.default:
             node.replace_all_uses_with(source.args[0])
+    for mark in reversed(marks):
+        graph.erase_node(mark)
 
 
-def _compute_once(graph: fx.Graph) -> None:
+def _compute_once(graph: fx.Graph, module: fx.GraphModule) -> None:
     """Let equal operations on equal inputs share their result, unless one of them is changed in place or random."""
     changed = {
-        _memory(value)
+        _memory(it, module)
         for node in graph.nodes
         for argument, value in _arguments(node)
         if argument.alias_info is not None and argument.alias_info.is_write
+        for it in (value if isinstance(value, list | tuple) else [value])
     }
     seen: dict[object, fx.Node] = {}
     for node in graph.nodes:
-        private = any(_memory(it) in changed for it in (node, *node.all_input_nodes))
+        private = any(_memory(it, module) in changed for it in (node, *node.all_input_nodes))
         # An empty tensor is memory to write to, not a value.
         if node.op == "output" or node.is_impure() or private or node.target is torch.ops.aten.empty.memory_format:
             continue
@@ -121,14 +154,15 @@ def _is_view(node: fx.Node) -> bool:
     return view or node.target is operator.getitem
 
 
-def _memory(node: Any) -> Any:
-    """Find the node that made the memory in which a node's value lies."""
+def _memory(node: Any, module: fx.GraphModule) -> Any:
+    """Find what made the memory in which a node's value lies: a node, or the address of a constant."""
     while isinstance(node, fx.Node) and node.op == "call_function":
         returns = getattr(getattr(node.target, "_schema", None), "returns", [])
         if node.target is not operator.getitem and all(it.alias_info is None for it in returns):
             break
         node = node.args[0]
-    return node
+    constant = isinstance(node, fx.Node) and node.op == "get_attr"
+    return getattr(module, node.target).untyped_storage().data_ptr() if constant else node
 
 
 def _arguments(node: fx.Node) -> list[tuple[Any, Any]]:

@@ -100,6 +100,17 @@ def test_every_parameter_has_exactly_one_optimizer(discrete: bool, critics: int,
     assert set(held) == {id(parameter) for parameter in learner.agent.loss.parameters()}
 
 
+@EXECUTIONS
+def test_a_learning_rate_that_is_changed_between_updates_is_used(execution: Execution) -> None:
+    learner = build(execution=execution)
+    train(learner, batches(4))
+    before = [parameter.detach().clone() for parameter in learner.agent.loss.parameters()]
+    for optimizer in learner.optimizers.values():
+        optimizer.param_groups[0]["lr"] = 0.0
+    train(learner, batches(4))
+    assert all(map(torch.equal, before, learner.agent.loss.parameters()))
+
+
 @VARIANTS
 @pytest.mark.parametrize("critics", [1, 2])
 def test_an_update_is_one_adam_step_on_every_loss_and_then_one_target_step(discrete: bool, critics: int) -> None:

@@ -1,7 +1,7 @@
 """TorchRL's Collector with a shorter way through a policy and a Gymnasium vector environment."""
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -11,7 +11,7 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from sac_torchrl.recording import record
+from sac_torchrl.recording import Recorded
 
 
 class VectorCollector(Collector):
@@ -25,7 +25,7 @@ class VectorCollector(Collector):
         super().__init__(env, policy, **options)
         self._vector: Any = env._env  # TorchRL's wrapper has no public name for what it wraps
         self._policy = policy
-        self._recorded: Any = None
+        self._act = Recorded(self._choose)
 
     def iterator(self) -> Iterator[TensorDictBase]:
         """Yield transitions without end; each batch has tensors of its own, so that none need be copied."""
@@ -41,7 +41,7 @@ class VectorCollector(Collector):
         if self._should_use_random_frames():
             action = self.env.rand_action(TensorDict(batch_size=self.env.batch_size)).get("action")
         else:
-            action = self._act(observation)
+            [action] = self._act(observation)
         seen, reward, terminated, truncated, _ = self._vector.step(action.numpy())
         done = terminated | truncated
         following = torch.from_numpy(seen)
@@ -60,14 +60,7 @@ class VectorCollector(Collector):
         self._carrier.set("observation", following)
         return TensorDict(transitions, batch_size=self.env.batch_size)
 
-    def _act(self, observation: Tensor) -> Tensor:
-        def choose(observation: Tensor) -> list[Tensor]:
-            seen = TensorDict({"observation": observation}, batch_size=self.env.batch_size)
+    def _choose(self, observation: Tensor) -> list[Tensor]:
+        seen = TensorDict({"observation": observation}, batch_size=self.env.batch_size)
+        with set_exploration_type(ExplorationType.RANDOM):
             return [self._policy(seen).get("action")]
-
-        if self._recorded is None:
-            with set_exploration_type(ExplorationType.RANDOM):
-                self._recorded = record(choose, [observation])
-        recording, constants = self._recorded
-        [action] = recording.forward(observation, *constants)
-        return cast(Tensor, action)
