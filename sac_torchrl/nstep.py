@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 # How many frames a row spans: TorchRL's TD targets take the discount to this power.
@@ -23,10 +23,10 @@ class NStep:
         self._gamma = gamma
         self._count = count
         # Slot i holds the rows that span i + 1 frames so far, one an environment; `_valid` says which there are.
-        self._held: TensorDict | None = None
+        self._held: TensorDictBase | None = None
         self._valid = torch.zeros(steps - 1, count, dtype=torch.bool)
 
-    def __call__(self, rows: TensorDict, done: Tensor, environments: slice | Tensor) -> TensorDict:
+    def __call__(self, rows: TensorDictBase, done: Tensor, environments: slice | Tensor) -> TensorDictBase:
         """Return the rows that are complete, `(m,)`, given one frame `(n,)` of the `environments`.
 
         `done` `(n,)` says where an episode ended, terminated or truncated.
@@ -37,7 +37,7 @@ class NStep:
             self._held = rows.new_zeros(self._steps - 1, self._count)
             self._valid = self._valid.to(done.device)
         valid = self._valid[:, environments]
-        grown: TensorDict = torch.cat([rows.unsqueeze(0), self._held[:, environments]])
+        grown: TensorDictBase = torch.cat([rows.unsqueeze(0), self._held[:, environments]])
         new, following = rows["next"], grown["next"]
         powers = self._gamma ** torch.arange(1, self._steps, device=done.device)
         following["reward"][1:] += powers.view(-1, 1, 1) * new["reward"]
@@ -51,7 +51,7 @@ class NStep:
         self._valid[:, environments] = (exists & ~complete)[:-1]
         return _oldest_first(grown, complete)
 
-    def cut(self, environments: slice | Tensor = slice(None)) -> TensorDict:
+    def cut(self, environments: slice | Tensor = slice(None)) -> TensorDictBase:
         """End the running episodes of the `environments` and return their rows, `(m,)`, as far as they span."""
         if self._held is None:
             return TensorDict(batch_size=[0])
@@ -79,7 +79,7 @@ class NStep:
             self._held = held.clone()
 
 
-def _oldest_first(rows: TensorDict, wanted: Tensor) -> TensorDict:
+def _oldest_first(rows: TensorDictBase, wanted: Tensor) -> TensorDictBase:
     """Pick rows `(slots, n)` environment by environment, those that span most first."""
     order = torch.arange(len(wanted) - 1, -1, -1, device=wanted.device)
     return rows[order].transpose(0, 1)[wanted[order].transpose(0, 1)]

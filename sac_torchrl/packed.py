@@ -20,31 +20,45 @@ class Packing:
 
     def __init__(self, columns: Layout) -> None:
         self._columns: list[tuple[Key, torch.dtype, torch.Size, slice]] = []
-        self._groups: list[tuple[torch.dtype, slice, list[Key]]] = []
+        self._groups: list[tuple[torch.dtype, slice, list[tuple[Key, torch.Size]]]] = []
         offset = 0
         for dtype in sorted({dtype for dtype, _ in columns.values()}, key=lambda dtype: -dtype.itemsize):
-            group = {key: shape for key, (kind, shape) in columns.items() if kind == dtype}
+            group = [(key, shape) for key, (kind, shape) in columns.items() if kind == dtype]
             start = offset
-            for key, shape in group.items():
+            for key, shape in group:
                 width = dtype.itemsize * shape.numel()
                 self._columns.append((key, dtype, shape, slice(offset, offset + width)))
                 offset += width
-            self._groups.append((dtype, slice(start, offset), list(group)))
+            self._groups.append((dtype, slice(start, offset), group))
         largest = max(dtype.itemsize for dtype, _ in columns.values())
         self.width = -(-offset // largest) * largest
 
     def pack(self, rows: TensorDictBase) -> Tensor:
-        """Write `rows`, `(n,)`, as bytes `(n, width)` on their device."""
-        count = rows.shape[0]
-        branches: dict[Key, TensorDictBase] = {(): rows}
+        """Write the columns of `rows`, `(n,)`, as bytes `(n, width)` on their device; other columns are left out.
+
+        Raises ValueError for a column that is missing or has another dtype or shape: TorchRL would zero-fill, cast or
+        broadcast it, or fail after moving its cursor.
+        """
+        count = len(rows)
+        branches: dict[Key, TensorDictBase | None] = {(): rows}
         packed: Tensor | None = None
-        for dtype, place, keys in self._groups:
+        for dtype, place, group in self._groups:
             columns = []
-            for *path, name in keys:
+            for key, shape in group:
+                *path, name = key
                 parent = tuple(path)
                 if parent not in branches:
-                    branches[parent] = rows.get(parent)
-                columns.append(branches[parent].get(name).reshape(count, -1))
+                    branches[parent] = rows.get(parent, None)
+                branch = branches[parent]
+                column = None if branch is None else branch.get(name, None)
+                if column is None:
+                    raise ValueError(f"rows for the replay buffer have no {'.'.join(key)!r}: collect it too.")
+                if column.dtype != dtype or column.shape[1:] != shape:
+                    raise ValueError(
+                        f"{'.'.join(key)!r} of rows for the replay buffer is {column.dtype} {tuple(column.shape)}: "
+                        f"the buffer takes {dtype} {(count, *shape)}."
+                    )
+                columns.append(column if len(shape) == 1 else column.reshape(count, -1))
             if packed is None:
                 packed = torch.empty(count, self.width, dtype=torch.uint8, device=columns[0].device)
             torch.cat(columns, dim=1, out=packed[:, place].view(dtype))
@@ -71,16 +85,15 @@ class _PackedRows(LazyTensorStorage):
         self.packing = Packing(columns)
 
     def set(self, cursor: Any, data: Any, **options: Any) -> None:
-        """Write rows `(n,)`."""
-        packed = self.packing.pack(data)
+        """Write packed rows, `(n, width)`."""
         if self.initialized and isinstance(cursor, Tensor) and len(cursor) <= self.max_size:
             # What TorchRL's own does with a tensor of positions, without asking what else they might be.
             self._set_last_cursor(cursor)
-            self._get_new_len(packed, cursor)  # type: ignore[no-untyped-call]  # TorchRL leaves it unannotated
-            self._storage.index_copy_(0, cursor, packed)
+            self._get_new_len(data, cursor)  # type: ignore[no-untyped-call]  # TorchRL leaves it unannotated
+            self._storage.index_copy_(0, cursor, data)
             self._bump_mutation_revision()
         else:
-            super().set(cursor, packed, **options)
+            super().set(cursor, data, **options)
 
     def get(self, index: Any) -> TensorDict:
         """Read rows `(n,)`: copies where `index` is a tensor, views where it is a slice."""
@@ -103,10 +116,15 @@ class PackedMemmapStorage(_PackedRows, LazyMemmapStorage):
 
 
 class PackedReplayBuffer(TensorDictReplayBuffer):
-    """TensorDictReplayBuffer that leaves the rows it is given as they are."""
+    """TensorDictReplayBuffer that takes the columns of its layout from the rows it is given, and leaves those alone."""
+
+    _storage: _PackedRows
 
     def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
-        """Write rows `(n,)` and return their positions `(n,)`; `update_priority` has no meaning for new rows."""
+        """Write rows `(n,)` and return their positions `(n,)`; `update_priority` has no meaning for new rows.
+
+        Raises ValueError, and changes nothing, for rows that do not fit; see `Packing.pack`.
+        """
         # TorchRL's own goes on to write the positions into the rows, which takes as long as storing them.
-        positions: Tensor = self._extend(tensordicts)
+        positions: Tensor = self._extend(self._storage.packing.pack(tensordicts))  # type: ignore[arg-type]  # rows are enough
         return positions

@@ -7,10 +7,9 @@ import sys
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import RoundRobinWriter
 from torchrl.data.replay_buffers.samplers import Sampler
@@ -123,30 +122,15 @@ def row_bytes(specs: Specs) -> int:
     return Packing(layout(specs)).width
 
 
-def rows(batch: TensorDictBase, specs: Specs) -> TensorDict:
-    """The rows to store, `(rows,)`, from a collector's batch of shape `(count, T)` or `(count,)`.
-
-    Columns that are not stored are dropped, and rows span one frame. Raises `ValueError` for a column that is missing
-    or has another dtype or shape: TorchRL would zero-fill, cast or broadcast it, or fail after moving its cursor.
-    """
-    tree: dict[str, Any] = {}
-    for key, (dtype, shape) in layout(specs).items():
-        value = batch.get(key, None)
-        if key == (SPAN,):
-            value = torch.ones(*batch.shape, 1, dtype=dtype, device=batch.get("action").device)
-        if value is None:
-            raise ValueError(f"a batch for the replay buffer has no {'.'.join(key)!r}: the collector must return it.")
-        if value.dtype != dtype or value.shape != batch.shape + shape:
-            raise ValueError(
-                f"{'.'.join(key)!r} of a batch for the replay buffer is {value.dtype} {tuple(value.shape)}: "
-                f"the buffer takes {dtype} {tuple(batch.shape + shape)}."
-            )
-        *path, name = key
-        branch = tree
-        for step in path:
-            branch = branch.setdefault(step, {})
-        branch[name] = value if len(batch.shape) == 1 else value.reshape(-1, *shape)
-    return TensorDict(tree, batch_size=[batch.numel()])
+def rows(batch: TensorDictBase, specs: Specs) -> TensorDictBase:
+    """The rows to store, `(rows,)`, of a collector's batch `(count, T)` or `(count,)`; each spans one frame."""
+    if batch.ndim == 1 and specs.n_steps == 1:
+        return batch  # The buffer takes the columns of its layout and leaves the others.
+    chosen = batch.select(*layout(specs), strict=False)
+    if specs.n_steps > 1:
+        chosen.set(SPAN, torch.ones(*batch.shape, 1, dtype=torch.int32, device=batch.get("action").device))
+    flat: TensorDictBase = chosen.reshape(-1)
+    return flat
 
 
 def generator(buffer: TensorDictReplayBuffer) -> torch.Generator:

@@ -20,7 +20,7 @@ from sac_torchrl import (
 )
 from sac_torchrl.actors import acting
 from sac_torchrl.collectors.vector import VectorCollector
-from sac_torchrl.replay import rows
+from sac_torchrl.replay import layout
 
 CPU = torch.device("cpu")
 
@@ -178,7 +178,8 @@ def test_the_shorter_way_collects_what_torchrls_collector_collects(id: str, coun
             track_traj_ids=False,
             auto_register_policy_transforms=False,
         )
-        collected.append([rows(batch, specs) for batch, _ in zip(batches, range(250), strict=False)])
+        columns = layout(specs)
+        collected.append([batch.select(*columns).reshape(-1) for batch, _ in zip(batches, range(250), strict=False)])
         batches.shutdown()
     ended = 0
     for expected, found in zip(*collected, strict=True):

@@ -77,7 +77,7 @@ def test_samples_are_those_of_torchrls_own_buffer(tmp_path: Path, storage: Stora
         generator=torch.Generator().manual_seed(3),
     )
     for start in (0, 8):
-        data = rows(collected(specs, (8,), start=start), specs)
+        data = collected(specs, (8,), start=start).select(*layout(specs))
         buffer.extend(data)
         reference.extend(data.clone())
         for _ in range(3):
@@ -119,21 +119,31 @@ def replaced(key: tuple[str, ...], value: torch.Tensor) -> TensorDict:
     return batch
 
 
+@pytest.mark.parametrize("storage", list(Storage))
 @pytest.mark.parametrize(
     ("batch", "complaint"),
     [
         (without(("next", "terminated")), "no 'next.terminated'"),
+        (without(("next",)), "no 'next.observation'"),
         (replaced(("observation",), torch.zeros(4, 2, 3, dtype=torch.float64)), "'observation' .*float64"),
-        (replaced(("action",), torch.zeros(4, 2, 1)), r"'action' .* \(4, 2, 1\)"),
-        (replaced(("next", "reward"), torch.zeros(4, 2)), r"'next.reward' .* \(4, 2\)"),
+        (replaced(("action",), torch.zeros(4, 2, 1)), r"'action' .* \(8, 1\): .* \(8, 2\)"),
+        (replaced(("next", "reward"), torch.zeros(4, 2)), r"'next.reward' .* \(8,\)"),
         (replaced(("next", "terminated"), torch.zeros(4, 2, 1)), "'next.terminated' .*float32"),
     ],
-    ids=["missing", "dtype", "width", "no last dimension", "flag as float"],
+    ids=["missing", "nothing next", "dtype", "width", "no last dimension", "flag as float"],
 )
-def test_a_batch_that_does_not_fit_is_refused_in_one_line(batch: TensorDict, complaint: str) -> None:
+def test_rows_that_do_not_fit_are_refused_in_one_line_and_change_nothing(
+    tmp_path: Path, storage: Storage, batch: TensorDict, complaint: str
+) -> None:
+    buffer = build(tmp_path, storage=storage)
+    buffer.extend(rows(collected(BOX, (7,)), BOX))
+    before = buffer.storage[:].clone()
     with pytest.raises(ValueError, match=complaint) as refusal:
-        rows(batch, BOX)
+        buffer.extend(rows(batch, BOX))
     assert "\n" not in str(refusal.value)
+    assert (len(buffer), buffer.write_count) == (7, 7)
+    assert (buffer.storage[:] == before).all()
+    assert buffer.extend(rows(collected(BOX, (1,)), BOX)).tolist() == [7]
 
 
 def test_the_rows_of_a_batch_keep_their_order() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.modules import ProbabilisticActor
@@ -26,7 +26,7 @@ class Steps:
     they are, and `behind` how many frames the policy that acted had not learned from, though they were stored.
     """
 
-    rows: TensorDict
+    rows: TensorDictBase
     done: Tensor
     environments: slice | Tensor
     behind: int = 0
@@ -156,7 +156,7 @@ class Experience(ABC):
     def _collect(self) -> Generator[list[Steps], None, None]:
         """Open the environments and step them, for as long as somebody asks; close them at the end."""
 
-    def _store(self, rows: TensorDict) -> None:
+    def _store(self, rows: TensorDictBase) -> None:
         if len(rows):
             self._buffer.extend(rows)
 
