@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Sequence
+from types import BuiltinFunctionType, MethodDescriptorType
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Recorded:
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """Call, record or replay the function."""
         if self._replay is not None:
-            with torch.no_grad():
+            with torch.inference_mode():
                 return self._replay(*inputs, *self._constants)
         if self._called:
             return self._record(inputs)
@@ -51,6 +52,8 @@ class Recorded:
         graph.eliminate_dead_code()
         _compute_once(graph, recording)
         self._constants = _hoist(graph, recording)
+        if not self._compiled:
+            _call_directly(graph)
         self._replay = fx.GraphModule(torch.nn.Module(), graph).forward
         if self._compiled:
             # Inductor has a random number generator of its own; these are to be torch's draws.
@@ -145,6 +148,18 @@ def _hoist(graph: fx.Graph, module: fx.GraphModule) -> list[Tensor]:
             constants.append(value)
         graph.erase_node(node)
     return constants
+
+
+def _call_directly(graph: fx.Graph) -> None:
+    """Call torch's functions and methods, which reach an operation a microsecond sooner than torch.ops does."""
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        name = schema.name.removeprefix("aten::") if schema is not None else ""
+        for place in (torch, torch.Tensor):
+            direct = getattr(place, name, None)
+            if isinstance(direct, BuiltinFunctionType | MethodDescriptorType):
+                node.target = direct
+                break
 
 
 def _is_view(node: fx.Node) -> bool:

@@ -1,0 +1,81 @@
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from sac_torchrl.recording import Recorded
+
+
+def assert_same(make: Callable[[], Callable[..., Sequence[Tensor]]], *shapes: tuple[int, ...]) -> None:
+    """Six calls of a recorded function and of a plain one, with the same inputs and random numbers, give the same."""
+    answers = []
+    for recorded in (False, True):
+        torch.manual_seed(3)
+        function = Recorded(make()) if recorded else make()
+        inputs = [[torch.randn(shape) for shape in shapes] for _ in range(6)]
+        answers.append([[result.clone() for result in function(*each)] for each in inputs])
+    for plain, replayed in zip(*answers, strict=True):
+        assert len(plain) == len(replayed)
+        assert all(map(torch.equal, plain, replayed))
+
+
+def test_calls_are_replayed_and_not_made_again() -> None:
+    made = 0
+
+    def function(x: Tensor) -> list[Tensor]:
+        nonlocal made
+        made += 1
+        return [x + 1]
+
+    recorded = Recorded(function)
+    assert [recorded(torch.tensor(float(number)))[0].item() for number in range(5)] == [1, 2, 3, 4, 5]
+    assert made == 2
+
+
+def test_random_numbers_are_drawn_from_torchs_generator_in_the_same_order() -> None:
+    assert_same(lambda: lambda x: [x + torch.randn_like(x), torch.randn(4), torch.rand(2)], (3,))
+
+
+def test_what_is_read_before_and_after_it_changed_is_computed_twice() -> None:
+    def make() -> Callable[..., Sequence[Tensor]]:
+        weight, other = torch.ones(3, 3), torch.ones(3)
+
+        def function(x: Tensor) -> list[Tensor]:
+            before = x @ weight
+            torch._foreach_add_([weight, other], 1.0)
+            between = x @ weight
+            weight.t()[0].mul_(2)
+            return [before, between, x @ weight, other + 0]
+
+        return function
+
+    assert_same(make, (2, 3))
+
+
+def test_an_optimizer_goes_on_in_the_state_that_it_has() -> None:
+    def make() -> Callable[..., Sequence[Tensor]]:
+        weight = torch.nn.Parameter(torch.ones(4))
+        optimizer = Adam([weight], lr=0.1, fused=True)
+
+        def function(x: Tensor) -> list[Tensor]:
+            [weight.grad] = torch.autograd.grad((weight * x).pow(2).sum(), [weight])
+            optimizer.step()
+            optimizer.zero_grad()
+            return [weight.detach(), optimizer.state[weight]["step"]]
+
+        return function
+
+    assert_same(make, (4,))
+
+
+def test_equal_operations_are_computed_once() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        return [x.exp() + 1, x.exp() + 2, x.exp().sum()]
+
+    recorded = Recorded(function)
+    for _ in range(2):
+        recorded(torch.ones(3))
+    with torch.profiler.profile() as profile:
+        recorded(torch.ones(3))
+    assert sum(event.count for event in profile.key_averages() if event.key == "aten::exp") == 1
