@@ -39,14 +39,13 @@ def test_random_numbers_are_drawn_from_torchs_generator_in_the_same_order() -> N
 
 def test_what_is_read_before_and_after_it_changed_is_computed_twice() -> None:
     def make() -> Callable[..., Sequence[Tensor]]:
-        weight, other = torch.ones(3, 3), torch.ones(3)
+        listed, viewed = torch.ones(3, 3), torch.ones(3, 3)
 
         def function(x: Tensor) -> list[Tensor]:
-            before = x @ weight
-            torch._foreach_add_([weight, other], 1.0)
-            between = x @ weight
-            weight.t()[0].mul_(2)
-            return [before, between, x @ weight, other + 0]
+            before = [x @ listed, x @ viewed]
+            torch._foreach_add_([listed], 1.0)
+            viewed.t()[0].mul_(2)
+            return [*before, x @ listed, x @ viewed]
 
         return function
 
