@@ -80,7 +80,7 @@ SYSTEMS = {
         reward_scale=5.0,
         actor_q="first",
         half=True,
-        starts=1_000,
+        starts=999,
         total=3_000_000,
         evaluated=(1_000, 1),
     ),
@@ -130,7 +130,7 @@ SYSTEMS = {
         evaluated=(5_000, 10),
     ),
     "torchrl": System(
-        std="biased_softplus", random=25_000, starts=24_000, update_every=1_000, envs=8, evaluated=(25_000, 1)
+        std="biased_softplus", random=25_000, starts=24_000, update_every=1_000, envs=8, evaluated=(25_000, 8)
     ),
     "christodoulou2019": System(
         variant="discrete_sac",

@@ -22,10 +22,12 @@ class CrossQ(Variant):
     Two wide critics, `critic_hidden`, see (s, a) and (s', a') as one batch, so that both are normalised alike. Actor
     (`network`) and critics normalise their input and every hidden layer behind its activation; the running statistics
     keep `momentum` of themselves at an update and take over after `warmup` updates, by which r and d are bounded
-    (arXiv 1702.03275). Numbers: table 1 of the paper and, where it is silent, the authors' code.
+    (arXiv 1702.03275). Numbers and initial weights: the authors' code.
     """
 
-    training: ClassVar[Mapping[str, Any]] = {"learner": {"lr": 1e-3, "betas": [0.5, 0.999], "actor_every": 3}}
+    training: ClassVar[Mapping[str, Any]] = {
+        "learner": {"lr": 1e-3, "betas": [0.5, 0.999], "actor_every": 3, "order": "critics_first"}
+    }
 
     network: Network = field(default_factory=lambda: Network(init=Init.lecun_normal))
     critic_hidden: list[int] = field(default_factory=lambda: [2048, 2048])
