@@ -13,6 +13,7 @@ from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import DiscreteSACLoss, LossModule, SACLoss
 from torchrl.objectives.sac import compute_rsample_log_prob
 
+from sac_torchrl.actors import ENTROPY
 from sac_torchrl.prioritised import WeighsCritics
 
 
@@ -52,7 +53,9 @@ class Terms:
     `actor_q` and `target_q` combine the critics in the actor's loss and in the critics' targets; `reward_scale`
     multiplies rewards and `critic_loss_scale` the critics' loss; with a `q_clip` of c, which is for discrete
     actions, a critic's error is the larger of that of its value and that of its value clipped to within c of its
-    target network's (Zhou et al. 2022, arXiv 2209.10081), taken for every transition by itself.
+    target network's (Zhou et al. 2022, arXiv 2209.10081), taken for every transition by itself. An `entropy_penalty`
+    of b, from the same paper and for discrete actions too, adds b times the mean squared difference between the
+    entropy of the policy and that of the policy that collected a row to the actor's loss.
     """
 
     actor_q: Combine = Combine.min
@@ -61,6 +64,7 @@ class Terms:
     reward_scale: float = 1.0
     critic_loss_scale: float = 1.0
     q_clip: float | None = None
+    entropy_penalty: float = 0.0
 
 
 class _WithTerms:
@@ -136,6 +140,22 @@ class SACDiscreteLoss(WeighsCritics, _WithTerms, DiscreteSACLoss):
         else:
             loss, errors = self._clipped(tensordict, self.terms.q_clip)
         return self.terms.critic_loss_scale * loss, errors
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the actor's loss and each row's expected log-probability, `(batch,)`; raises KeyError."""
+        loss, metadata = super().actor_loss(tensordict)
+        if self.terms.entropy_penalty:
+            collected = tensordict.get(ENTROPY, None)
+            if collected is None:
+                raise KeyError(
+                    "entropy_penalty asks for rows with the entropy of the policy that collected them: build "
+                    "environment, actor and replay buffer with Specs(..., entropy=True)."
+                )
+            with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
+                policy = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
+            entropy = -(policy.probs * policy.logits).sum(-1)
+            loss = loss + self.terms.entropy_penalty * ((collected - entropy) ** 2).mean()
+        return loss, metadata
 
     def _compute_target(self, tensordict: TensorDictBase) -> Tensor:
         target: Tensor = super()._compute_target(self._scaled(tensordict))

@@ -1,6 +1,7 @@
 """The replay buffer: which rows it holds, what they cost, and where they live."""
 
 import logging
+import math
 import os
 import shutil
 import sys
@@ -15,6 +16,7 @@ from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffe
 from torchrl.data.replay_buffers import RoundRobinWriter
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from sac_torchrl.actors import ENTROPY
 from sac_torchrl.agent import Specs
 from sac_torchrl.errors import ConfigError, DiskError
 from sac_torchrl.nstep import SPAN
@@ -108,8 +110,10 @@ def layout(specs: Specs) -> Layout:
     """
     observation = (specs.observation.dtype, specs.observation.shape)
     span: Layout = {(SPAN,): (torch.int32, torch.Size([1]))} if specs.n_steps > 1 else {}
+    entropy: Layout = {(ENTROPY,): (torch.float32, torch.Size([]))} if specs.entropy else {}
     return {
         **span,
+        **entropy,
         ("observation",): observation,
         ("action",): (specs.action.dtype, specs.action.shape),
         ("next", "observation"): observation,
@@ -126,14 +130,17 @@ def row_bytes(specs: Specs) -> int:
 def rows(batch: TensorDictBase, specs: Specs) -> TensorDict:
     """The rows to store, `(rows,)`, from a collector's batch of shape `(count, T)` or `(count,)`.
 
-    Columns that are not stored are dropped, and rows span one frame. Raises `ValueError` for a column that is missing
-    or has another dtype or shape: TorchRL would zero-fill, cast or broadcast it, or fail after moving its cursor.
+    Columns that are not stored are dropped, and rows span one frame. An action without an entropy was drawn uniformly.
+    Raises `ValueError` for a column that is missing or has another dtype or shape: TorchRL would zero-fill, cast or
+    broadcast it, or fail after moving its cursor.
     """
     tree: dict[str, Any] = {}
     for key, (dtype, shape) in layout(specs).items():
         value = batch.get(key, None)
         if key == (SPAN,):
             value = torch.ones(*batch.shape, 1, dtype=dtype, device=batch.get("action").device)
+        if key == (ENTROPY,) and value is None:
+            value = torch.full(batch.shape, math.log(specs.action.space.n), device=batch.get("action").device)
         if value is None:
             raise ValueError(f"a batch for the replay buffer has no {'.'.join(key)!r}: the collector must return it.")
         if value.dtype != dtype or value.shape != batch.shape + shape:

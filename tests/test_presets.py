@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 from torchrl.data import Bounded, Categorical, Unbounded
 
 from sac_torchrl import Execution, Learner, SACv1, Specs
+from sac_torchrl.actors import ENTROPY
 from sac_torchrl.config import RECIPES, SHIPPED, Training, plan
 from sac_torchrl.config.files import read
 from sac_torchrl.config.schema import choices, chosen
@@ -45,6 +46,7 @@ class System:
     actor_q: str = "min"
     target_q: str = "min"
     q_clip: float | None = None
+    entropy_penalty: float = 0.0
     half: bool = False  # the critics' loss
     order: str = "together"
     actor_every: int = 1
@@ -157,6 +159,7 @@ SYSTEMS = {
         actor_q="mean",
         target_q="mean",
         q_clip=0.5,
+        entropy_penalty=0.5,
         order="critics_first",
         random=0,
         starts=640,
@@ -224,7 +227,11 @@ def numbers(config: Training) -> System:
         row = replace(row, alpha_form=variant.alpha_form.value)
     if isinstance(variant, DiscreteSAC):
         row = replace(
-            row, entropy_ratio=variant.target_entropy_ratio, target_q=variant.target_q.value, q_clip=variant.q_clip
+            row,
+            entropy_ratio=variant.target_entropy_ratio,
+            target_q=variant.target_q.value,
+            q_clip=variant.q_clip,
+            entropy_penalty=variant.entropy_penalty,
         )
     return row
 
@@ -275,6 +282,7 @@ def batches(count: int, system: System) -> list[TensorDict]:
                     "terminated": (torch.arange(ROWS) % 4 == 0).unsqueeze(-1),
                 },
                 SPAN: torch.randint(1, system.n_steps + 1, (ROWS, 1)),
+                ENTROPY: math.log(ACTIONS) * torch.rand(ROWS),
             },
             batch_size=[ROWS],
         )
@@ -446,9 +454,10 @@ class Derivation:
         log_prob = perceptron(self.actor, seen).log_softmax(-1)
         chosen = MANY[self.system.actor_q]([perceptron(one, seen) for one in self.critics]).detach()
         entropy = -(log_prob.exp() * log_prob).sum(-1)
+        left = ((batch[ENTROPY] - entropy) ** 2).mean()
         return {
             "critics": critics,
-            "actor": (log_prob.exp() * (alpha * log_prob - chosen)).sum(-1).mean(),
+            "actor": (log_prob.exp() * (alpha * log_prob - chosen)).sum(-1).mean() + self.system.entropy_penalty * left,
             "alpha": self.temperature(entropy),
         }
 

@@ -1,7 +1,7 @@
 """TorchRL's Collector with a shorter way through a policy and a Gymnasium vector environment."""
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -39,15 +39,15 @@ class VectorCollector(Collector):
         """Step every environment once: transitions `(count,)`; the finished environments are reset behind them."""
         observation = self._carrier.get("observation")
         if self._should_use_random_frames():
-            action = self.env.rand_action(TensorDict(batch_size=self.env.batch_size)).get("action")
+            chosen = {"action": self.env.rand_action(TensorDict(batch_size=self.env.batch_size)).get("action")}
         else:
-            action = self._act(observation)
-        seen, reward, terminated, truncated, _ = self._vector.step(action.numpy())
+            chosen = self._act(observation)
+        seen, reward, terminated, truncated, _ = self._vector.step(chosen["action"].numpy())
         done = terminated | truncated
         following = torch.from_numpy(seen)
         transitions = {
             "observation": observation,
-            "action": action,
+            **chosen,
             "next": {
                 "observation": following,
                 "reward": torch.from_numpy(reward).float().unsqueeze(-1),
@@ -60,14 +60,14 @@ class VectorCollector(Collector):
         self._carrier.set("observation", following)
         return TensorDict(transitions, batch_size=self.env.batch_size)
 
-    def _act(self, observation: Tensor) -> Tensor:
+    def _act(self, observation: Tensor) -> dict[str, Tensor]:
         def choose(observation: Tensor) -> list[Tensor]:
             seen = TensorDict({"observation": observation}, batch_size=self.env.batch_size)
-            return [self._policy(seen).get("action")]
+            acted = self._policy(seen)
+            return [acted.get(key) for key in self._policy.out_keys]
 
         if self._recorded is None:
             with set_exploration_type(ExplorationType.RANDOM):
                 self._recorded = record(choose, [observation])
         recording, constants = self._recorded
-        [action] = recording.forward(observation, *constants)
-        return cast(Tensor, action)
+        return dict(zip(self._policy.out_keys, recording.forward(observation, *constants), strict=True))

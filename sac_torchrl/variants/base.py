@@ -13,7 +13,7 @@ from torchrl.data import Categorical
 from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import HardUpdate, LossModule, SoftUpdate, ValueEstimators
 
-from sac_torchrl.actors import Std, tanh_normal_actor
+from sac_torchrl.actors import ENTROPY, Std, tanh_normal_actor
 from sac_torchrl.agent import Agent, Specs, Statistics
 from sac_torchrl.critics import state_action_critic
 from sac_torchrl.errors import ConfigError
@@ -35,6 +35,11 @@ class Variant(ABC):
     @abstractmethod
     def gamma(self) -> float:
         """The discount, a field of every variant."""
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether the loss asks for the entropy of the policy that collected a row."""
+        return False
 
     @abstractmethod
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
@@ -87,8 +92,9 @@ def assemble(
             if isinstance(stacked, Parameter):
                 stacked.copy_(torch.stack([critic.get_parameter(name) for critic in critics]))
     loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
-    # A learner hands on what a loss asks for: TorchRL's reads these where rows span several frames or are prioritised.
-    loss.in_keys = [*loss.in_keys, SPAN, WEIGHT]
+    # A learner hands on what a loss asks for: TorchRL's reads these where rows span several frames or are prioritised,
+    # and ours the entropy.
+    loss.in_keys = [*loss.in_keys, SPAN, WEIGHT, ENTROPY]
     if tau is None:
         return Agent(actor, loss, (), statistics=statistics)
     # An interval of 0 copies at every step.
