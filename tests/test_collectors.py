@@ -202,6 +202,7 @@ def test_the_shorter_way_collects_what_torchrls_collector_collects(id: str, coun
         pytest.param(
             *(Ray(workers=1, steps=4), 1, 24),
             marks=[
+                pytest.mark.slow,
                 pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray"),
                 # Ray's, about itself.
                 pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),

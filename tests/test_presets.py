@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -492,6 +493,23 @@ def test_two_updates_are_those_of_the_system(name: str, float64: None) -> None:
             torch.testing.assert_close(leaf, weight, rtol=1e-9, atol=1e-11, msg=f"another {part}")
     torch.testing.assert_close(loss.log_alpha, derived.log_alpha, rtol=1e-12, atol=1e-14)
     assert not any(torch.equal(old, new) for old, new in zip(before, derived.actor, strict=True))
+
+
+@pytest.mark.parametrize("task", ["frozen_lake", "taxi"])
+@pytest.mark.parametrize("name", ["christodoulou2019", "sd_sac"])
+def test_a_system_of_discrete_actions_learns_from_discrete_states(name: str, task: str, tmp_path: Path) -> None:
+    config, steps = configured(name), 20
+    config.env = replace(configured(task).env, count=config.env.count)
+    specs = config.specs()
+    agent = config.agent(specs, device=CPU)
+    rows, learner = steps * config.env.count, config.learner.build(agent)
+    buffer = config.replay.build(tmp_path, specs, rows=rows, batch_size=8, seed=0, device=CPU)
+    experience = config.collector.build(
+        config.env, agent.actor, buffer, specs=specs, total_frames=rows, random_frames=rows // 2, seed=0
+    )
+    assert list(experience) == [config.env.count] * steps
+    assert buffer.sample()["observation"].dtype is torch.int64
+    assert all(value.isfinite() for value in learner.update(buffer.sample()).values())
 
 
 @NAMES
