@@ -11,6 +11,9 @@ from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from sac_torchrl.agent import Specs
 
+# What a policy that is asked to tells of itself, and a row may hold.
+ENTROPY = "entropy"
+
 
 class Std(Enum):
     """How a network's output becomes a standard deviation.
@@ -53,6 +56,14 @@ class NormalParameters(nn.Module):
         return mean, self.std(output)
 
 
+class WithEntropy(nn.Module):
+    """Adds the entropy `(...)` of the categorical distribution, in nats, to its logits `(..., actions)`."""
+
+    def forward(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and entropy."""
+        return logits, Categorical(logits=logits).entropy()
+
+
 def tanh_normal_actor(network: nn.Module, specs: Specs, *, std: Std = Std.clip) -> ProbabilisticActor:
     """A policy tanh(N(mean, std)) over actions `(..., n)` in [-1, 1] (Haarnoja et al. 2018b, appendix C).
 
@@ -75,10 +86,15 @@ def tanh_normal_actor(network: nn.Module, specs: Specs, *, std: Std = Std.clip) 
 def categorical_actor(network: nn.Module, specs: Specs) -> ProbabilisticActor:
     """A policy over discrete actions, int64 `(...)` (Christodoulou 2019).
 
-    `network` maps the observation to one logit an action, `(..., actions)`.
+    `network` maps the observation to one logit an action, `(..., actions)`. With `specs.entropy` the policy tells its
+    entropy `(...)` beside each action.
     """
+    module = TensorDictModule(network, in_keys=["observation"], out_keys=["logits"])
+    if specs.entropy:
+        network = nn.Sequential(network, WithEntropy())
+        module = TensorDictModule(network, in_keys=["observation"], out_keys=["logits", ENTROPY])
     return ProbabilisticActor(
-        TensorDictModule(network, in_keys=["observation"], out_keys=["logits"]),
+        module,
         in_keys=["logits"],
         spec=specs.action,
         distribution_class=Categorical,
@@ -87,11 +103,11 @@ def categorical_actor(network: nn.Module, specs: Specs) -> ProbabilisticActor:
 
 
 def acting(actor: ProbabilisticActor) -> TensorDictModule:
-    """The same policy, sharing its parameters, that writes nothing but the action into a transition."""
+    """The same policy, sharing its parameters, that writes nothing but what is stored into a transition: its action."""
     return TensorDictSequential(
         TensorDictModule(aligned, in_keys=["observation"], out_keys=["observation"]),
         actor,
-        selected_out_keys=["action"],
+        selected_out_keys=[key for key in ("action", ENTROPY) if key in actor.out_keys],
     )
 
 

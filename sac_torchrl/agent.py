@@ -14,17 +14,19 @@ from sac_torchrl.temperature import Temperature
 
 @dataclass(frozen=True)
 class Specs:
-    """The spaces of one environment, without batch dimensions, and how many frames a stored row spans.
+    """The spaces of one environment, without batch dimensions, and what a stored row holds besides.
 
     `observation` is a float32 vector `(n,)` or the int64 index `()` of a discrete state; `action` is a
     float32 vector `(n,)` in [-1, 1] or the int64 index `()` of a discrete action. Where `n_steps` is above 1, rewards
-    of so many frames are discounted by `gamma` and stored as one.
+    of so many frames are discounted by `gamma` and stored as one. With `entropy` a row holds the entropy, in nats, of
+    the policy that chose its action.
     """
 
     observation: TensorSpec
     action: TensorSpec
     n_steps: int = 1
     gamma: float = 0.99
+    entropy: bool = False
 
 
 class Statistics(Protocol):

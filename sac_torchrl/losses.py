@@ -10,9 +10,10 @@ from tensordict.nn import dispatch
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor, ValueOperator
-from torchrl.objectives import DiscreteSACLoss, SACLoss
+from torchrl.objectives import DiscreteSACLoss, LossModule, SACLoss
 from torchrl.objectives.sac import compute_rsample_log_prob
 
+from sac_torchrl.actors import ENTROPY
 from sac_torchrl.prioritised import WeighsCritics
 
 
@@ -52,7 +53,9 @@ class Terms:
     `actor_q` and `target_q` combine the critics in the actor's loss and in the critics' targets; `reward_scale`
     multiplies rewards and `critic_loss_scale` the critics' loss; with a `q_clip` of c, which is for discrete
     actions, a critic's error is the larger of that of its value and that of its value clipped to within c of its
-    target network's (Zhou et al. 2022, arXiv 2209.10081), taken for every transition by itself.
+    target network's (Zhou et al. 2022, arXiv 2209.10081), taken for every transition by itself. An `entropy_penalty`
+    of b, from the same paper and for discrete actions too, adds b times the mean squared difference between the
+    entropy of the policy and that of the policy that collected a row to the actor's loss.
     """
 
     actor_q: Combine = Combine.min
@@ -61,6 +64,7 @@ class Terms:
     reward_scale: float = 1.0
     critic_loss_scale: float = 1.0
     q_clip: float | None = None
+    entropy_penalty: float = 0.0
 
 
 class _WithTerms:
@@ -88,13 +92,18 @@ class _WithTerms:
 
     def _combined(self, tensordict: TensorDictBase, parameters: TensorDictBase) -> TensorDictBase:
         """What TorchRL takes the minimum of: one value already, but for the critics' own loss."""
-        asked: TensorDictBase = self._every_critic(tensordict, parameters)
         if parameters is self.qvalue_network_params:
+            asked: TensorDictBase = self._every_critic(tensordict, parameters)
             return asked
         of_actor = parameters is self._cached_detached_qvalue_params
         combine = self.terms.actor_q if of_actor else self.terms.target_q
+        asked = self._every_critic(tensordict, parameters if of_actor else self._of_target(parameters))
         [key] = self.qvalue_network.out_keys
         return asked[:1].set(key, combine(asked.get(key)).unsqueeze(0))
+
+    def _of_target(self, parameters: TensorDictBase) -> TensorDictBase:
+        """The target critics that a target asks: all of them."""
+        return parameters
 
     def _scaled(self, tensordict: TensorDictBase) -> TensorDictBase:
         key = ("next", self.tensor_keys.reward)
@@ -131,6 +140,22 @@ class SACDiscreteLoss(WeighsCritics, _WithTerms, DiscreteSACLoss):
         else:
             loss, errors = self._clipped(tensordict, self.terms.q_clip)
         return self.terms.critic_loss_scale * loss, errors
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the actor's loss and each row's expected log-probability, `(batch,)`; raises KeyError."""
+        loss, metadata = super().actor_loss(tensordict)
+        if self.terms.entropy_penalty:
+            collected = tensordict.get(ENTROPY, None)
+            if collected is None:
+                raise KeyError(
+                    "entropy_penalty asks for rows with the entropy of the policy that collected them: build "
+                    "environment, actor and replay buffer with Specs(..., entropy=True)."
+                )
+            with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
+                policy = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
+            entropy = -(policy.probs * policy.logits).sum(-1)
+            loss = loss + self.terms.entropy_penalty * ((collected - entropy) ** 2).mean()
+        return loss, metadata
 
     def _compute_target(self, tensordict: TensorDictBase) -> Tensor:
         target: Tensor = super()._compute_target(self._scaled(tensordict))
@@ -206,7 +231,7 @@ class SACv1Loss(SACLoss):
         loss_qvalue = self._reduce_loss((td_error**2 / 2).sum(0), tensordict=tensordict, weights=weights)
         tensordict.set(self.tensor_keys.priority, td_error.detach().abs().amax(0))
 
-        action, log_prob = self._draw(tensordict)
+        action, log_prob = draw(self, tensordict)
         drawn = tensordict.clone(False).set(self.tensor_keys.action, action)
         values = self._critics(drawn, self._cached_detached_qvalue_params)
         soft = (values.amin(0) - self._alpha * log_prob).detach()
@@ -231,16 +256,6 @@ class SACv1Loss(SACLoss):
         target: Tensor = self.value_estimator.value_estimate(following).squeeze(-1)
         return target
 
-    def _draw(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        with (
-            set_exploration_type(ExplorationType.RANDOM),
-            self.actor_network_params.to_module(self.actor_network, preserve_module_state=False),
-        ):
-            policy = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
-        action, log_prob = compute_rsample_log_prob(policy)
-        assert isinstance(log_prob, Tensor)
-        return action, log_prob
-
     def _critics(self, tensordict: TensorDictBase, parameters: TensorDictBase) -> Tensor:
         asked = tensordict.select(*self.qvalue_network.in_keys)
         values: Tensor = self._vmap_qnetworkN0(asked, parameters).get(self.tensor_keys.state_action_value)
@@ -252,3 +267,15 @@ class SACv1Loss(SACLoss):
             asked = self.value_network(tensordict.select(*self.value_network.in_keys))
         value: Tensor = asked.get(self.tensor_keys.value)
         return value
+
+
+def draw(loss: LossModule, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+    """Reparameterised actions `(batch, n)` of the loss's actor, and their log-probabilities `(batch,)`."""
+    with (
+        set_exploration_type(ExplorationType.RANDOM),
+        loss.actor_network_params.to_module(loss.actor_network, preserve_module_state=False),
+    ):
+        policy = loss.actor_network.get_dist(tensordict.select(*loss.actor_network.in_keys))
+    action, log_prob = compute_rsample_log_prob(policy)
+    assert isinstance(log_prob, Tensor)
+    return action, log_prob

@@ -44,14 +44,16 @@ class Init(Enum):
     """How the weights of linear layers are drawn.
 
     `torch`: PyTorch's default, uniform within 1/sqrt(inputs), biases too (Spinning Up, CleanRL, Stable-Baselines3);
-    the others have biases of zero: `xavier_uniform` (haarnoja/sac, and Keras for softlearning), `orthogonal`
-    (pytorch_sac) and `he_normal` (Christodoulou 2019).
+    the others have biases of zero: `xavier_uniform` (haarnoja/sac, Keras for softlearning, REDQ, DroQ), `orthogonal`
+    (pytorch_sac), `he_normal` (Christodoulou 2019) and `lecun_normal`, which is cut off at two standard deviations
+    (Flax for CrossQ).
     """
 
     torch = "torch"
     xavier_uniform = "xavier_uniform"
     orthogonal = "orthogonal"
     he_normal = "he_normal"
+    lecun_normal = "lecun_normal"
 
     def __call__(self, network: nn.Module) -> None:
         """Draw the weights of every linear layer in `network` anew, from torch's global generator."""
@@ -65,6 +67,10 @@ class Init(Enum):
                         nn.init.orthogonal_(layer.weight)
                     case Init.he_normal:
                         nn.init.kaiming_normal_(layer.weight)
+                    case Init.lecun_normal:
+                        # A normal distribution cut off at two standard deviations keeps 0.8796 of its own.
+                        std = layer.in_features**-0.5 / 0.87962566103423978
+                        nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
 
 
 @dataclass
@@ -98,7 +104,7 @@ class Network:
 
         The module takes `(..., n)` float32 or `(...)` int64 observations and, where `inputs` is not 0, a second
         tensor `(..., inputs)`; it returns `(..., outputs)`. `perceptron` builds another network behind the encoder,
-        from the numbers of its inputs and outputs; it concatenates the tensors that it is given.
+        from the numbers of its inputs and outputs; it concatenates the tensors that it is given. `init` is for it too.
         """
         if not isinstance(observation, Categorical):
             features = observation.shape[-1]
@@ -107,8 +113,7 @@ class Network:
         else:
             features = self.embedding
         network = (perceptron or self._perceptron)(features + inputs, outputs).to(device)
-        if perceptron is None:
-            self.init(network)
+        self.init(network)
         if not isinstance(observation, Categorical):
             return network
         states = observation.space.n

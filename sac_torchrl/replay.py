@@ -1,6 +1,7 @@
 """The replay buffer: which rows it holds, what they cost, and where they live."""
 
 import logging
+import math
 import os
 import shutil
 import sys
@@ -14,6 +15,7 @@ from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffe
 from torchrl.data.replay_buffers import RoundRobinWriter
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from sac_torchrl.actors import ENTROPY
 from sac_torchrl.agent import Specs
 from sac_torchrl.errors import ConfigError, DiskError
 from sac_torchrl.nstep import SPAN
@@ -107,8 +109,10 @@ def layout(specs: Specs) -> Layout:
     """
     observation = (specs.observation.dtype, specs.observation.shape)
     span: Layout = {(SPAN,): (torch.int32, torch.Size([1]))} if specs.n_steps > 1 else {}
+    entropy: Layout = {(ENTROPY,): (torch.float32, torch.Size([]))} if specs.entropy else {}
     return {
         **span,
+        **entropy,
         ("observation",): observation,
         ("action",): (specs.action.dtype, specs.action.shape),
         ("next", "observation"): observation,
@@ -123,12 +127,18 @@ def row_bytes(specs: Specs) -> int:
 
 
 def rows(batch: TensorDictBase, specs: Specs) -> TensorDictBase:
-    """The rows to store, `(rows,)`, of a collector's batch `(count, T)` or `(count,)`; each spans one frame."""
-    if batch.ndim == 1 and specs.n_steps == 1:
+    """The rows to store, `(rows,)`, of a collector's batch `(count, T)` or `(count,)`.
+
+    Each spans one frame. An action without an entropy was drawn uniformly.
+    """
+    if batch.ndim == 1 and specs.n_steps == 1 and not specs.entropy:
         return batch  # The buffer takes the columns of its layout and leaves the others.
     chosen = batch.select(*layout(specs), strict=False)
+    device = batch.get("action").device
     if specs.n_steps > 1:
-        chosen.set(SPAN, torch.ones(*batch.shape, 1, dtype=torch.int32, device=batch.get("action").device))
+        chosen.set(SPAN, torch.ones(*batch.shape, 1, dtype=torch.int32, device=device))
+    if specs.entropy and ENTROPY not in chosen:
+        chosen.set(ENTROPY, torch.full(batch.shape, math.log(specs.action.space.n), device=device))
     flat: TensorDictBase = chosen.reshape(-1)
     return flat
 

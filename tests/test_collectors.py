@@ -1,9 +1,12 @@
+import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import counting
 import pytest
 import torch
+from tensordict import TensorDict
 from torchrl.collectors import Collector
 from torchrl.data import Categorical, TensorDictReplayBuffer
 
@@ -12,6 +15,8 @@ from sac_torchrl import (
     Env,
     Experience,
     Network,
+    Processes,
+    Ray,
     Replay,
     ReplayRatio,
     Storage,
@@ -19,6 +24,7 @@ from sac_torchrl import (
     tanh_normal_actor,
 )
 from sac_torchrl.actors import acting
+from sac_torchrl.collectors import Collecting
 from sac_torchrl.collectors.vector import VectorCollector
 from sac_torchrl.replay import layout
 
@@ -186,6 +192,49 @@ def test_the_shorter_way_collects_what_torchrls_collector_collects(id: str, coun
         assert all(torch.equal(value, expected[key]) for key, value in found.items(True, True))
         ended += int(expected["next", "terminated"].sum())
     assert ended or id in ("Pendulum-v1", "HalfCheetah-v5")
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_steps", "random"),
+    [
+        (Direct(), 1, 20),
+        (Direct(), 3, 20),
+        (Processes(workers=2, pipelined=True), 1, 20),
+        pytest.param(
+            *(Ray(workers=1, steps=4), 1, 24),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray"),
+                # Ray's, about itself.
+                pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
+                pytest.mark.filterwarnings("ignore::ResourceWarning"),
+            ],
+        ),
+    ],
+    ids=["direct", "three steps", "pipelined", "ray"],
+)
+def test_rows_tell_the_entropy_of_the_policy_that_chose_their_action(
+    tmp_path: Path, kind: Collecting, n_steps: int, random: int
+) -> None:
+    plan = Env("FrozenLake-v1", 2)
+    specs = replace(plan.specs(), entropy=True, n_steps=n_steps)
+    torch.manual_seed(0)
+    network = Network([16]).build(specs.observation, outputs=4, device=CPU)
+    with torch.no_grad():
+        for leaf in network.parameters():
+            leaf.mul_(4)  # away from the uniform policy
+    actor = categorical_actor(network, specs)
+    buffer = Replay(storage=Storage.ram).build(tmp_path, specs, rows=60, batch_size=1, seed=0, device=CPU)
+    experience = kind.build(plan, actor, buffer, specs=specs, total_frames=60, random_frames=20, seed=1)
+    for _ in experience:
+        pass
+    rows = buffer.storage[:]
+    uniform = torch.isclose(rows["entropy"], torch.tensor(4.0).log())
+    assert rows["entropy"].shape == (len(rows),)
+    assert int(uniform.sum()) == random
+    expected = actor.get_dist(TensorDict({"observation": rows["observation"]}, [len(rows)])).entropy()
+    torch.testing.assert_close(rows["entropy"][~uniform], expected[~uniform])
+    assert expected[~uniform].std() > 0.05
 
 
 def test_transitions_that_were_collected_are_not_overwritten_by_the_next() -> None:

@@ -19,7 +19,8 @@ from training import assert_equal_state, tensors, train
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.learner import Execution, Learner, Learning, Order, trained_parameters
-from sac_torchrl.networks import Network
+from sac_torchrl.losses import AlphaForm
+from sac_torchrl.networks import Init, Network
 from sac_torchrl.variants import REDQ, TQC, CrossQ, DroQ, SimBa, Variant
 
 CPU = torch.device("cpu")
@@ -136,6 +137,27 @@ def test_the_actor_that_acts_is_the_one_that_is_trained(name: str) -> None:
     agent = build(name)
     trained = trained_parameters(agent.loss)["loss_actor"]
     assert {id(parameter) for parameter in trained} == {id(parameter) for parameter in agent.actor.parameters()}
+
+
+@pytest.mark.parametrize("variant", [REDQ, DroQ, CrossQ, TQC])
+def test_the_weights_of_actor_and_critics_are_drawn_as_asked(variant: Callable[..., Variant]) -> None:
+    network = Network([6, 6], init=Init.orthogonal)
+    wide = {"critic_hidden": [6, 6]} if variant in (CrossQ, TQC) else {}
+    loss = variant(network=network, **wide).build(SPECS, device=CPU).loss
+    for parameters in (loss.actor_network_params, loss.qvalue_network_params):
+        square = [leaf for key, leaf in parameters.items(True, True) if leaf.shape[-2:] == (6, 6)]
+        assert square
+        for leaf in square:
+            torch.testing.assert_close(leaf @ leaf.mT, torch.eye(6).expand(leaf.shape))
+
+
+@pytest.mark.parametrize(
+    ("variant", "init"),
+    [(REDQ(), Init.xavier_uniform), (DroQ(), Init.xavier_uniform), (CrossQ(), Init.lecun_normal), (TQC(), Init.torch)],
+    ids=lambda it: type(it).__name__ if isinstance(it, Variant) else it.value,
+)
+def test_the_weights_are_drawn_as_the_authors_draw_them(variant: REDQ | CrossQ | TQC, init: Init) -> None:
+    assert variant.network.init is init
 
 
 @VARIANTS
@@ -273,11 +295,14 @@ def assert_same(loss: LossModule, found: TensorDict, expected: dict[str, Tensor]
             torch.testing.assert_close(gradient, value, rtol=1e-9, atol=1e-12)
 
 
-def of_policy(loss: LossModule, log_prob: Tensor, value: Tensor) -> dict[str, Tensor]:
-    """The actor's and the temperature's losses, equations 7 and 18 of Haarnoja et al. 2018b (log-alpha form)."""
+def of_policy(
+    loss: LossModule, log_prob: Tensor, value: Tensor, *, target_entropy: float = -DIMENSIONS, form: str = "log_alpha"
+) -> dict[str, Tensor]:
+    """The actor's and the temperature's losses, equations 7 and 18 of Haarnoja et al. 2018b."""
+    factor = loss.log_alpha.exp() if form == "alpha" else loss.log_alpha
     return {
         "loss_actor": (loss.log_alpha.detach().exp() * log_prob - value).mean(),
-        "loss_alpha": -(loss.log_alpha * (log_prob.detach() - DIMENSIONS)).mean(),
+        "loss_alpha": -(factor * (log_prob.detach() + target_entropy)).mean(),
     }
 
 
@@ -293,8 +318,9 @@ def target(batch: TensorDict, value: Tensor) -> Tensor:
         REDQ(network=SMALL, critics=5, sampled=3, gamma=GAMMA, alpha=ALPHA),
         REDQ(network=SMALL, critics=4, sampled=4, gamma=GAMMA, alpha=ALPHA),
         DroQ(network=SMALL, dropout=0.3, gamma=GAMMA, alpha=ALPHA),
+        REDQ(network=SMALL, layer_norm=True, target_entropy=-1.0, alpha_form=AlphaForm.alpha, gamma=GAMMA, alpha=ALPHA),
     ],
-    ids=["part", "all", "droq"],
+    ids=["part", "all", "droq", "rlpd"],
 )
 @pytest.mark.usefixtures("float64")
 def test_redq_and_droq_are_their_equations(variant: REDQ) -> None:
@@ -324,7 +350,9 @@ def test_redq_and_droq_are_their_equations(variant: REDQ) -> None:
     detached = [{key: leaf.detach() for key, leaf in named.items()} for named in online]
     value = torch.stack([q(named, batch["observation"], action) for named in detached]).mean(0).squeeze(-1)
     expected = {"loss_qvalue": torch.stack([error.mean() for error in errors]).sum()}
-    assert_same(loss, found, expected | of_policy(loss, log_prob, value))
+    target_entropy = -DIMENSIONS if variant.target_entropy is None else variant.target_entropy
+    expected |= of_policy(loss, log_prob, value, target_entropy=target_entropy, form=variant.alpha_form.value)
+    assert_same(loss, found, expected)
 
 
 def test_the_critics_of_a_target_are_drawn_anew_at_every_update() -> None:
@@ -408,7 +436,7 @@ def test_crossq_is_its_equations(warm: bool) -> None:
     detached = [{key: leaf.detach() for key, leaf in named.items()} for named in online]
     inputs = torch.cat([batch["observation"], action], -1)
     value = torch.stack([renormed(named, inputs, training=False, warm=warm) for named in detached]).amin(0)
-    assert_same(loss, found, expected | of_policy(loss, log_prob, value.squeeze(-1)))
+    assert_same(loss, found, expected | of_policy(loss, log_prob, value.squeeze(-1), form="alpha"))
 
 
 def test_running_statistics_move_once_an_update_and_are_those_that_act() -> None:
@@ -517,6 +545,6 @@ def test_simba_is_sac_on_residual_networks() -> None:
     value = torch.stack(
         [residual({".".join(key): leaf[i] for key, leaf in frozen.items()}, inputs, 2) for i in range(2)]
     ).amin(0)
-    expected = {"loss_qvalue": (error**2).mean((1, 2)).sum()} | of_policy(loss, log_prob, value.squeeze(-1))
-    expected["loss_alpha"] = -(loss.log_alpha * (log_prob.detach() - DIMENSIONS / 2)).mean()
+    expected = {"loss_qvalue": (error**2).mean((1, 2)).sum()}
+    expected |= of_policy(loss, log_prob, value.squeeze(-1), target_entropy=-DIMENSIONS / 2, form="alpha")
     assert_same(loss, found, expected)

@@ -1,6 +1,7 @@
 """Small worlds whose optimum is known, learned end to end: environment, collector, replay, learner."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ gym.register("Forever-v0", f"{__name__}:Forever", max_episode_steps=3)
 def train(tmp_path: Path) -> Callable[..., Agent]:
     def run(variant: Variant, env: Env, *, frames: int, ratio: float = 1.0) -> Agent:
         torch.manual_seed(0)
-        specs = env.specs()
+        specs = replace(env.specs(), entropy=variant.needs_entropy)
         agent = variant.build(specs, device=CPU)
         learner = Learning(lr=3e-3).build(agent)
         buffer = Replay(storage=Storage.ram).build(tmp_path, specs, rows=frames, batch_size=64, seed=1, device=CPU)
@@ -142,8 +143,8 @@ def test_a_learned_temperature_meets_its_entropy(train: Callable[..., Agent]) ->
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"actor_q": Combine.mean, "target_q": Combine.mean, "q_clip": 0.5}],
-    ids=["minimum", "clipped mean"],
+    [{}, {"actor_q": Combine.mean, "target_q": Combine.mean, "q_clip": 0.5, "entropy_penalty": 0.5}],
+    ids=["minimum", "sd_sac"],
 )
 def test_a_discrete_policy_is_that_of_soft_value_iteration(fields: dict[str, Any], train: Callable[..., Agent]) -> None:
     alpha, gamma = 0.1, 0.8

@@ -77,12 +77,14 @@ def transitions(observation: TensorSpec, *, discrete: bool, done: bool = False) 
         return torch.randn(ROWS, 3)
 
     terminated = (torch.arange(ROWS) < 5).unsqueeze(-1)
+    entropy = math.log(ACTIONS) * torch.rand(ROWS)
     following = {"observation": observations(), "reward": torch.randn(ROWS, 1), "terminated": terminated}
     if done:
         truncated = ((torch.arange(ROWS) >= 5) & (torch.arange(ROWS) < 10)).unsqueeze(-1)
         following |= {"truncated": truncated, "done": terminated | truncated}
     action = torch.randint(ACTIONS, (ROWS,)) if discrete else 2 * torch.rand(ROWS, DIMENSIONS) - 1
-    return TensorDict({"observation": observations(), "action": action, "next": following}, batch_size=[ROWS])
+    rows = {"observation": observations(), "action": action, "entropy": entropy, "next": following}
+    return TensorDict(rows, batch_size=[ROWS])
 
 
 def forward(parameters: TensorDictParams, observation: Tensor, *inputs: Tensor, critic: int | None = None) -> Tensor:
@@ -164,10 +166,13 @@ def expected_discrete(loss: LossModule, batch: TensorDict, critics: int, terms: 
     log_prob = forward(loss.actor_network_params, batch["observation"]).log_softmax(-1)
     of_policy = combined(terms.actor_q, values(online.detach(), critics, batch["observation"]))
     factor = loss.log_alpha.exp() if terms.alpha_form is AlphaForm.alpha else loss.log_alpha
-    entropy = -(log_prob.exp() * log_prob).sum(-1).detach()
+    of_actor = (log_prob.exp() * (alpha * log_prob - of_policy)).sum(-1).mean()
+    entropy = -(log_prob.exp() * log_prob).sum(-1)
+    of_actor = of_actor + terms.entropy_penalty * ((entropy - batch["entropy"]) ** 2).sum() / ROWS
+    entropy = entropy.detach()
     return {
         "loss_qvalue": terms.critic_loss_scale * errors.sum(0).mean(),
-        "loss_actor": (log_prob.exp() * (alpha * log_prob - of_policy)).sum(-1).mean(),
+        "loss_actor": of_actor,
         "loss_alpha": (factor * (entropy - 0.7 * math.log(ACTIONS))).mean(),
         "alpha": alpha,
         "entropy": entropy.mean(),
@@ -259,6 +264,22 @@ def test_discrete_sac_has_the_terms_of_its_fields(
     batch = transitions(VECTOR, discrete=True)
     expected = expected_discrete(loss, batch, 3, Terms(target_q=target_q, q_clip=q_clip, **terms))
     assert_same(loss, loss(batch), expected)
+
+
+@OBSERVATIONS
+@pytest.mark.parametrize("penalty", [0.5, 2.0])
+def test_the_entropy_penalty_draws_the_policy_to_the_entropy_of_collection(
+    observation: TensorSpec, embedding: int | None, penalty: float
+) -> None:
+    loss = build(observation, discrete=True, embedding=embedding, entropy_penalty=penalty).loss
+    batch = transitions(observation, discrete=True)
+    assert_same(loss, loss(batch), expected_discrete(loss, batch, 2, Terms(entropy_penalty=penalty)))
+
+
+def test_the_entropy_penalty_says_what_it_lacks() -> None:
+    loss = build(discrete=True, entropy_penalty=0.5).loss
+    with pytest.raises(KeyError, match="entropy=True"):
+        loss(transitions(VECTOR, discrete=True).exclude("entropy"))
 
 
 def test_clipping_holds_back_some_values_of_critics_and_not_others() -> None:

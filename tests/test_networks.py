@@ -89,7 +89,7 @@ def test_bad_fields_are_refused_in_one_line(hidden: list[int], embedding: int | 
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("init", [Init.xavier_uniform, Init.orthogonal, Init.he_normal])
+@pytest.mark.parametrize("init", [Init.xavier_uniform, Init.orthogonal, Init.he_normal, Init.lecun_normal])
 @pytest.mark.parametrize("observation", [VECTOR, STATES], ids=["vector", "index"])
 def test_weights_are_drawn_as_asked_and_biases_are_nought(init: Init, observation: TensorSpec) -> None:
     torch.manual_seed(0)
@@ -108,6 +108,9 @@ def test_weights_are_drawn_as_asked_and_biases_are_nought(init: Init, observatio
                 torch.testing.assert_close(square, torch.eye(min(layer.weight.shape)), rtol=0, atol=1e-5)
             case Init.he_normal:
                 assert float(layer.weight.detach().std()) == pytest.approx(math.sqrt(2 / inputs), rel=0.1)
+            case Init.lecun_normal:
+                assert float(layer.weight.detach().std()) == pytest.approx(math.sqrt(1 / inputs), rel=0.1)
+                assert float(layer.weight.detach().abs().max()) <= 2 / 0.8796 / math.sqrt(inputs)
 
 
 def test_without_a_choice_weights_and_biases_are_those_of_torch() -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import softplus
 from torchrl.data import Bounded, Categorical, Unbounded
 
 from sac_torchrl import Execution, Learner, SACv1, Specs
+from sac_torchrl.actors import ENTROPY
 from sac_torchrl.config import RECIPES, SHIPPED, Training, plan
 from sac_torchrl.config.files import read
 from sac_torchrl.config.schema import choices, chosen
@@ -45,6 +47,7 @@ class System:
     actor_q: str = "min"
     target_q: str = "min"
     q_clip: float | None = None
+    entropy_penalty: float = 0.0
     half: bool = False  # the critics' loss
     order: str = "together"
     actor_every: int = 1
@@ -80,7 +83,7 @@ SYSTEMS = {
         reward_scale=5.0,
         actor_q="first",
         half=True,
-        starts=1_000,
+        starts=999,
         total=3_000_000,
         evaluated=(1_000, 1),
     ),
@@ -130,7 +133,7 @@ SYSTEMS = {
         evaluated=(5_000, 10),
     ),
     "torchrl": System(
-        std="biased_softplus", random=25_000, starts=24_000, update_every=1_000, envs=8, evaluated=(25_000, 1)
+        std="biased_softplus", random=25_000, starts=24_000, update_every=1_000, envs=8, evaluated=(25_000, 8)
     ),
     "christodoulou2019": System(
         variant="discrete_sac",
@@ -157,6 +160,7 @@ SYSTEMS = {
         actor_q="mean",
         target_q="mean",
         q_clip=0.5,
+        entropy_penalty=0.5,
         order="critics_first",
         random=0,
         starts=640,
@@ -224,7 +228,11 @@ def numbers(config: Training) -> System:
         row = replace(row, alpha_form=variant.alpha_form.value)
     if isinstance(variant, DiscreteSAC):
         row = replace(
-            row, entropy_ratio=variant.target_entropy_ratio, target_q=variant.target_q.value, q_clip=variant.q_clip
+            row,
+            entropy_ratio=variant.target_entropy_ratio,
+            target_q=variant.target_q.value,
+            q_clip=variant.q_clip,
+            entropy_penalty=variant.entropy_penalty,
         )
     return row
 
@@ -275,6 +283,7 @@ def batches(count: int, system: System) -> list[TensorDict]:
                     "terminated": (torch.arange(ROWS) % 4 == 0).unsqueeze(-1),
                 },
                 SPAN: torch.randint(1, system.n_steps + 1, (ROWS, 1)),
+                ENTROPY: math.log(ACTIONS) * torch.rand(ROWS),
             },
             batch_size=[ROWS],
         )
@@ -446,9 +455,10 @@ class Derivation:
         log_prob = perceptron(self.actor, seen).log_softmax(-1)
         chosen = MANY[self.system.actor_q]([perceptron(one, seen) for one in self.critics]).detach()
         entropy = -(log_prob.exp() * log_prob).sum(-1)
+        left = ((batch[ENTROPY] - entropy) ** 2).mean()
         return {
             "critics": critics,
-            "actor": (log_prob.exp() * (alpha * log_prob - chosen)).sum(-1).mean(),
+            "actor": (log_prob.exp() * (alpha * log_prob - chosen)).sum(-1).mean() + self.system.entropy_penalty * left,
             "alpha": self.temperature(entropy),
         }
 
@@ -483,6 +493,23 @@ def test_two_updates_are_those_of_the_system(name: str, float64: None) -> None:
             torch.testing.assert_close(leaf, weight, rtol=1e-9, atol=1e-11, msg=f"another {part}")
     torch.testing.assert_close(loss.log_alpha, derived.log_alpha, rtol=1e-12, atol=1e-14)
     assert not any(torch.equal(old, new) for old, new in zip(before, derived.actor, strict=True))
+
+
+@pytest.mark.parametrize("task", ["frozen_lake", "taxi"])
+@pytest.mark.parametrize("name", ["christodoulou2019", "sd_sac"])
+def test_a_system_of_discrete_actions_learns_from_discrete_states(name: str, task: str, tmp_path: Path) -> None:
+    config, steps = configured(name), 20
+    config.env = replace(configured(task).env, count=config.env.count)
+    specs = config.specs()
+    agent = config.agent(specs, device=CPU)
+    rows, learner = steps * config.env.count, config.learner.build(agent)
+    buffer = config.replay.build(tmp_path, specs, rows=rows, batch_size=8, seed=0, device=CPU)
+    experience = config.collector.build(
+        config.env, agent.actor, buffer, specs=specs, total_frames=rows, random_frames=rows // 2, seed=0
+    )
+    assert list(experience) == [config.env.count] * steps
+    assert buffer.sample()["observation"].dtype is torch.int64
+    assert all(value.isfinite() for value in learner.update(buffer.sample()).values())
 
 
 @NAMES

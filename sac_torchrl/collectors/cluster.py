@@ -23,7 +23,7 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.modules import ProbabilisticActor
 
-from sac_torchrl.actors import acting
+from sac_torchrl.actors import ENTROPY, acting
 from sac_torchrl.agent import Specs
 from sac_torchrl.collectors.experience import Collecting, Experience, Steps
 from sac_torchrl.collectors.workers import (
@@ -200,6 +200,8 @@ class _Remote:
         self._ray = ray
         self._id = env.id
         self._timeout = plan.timeout
+        # TorchRL rounds up to whole batches.
+        self._random_steps = -(-random_steps // plan.steps) * plan.steps
         self._policy = acting(copy.deepcopy(actor).cpu())
         distributed: Any = importlib.import_module("torchrl.collectors.distributed")
         with warnings.catch_warnings():
@@ -247,9 +249,17 @@ class _Remote:
             raise self._died(f"is gone ({type(error).__name__})") from error
         whose = slice(self.environments.start, self.environments.stop)
         behind = stored - self._learned
+        steps = batch.unbind(-1)
+        # TorchRL has zeros in place of what the policy would have told of its random actions.
+        uniform, self._random_steps = self._random_steps, max(0, self._random_steps - len(steps))
         return [
-            Steps(rows(step, specs), step["next", "done"].reshape(-1), whose, behind=behind)
-            for step in batch.unbind(-1)
+            Steps(
+                rows(step.exclude(ENTROPY) if number < uniform else step, specs),
+                step["next", "done"].reshape(-1),
+                whose,
+                behind=behind,
+            )
+            for number, step in enumerate(steps)
         ]
 
     def close(self) -> None:

@@ -39,15 +39,15 @@ class VectorCollector(Collector):
         """Step every environment once: transitions `(count,)`; the finished environments are reset behind them."""
         observation = self._carrier.get("observation")
         if self._should_use_random_frames():
-            action = self.env.rand_action(TensorDict(batch_size=self.env.batch_size)).get("action")
+            chosen = {"action": self.env.rand_action(TensorDict(batch_size=self.env.batch_size)).get("action")}
         else:
-            [action] = self._act(observation)
-        seen, reward, terminated, truncated, _ = self._vector.step(action.numpy())
+            chosen = dict(zip(self._policy.out_keys, self._act(observation), strict=True))
+        seen, reward, terminated, truncated, _ = self._vector.step(chosen["action"].numpy())
         done = terminated | truncated
         following = torch.from_numpy(seen)
         transitions = {
             "observation": observation,
-            "action": action,
+            **chosen,
             "next": {
                 "observation": following,
                 "reward": torch.from_numpy(reward).float().unsqueeze(-1),
@@ -63,4 +63,5 @@ class VectorCollector(Collector):
     def _choose(self, observation: Tensor) -> list[Tensor]:
         seen = TensorDict({"observation": observation}, batch_size=self.env.batch_size)
         with set_exploration_type(ExplorationType.RANDOM):
-            return [self._policy(seen).get("action")]
+            acted = self._policy(seen)
+        return [acted.get(key) for key in self._policy.out_keys]

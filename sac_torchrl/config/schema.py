@@ -101,6 +101,11 @@ class Training:
                     "replay.prioritised=false.",
                     self.offline.dataset is None or not self.replay.prioritised,
                 ),
+                (
+                    f"offline.dataset={self.offline.dataset}: its rows do not tell the entropy of the policy that made "
+                    "them; give variant.entropy_penalty=0.",
+                    self.offline.dataset is None or not self.variant.needs_entropy,
+                ),
                 (f"n_steps={self.n_steps}: give 1 or more.", self.n_steps >= 1),
                 (
                     f"n_steps={self.n_steps} with env.count={self.env.count}: give random_frames of at least "
@@ -129,7 +134,8 @@ class Training:
 
     def specs(self) -> Specs:
         """The spaces of the environment and what a replay row spans; makes one environment, and closes it."""
-        return replace(self.env.specs(), n_steps=self.n_steps, gamma=self.variant.gamma)
+        specs = self.env.specs()
+        return replace(specs, n_steps=self.n_steps, gamma=self.variant.gamma, entropy=self.variant.needs_entropy)
 
     def agent(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build the agent of the variant, with a normaliser of observations where one is wanted."""

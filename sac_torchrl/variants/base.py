@@ -2,16 +2,20 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from torch.nn import Parameter
+from torchrl.data import Categorical
 from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import HardUpdate, LossModule, SoftUpdate, ValueEstimators
 
+from sac_torchrl.actors import ENTROPY, Std, tanh_normal_actor
 from sac_torchrl.agent import Agent, Specs, Statistics
+from sac_torchrl.critics import state_action_critic
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.networks import Network
 from sac_torchrl.nstep import SPAN
@@ -32,9 +36,40 @@ class Variant(ABC):
     def gamma(self) -> float:
         """The discount, a field of every variant."""
 
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether the loss asks for the entropy of the policy that collected a row."""
+        return False
+
     @abstractmethod
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build the agent on `device`; draws the initial weights from torch's global generator."""
+
+
+def actor_and_critics(
+    name: str,
+    specs: Specs,
+    critics: int,
+    *,
+    actor: Callable[[int], nn.Module],
+    critic: Callable[[int], nn.Module],
+    std: Std = Std.clip,
+) -> tuple[ProbabilisticActor, list[ValueOperator]]:
+    """Build the policy and so many critics of variant `name`, which is for continuous actions.
+
+    `actor` and `critic` build their networks from the number of action dimensions. Raises ConfigError where actions
+    are discrete.
+    """
+    if isinstance(specs.action, Categorical):
+        raise ConfigError(
+            f"variant={name} needs continuous actions, and this environment has {specs.action.space.n} discrete ones: "
+            "use recipes/discrete.py."
+        )
+    dimensions = specs.action.shape[-1]
+    return (
+        tanh_normal_actor(actor(dimensions), specs, std=std),
+        [state_action_critic(critic(dimensions)) for _ in range(critics)],
+    )
 
 
 def assemble(
@@ -57,8 +92,9 @@ def assemble(
             if isinstance(stacked, Parameter):
                 stacked.copy_(torch.stack([critic.get_parameter(name) for critic in critics]))
     loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
-    # A learner hands on what a loss asks for: TorchRL's reads these where rows span several frames or are prioritised.
-    loss.in_keys = [*loss.in_keys, SPAN, WEIGHT]
+    # A learner hands on what a loss asks for: TorchRL's reads these where rows span several frames or are prioritised,
+    # and ours the entropy.
+    loss.in_keys = [*loss.in_keys, SPAN, WEIGHT, ENTROPY]
     if tau is None:
         return Agent(actor, loss, (), statistics=statistics)
     # An interval of 0 copies at every step.
@@ -71,11 +107,14 @@ def sized(network: Network, hidden: list[int] | None) -> Network:
     return network if hidden is None else replace(network, hidden=list(hidden))
 
 
-def check(critics: int, gamma: float, tau: float, alpha: float, **scales: float) -> None:
-    """Raise one ConfigError for everything that is wrong with the fields that all variants have.
+def check(
+    critics: int, gamma: float, tau: float, alpha: float, *, critic_hidden: list[int] | None = None, **scales: float
+) -> None:
+    """Raise one ConfigError for everything that is wrong with the fields that variants share.
 
     `scales` are further factors, by the names of their fields.
     """
+    widths = list(critic_hidden or [])
     wrong = [
         line
         for line, right in (
@@ -83,6 +122,7 @@ def check(critics: int, gamma: float, tau: float, alpha: float, **scales: float)
             (f"variant.gamma={gamma}: from 0 to 1", 0 <= gamma <= 1),
             (f"variant.tau={tau}: above 0, at most 1", 0 < tau <= 1),
             (f"variant.alpha={alpha}: above 0", 0 < alpha < math.inf),
+            (f"variant.critic_hidden={widths}: every width above 0", all(width > 0 for width in widths)),
             *((f"variant.{name}={scale}: above 0", 0 < scale < math.inf) for name, scale in scales.items()),
         )
         if not right

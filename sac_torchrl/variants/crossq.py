@@ -7,16 +7,12 @@ from typing import Any, ClassVar
 import torch
 from tensordict import TensorDictBase, TensorDictParams
 from torch import Tensor, nn
-from torchrl.objectives import SACLoss
 
-from sac_torchrl.actors import tanh_normal_actor
 from sac_torchrl.agent import Agent, Specs
-from sac_torchrl.critics import state_action_critic
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.networks import Network
-from sac_torchrl.prioritised import WeighsCritics
-from sac_torchrl.variants.base import Variant, assemble, check
-from sac_torchrl.variants.ensemble import continuous_actions, sample
+from sac_torchrl.losses import AlphaForm, SACv2Loss, Terms, draw
+from sac_torchrl.networks import Init, Network
+from sac_torchrl.variants.base import Variant, actor_and_critics, assemble, check
 
 
 @dataclass
@@ -26,25 +22,26 @@ class CrossQ(Variant):
     Two wide critics, `critic_hidden`, see (s, a) and (s', a') as one batch, so that both are normalised alike. Actor
     (`network`) and critics normalise their input and every hidden layer behind its activation; the running statistics
     keep `momentum` of themselves at an update and take over after `warmup` updates, by which r and d are bounded
-    (arXiv 1702.03275). Numbers: table 1 of the paper and, where it is silent, the authors' code.
+    (arXiv 1702.03275). Numbers and initial weights: the authors' code.
     """
 
-    training: ClassVar[Mapping[str, Any]] = {"learner": {"lr": 1e-3, "betas": [0.5, 0.999], "actor_every": 3}}
+    training: ClassVar[Mapping[str, Any]] = {
+        "learner": {"lr": 1e-3, "betas": [0.5, 0.999], "actor_every": 3, "order": "critics_first"}
+    }
 
-    network: Network = field(default_factory=Network)
+    network: Network = field(default_factory=lambda: Network(init=Init.lecun_normal))
     critic_hidden: list[int] = field(default_factory=lambda: [2048, 2048])
     critics: int = 2
     gamma: float = 0.99
     alpha: float = 1.0
     fixed_alpha: bool = False
     target_entropy: float | None = None
+    alpha_form: AlphaForm = AlphaForm.alpha
     momentum: float = 0.99
     warmup: int = 100_000
 
     def __post_init__(self) -> None:
-        check(self.critics, self.gamma, 1.0, self.alpha)
-        if any(width < 1 for width in self.critic_hidden):
-            raise ConfigError(f"variant.critic_hidden={list(self.critic_hidden)}: every layer needs a width above 0.")
+        check(self.critics, self.gamma, 1.0, self.alpha, critic_hidden=self.critic_hidden)
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"variant.momentum={self.momentum}: give a number from 0 to below 1.")
         if self.warmup < 0:
@@ -52,9 +49,8 @@ class CrossQ(Variant):
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and loss; raises ConfigError where actions are discrete."""
-        actions = continuous_actions(specs, "crossq")
 
-        def network(hidden: list[int], *, inputs: int, outputs: int) -> nn.Module:
+        def network(hidden: list[int], *, inputs: int = 0, outputs: int) -> nn.Module:
             return self.network.build(
                 specs.observation,
                 inputs=inputs,
@@ -63,10 +59,13 @@ class CrossQ(Variant):
                 perceptron=lambda inputs, outputs: Renormed(inputs, list(hidden), outputs, warmup=self.warmup),
             )
 
-        actor = tanh_normal_actor(network(self.network.hidden, inputs=0, outputs=2 * actions), specs)
-        critics = [
-            state_action_critic(network(self.critic_hidden, inputs=actions, outputs=1)) for _ in range(self.critics)
-        ]
+        actor, critics = actor_and_critics(
+            "crossq",
+            specs,
+            self.critics,
+            actor=lambda actions: network(self.network.hidden, outputs=2 * actions),
+            critic=lambda actions: network(self.critic_hidden, inputs=actions, outputs=1),
+        )
         loss = JoinedLoss(
             actor,
             critics[0],
@@ -75,8 +74,9 @@ class CrossQ(Variant):
             loss_function="l2",
             alpha_init=self.alpha,
             fixed_alpha=self.fixed_alpha,
-            target_entropy=-float(actions) if self.target_entropy is None else self.target_entropy,
+            target_entropy=-float(specs.action.shape[-1]) if self.target_entropy is None else self.target_entropy,
             deactivate_vmap=True,
+            terms=Terms(alpha_form=self.alpha_form),
         ).to(device)
         actor.eval()  # Whoever acts does so by the running statistics; the loss has a module of its own.
         statistics = RunningStatistics(loss.actor_network_params, loss.qvalue_network_params, keep=self.momentum)
@@ -115,8 +115,11 @@ class BatchRenorm(nn.Module):
         """Normalise `(batch, features)`, or in evaluation mode `(..., features)`."""
         running = (self.running_var + self.eps).sqrt()
         if not self.training:
-            return (x - self.running_mean) / running * self.weight + self.bias
-        mean, var = x.mean(0), x.var(0, unbiased=False)
+            return torch.addcmul(self.bias, x - self.running_mean, self.weight / running)
+        # torch.var over the first dimension takes as long as the rest of this together.
+        mean = x.mean(0)
+        centred = x - mean
+        var = centred.square().mean(0)
         std = (var + self.eps).sqrt()
         with torch.no_grad():
             self.batch_mean.copy_(mean)
@@ -124,7 +127,7 @@ class BatchRenorm(nn.Module):
             warm = self.moves >= self.warmup
             r = torch.where(warm, (std / running).clamp(1 / 3, 3), 1)
             d = torch.where(warm, ((mean - self.running_mean) / running).clamp(-5, 5), 0)
-        return ((x - mean) / std * r + d) * self.weight + self.bias
+        return torch.addcmul(d * self.weight + self.bias, centred, r / std * self.weight)
 
 
 class RunningStatistics:
@@ -165,8 +168,8 @@ class Renormed(nn.Sequential):
         return output
 
 
-class JoinedLoss(WeighsCritics, SACLoss):
-    """SACLoss in which critics see present and next actions in one batch, and no target networks (CrossQ, figure 1).
+class JoinedLoss(SACv2Loss):
+    """SACv2Loss in which critics see present and next actions in one batch, and no target networks (CrossQ, figure 1).
 
     The actor's loss evaluates the critics by their running statistics, the target evaluates the actor by its own.
     """
@@ -176,7 +179,7 @@ class JoinedLoss(WeighsCritics, SACLoss):
         self.actor_network.eval()
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """SACLoss's, with the actor in training and the critics in evaluation mode."""
+        """SACv2Loss's, with the actor in training and the critics in evaluation mode."""
         self.actor_network.train()
         self.qvalue_network.eval()
         loss: tuple[Tensor, dict[str, Tensor]] = super().actor_loss(tensordict)
@@ -188,7 +191,7 @@ class JoinedLoss(WeighsCritics, SACLoss):
         """Sum over critics of the mean squared error, and the largest absolute one of each row, `(batch,)`."""
         following = tensordict.get("next")
         with torch.no_grad():
-            action, log_prob = sample(self, following)
+            action, log_prob = draw(self, following)
         keys = self.qvalue_network.in_keys
         present = tensordict.select(*keys, strict=False)
         joined = torch.cat([present, following.select(*keys, strict=False).set("action", action)])

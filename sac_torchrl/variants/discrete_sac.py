@@ -46,6 +46,7 @@ class DiscreteSAC(Variant):
     actor_q: Combine = Combine.min
     target_q: Combine = Combine.min
     q_clip: float | None = None
+    entropy_penalty: float = 0.0
     alpha_form: AlphaForm = AlphaForm.log_alpha
     reward_scale: float = 1.0
     critic_loss_scale: float = 1.0
@@ -56,10 +57,13 @@ class DiscreteSAC(Variant):
             self.gamma,
             self.tau,
             self.alpha,
+            critic_hidden=self.critic_hidden,
             q_clip=1.0 if self.q_clip is None else self.q_clip,
             reward_scale=self.reward_scale,
             critic_loss_scale=self.critic_loss_scale,
         )
+        if not 0 <= self.entropy_penalty < math.inf:
+            raise ConfigError(f"variant.entropy_penalty={self.entropy_penalty}: give 0 or more.")
         for name in ("target_entropy_ratio", "target_entropy_ratio_end"):
             ratio = getattr(self, name)
             if ratio is not None and not 0 <= ratio < 1:
@@ -80,6 +84,11 @@ class DiscreteSAC(Variant):
                 f"variant.max_alpha={self.max_alpha}."
             )
 
+    @property
+    def needs_entropy(self) -> bool:
+        """With a penalty on leaving it."""
+        return self.entropy_penalty > 0
+
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and SACDiscreteLoss; raises ConfigError where actions are continuous."""
         if not isinstance(specs.action, Categorical):
@@ -88,6 +97,7 @@ class DiscreteSAC(Variant):
                 "continuous dimensions: use recipes/continuous.py."
             )
         actions = specs.action.space.n
+        specs = replace(specs, entropy=self.needs_entropy)
         actor = categorical_actor(self.network.build(specs.observation, outputs=actions, device=device), specs)
         critic_network = sized(self.network, self.critic_hidden)
         critics = [
@@ -109,6 +119,7 @@ class DiscreteSAC(Variant):
                 actor_q=self.actor_q,
                 target_q=self.target_q,
                 q_clip=self.q_clip,
+                entropy_penalty=self.entropy_penalty,
                 alpha_form=self.alpha_form,
                 reward_scale=self.reward_scale,
                 critic_loss_scale=self.critic_loss_scale,

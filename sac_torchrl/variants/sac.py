@@ -3,15 +3,12 @@
 from dataclasses import dataclass, field
 
 import torch
-from torchrl.data import Categorical
 
-from sac_torchrl.actors import Std, tanh_normal_actor
+from sac_torchrl.actors import Std
 from sac_torchrl.agent import Agent, Specs
-from sac_torchrl.critics import state_action_critic
-from sac_torchrl.errors import ConfigError
 from sac_torchrl.losses import AlphaForm, Combine, SACv2Loss, Terms
 from sac_torchrl.networks import Network
-from sac_torchrl.variants.base import Variant, assemble, check, sized
+from sac_torchrl.variants.base import Variant, actor_and_critics, assemble, check, sized
 
 
 @dataclass
@@ -47,26 +44,22 @@ class SAC(Variant):
             self.gamma,
             self.tau,
             self.alpha,
+            critic_hidden=self.critic_hidden,
             reward_scale=self.reward_scale,
             critic_loss_scale=self.critic_loss_scale,
         )
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and SACv2Loss; raises ConfigError where actions are discrete."""
-        if isinstance(specs.action, Categorical):
-            raise ConfigError(
-                f"variant=sac needs continuous actions, and this environment has {specs.action.space.n} discrete "
-                "ones: use recipes/discrete.py."
-            )
-        actions = specs.action.shape[-1]
-        actor = tanh_normal_actor(
-            self.network.build(specs.observation, outputs=2 * actions, device=device), specs, std=self.std
+        critic = sized(self.network, self.critic_hidden)
+        actor, critics = actor_and_critics(
+            "sac",
+            specs,
+            self.critics,
+            actor=lambda actions: self.network.build(specs.observation, outputs=2 * actions, device=device),
+            critic=lambda actions: critic.build(specs.observation, inputs=actions, outputs=1, device=device),
+            std=self.std,
         )
-        critic_network = sized(self.network, self.critic_hidden)
-        critics = [
-            state_action_critic(critic_network.build(specs.observation, inputs=actions, outputs=1, device=device))
-            for _ in range(self.critics)
-        ]
         loss = SACv2Loss(
             actor,
             critics[0],
@@ -74,7 +67,7 @@ class SAC(Variant):
             loss_function="l2",
             alpha_init=self.alpha,
             fixed_alpha=self.fixed_alpha,
-            target_entropy=-float(actions) if self.target_entropy is None else self.target_entropy,
+            target_entropy=-float(specs.action.shape[-1]) if self.target_entropy is None else self.target_entropy,
             deactivate_vmap=True,
             terms=Terms(
                 actor_q=self.actor_q,

@@ -3,15 +3,13 @@
 from dataclasses import dataclass, field
 
 import torch
-from torchrl.data import Categorical
 
-from sac_torchrl.actors import Std, tanh_normal_actor
+from sac_torchrl.actors import Std
 from sac_torchrl.agent import Agent, Specs
-from sac_torchrl.critics import state_action_critic, state_critic
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.critics import state_critic
 from sac_torchrl.losses import Combine, SACv1Loss
 from sac_torchrl.networks import Network
-from sac_torchrl.variants.base import Variant, assemble, check, sized
+from sac_torchrl.variants.base import Variant, actor_and_critics, assemble, check, sized
 
 
 @dataclass
@@ -36,29 +34,30 @@ class SACv1(Variant):
     std: Std = Std.clip
 
     def __post_init__(self) -> None:
-        check(self.critics, self.gamma, self.tau, self.alpha, reward_scale=self.reward_scale)
+        check(
+            self.critics,
+            self.gamma,
+            self.tau,
+            self.alpha,
+            critic_hidden=self.critic_hidden,
+            reward_scale=self.reward_scale,
+        )
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics, value network and SACv1Loss; raises ConfigError where actions are discrete."""
-        if isinstance(specs.action, Categorical):
-            raise ConfigError(
-                f"variant=sac_v1 needs continuous actions, and this environment has {specs.action.space.n} discrete "
-                "ones: use recipes/discrete.py."
-            )
-        actions = specs.action.shape[-1]
-        actor = tanh_normal_actor(
-            self.network.build(specs.observation, outputs=2 * actions, device=device), specs, std=self.std
+        critic = sized(self.network, self.critic_hidden)
+        actor, critics = actor_and_critics(
+            "sac_v1",
+            specs,
+            self.critics,
+            actor=lambda actions: self.network.build(specs.observation, outputs=2 * actions, device=device),
+            critic=lambda actions: critic.build(specs.observation, inputs=actions, outputs=1, device=device),
+            std=self.std,
         )
-        critic_network = sized(self.network, self.critic_hidden)
-        critics = [
-            state_action_critic(critic_network.build(specs.observation, inputs=actions, outputs=1, device=device))
-            for _ in range(self.critics)
-        ]
-        value = state_critic(critic_network.build(specs.observation, outputs=1, device=device))
         loss = SACv1Loss(
             actor,
             critics[0],
-            value,
+            state_critic(critic.build(specs.observation, outputs=1, device=device)),
             critics=self.critics,
             alpha=self.alpha,
             reward_scale=self.reward_scale,

@@ -2,18 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torchrl.modules import ProbabilisticActor, ValueOperator
 
-from sac_torchrl.actors import tanh_normal_actor
 from sac_torchrl.agent import Agent, Specs
-from sac_torchrl.critics import state_action_critic
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.losses import AlphaForm, SACv2Loss, Terms
 from sac_torchrl.networks import Network
-from sac_torchrl.variants.ensemble import Ensemble, continuous_actions
+from sac_torchrl.variants.ensemble import Ensemble
 
 
 @dataclass
@@ -30,8 +29,10 @@ class SimBa(Ensemble):
         "normalise": True,
         "learner": {"lr": 1e-4, "weight_decay": 1e-2},
     }
+    entropy_per_dimension: ClassVar[float] = -0.5
 
     alpha: float = 0.01
+    alpha_form: AlphaForm = AlphaForm.alpha
     actor_width: int = 128
     actor_blocks: int = 1
     critic_width: int = 512
@@ -44,27 +45,26 @@ class SimBa(Ensemble):
                 raise ConfigError(f"variant.{name}={getattr(self, name)}: give at least 1.")
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
-        """Build actor, critics and loss; raises ConfigError where actions are discrete."""
-        return self._build(specs, device, entropy=-continuous_actions(specs, "simba") / 2)
+        """Build actor, critics and SACv2Loss; raises ConfigError where actions are discrete."""
 
-    def _actor(self, specs: Specs, actions: int, device: torch.device) -> ProbabilisticActor:
-        network = Network().build(
-            specs.observation,
-            outputs=2 * actions,
-            device=device,
-            perceptron=lambda inputs, outputs: Residual(inputs, self.actor_width, self.actor_blocks, outputs),
-        )
-        return tanh_normal_actor(nn.Sequential(network, BoundedLogStd()), specs)
+        def network(width: int, blocks: int, *, inputs: int = 0, outputs: int) -> nn.Module:
+            return Network().build(
+                specs.observation,
+                inputs=inputs,
+                outputs=outputs,
+                device=device,
+                perceptron=lambda inputs, outputs: Residual(inputs, width, blocks, outputs),
+            )
 
-    def _critic(self, specs: Specs, actions: int, device: torch.device) -> ValueOperator:
-        network = Network().build(
-            specs.observation,
-            inputs=actions,
-            outputs=1,
-            device=device,
-            perceptron=lambda inputs, outputs: Residual(inputs, self.critic_width, self.critic_blocks, outputs),
+        return self._build(
+            specs,
+            device,
+            actor=lambda actions: nn.Sequential(
+                network(self.actor_width, self.actor_blocks, outputs=2 * actions), BoundedLogStd()
+            ),
+            critic=lambda actions: network(self.critic_width, self.critic_blocks, inputs=actions, outputs=1),
+            loss=partial(SACv2Loss, loss_function="l2", terms=Terms(alpha_form=self.alpha_form)),
         )
-        return state_action_critic(network)
 
 
 class Residual(nn.Sequential):

@@ -1,18 +1,16 @@
 """Truncated quantile critics."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import torch
-from torchrl.modules import ProbabilisticActor, ValueOperator
-from torchrl.objectives import LossModule, TQCLoss
+from torchrl.objectives import TQCLoss
 
-from sac_torchrl.actors import tanh_normal_actor
-from sac_torchrl.agent import Specs
-from sac_torchrl.critics import state_action_critic
+from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.networks import Network
 from sac_torchrl.prioritised import WeighsCritics
+from sac_torchrl.variants.base import check, sized
 from sac_torchrl.variants.ensemble import Ensemble
 
 
@@ -33,25 +31,24 @@ class TQC(Ensemble):
     dropped: int = 2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if any(width < 1 for width in self.critic_hidden):
-            raise ConfigError(f"variant.critic_hidden={list(self.critic_hidden)}: every layer needs a width above 0.")
+        check(self.critics, self.gamma, self.tau, self.alpha, critic_hidden=self.critic_hidden)
         if self.quantiles < 1:
             raise ConfigError(f"variant.quantiles={self.quantiles}: give at least 1.")
         if not 0 <= self.dropped < self.quantiles:
             raise ConfigError(f"variant.dropped={self.dropped}: give 0 to below {self.quantiles}, variant.quantiles.")
 
-    def _actor(self, specs: Specs, actions: int, device: torch.device) -> ProbabilisticActor:
-        return tanh_normal_actor(self.network.build(specs.observation, outputs=2 * actions, device=device), specs)
-
-    def _critic(self, specs: Specs, actions: int, device: torch.device) -> ValueOperator:
-        network = Network(self.critic_hidden, self.network.embedding)
-        return state_action_critic(
-            network.build(specs.observation, inputs=actions, outputs=self.quantiles, device=device)
+    def build(self, specs: Specs, *, device: torch.device) -> Agent:
+        """Build actor, critics and TruncatedLoss; raises ConfigError where actions are discrete."""
+        critic = sized(self.network, self.critic_hidden)
+        return self._build(
+            specs,
+            device,
+            actor=lambda actions: self.network.build(specs.observation, outputs=2 * actions, device=device),
+            critic=lambda actions: critic.build(
+                specs.observation, inputs=actions, outputs=self.quantiles, device=device
+            ),
+            loss=partial(TruncatedLoss, top_quantiles_to_drop_per_net=self.dropped),
         )
-
-    def _loss(self, actor: ProbabilisticActor, critic: ValueOperator, **fields: Any) -> LossModule:
-        return TruncatedLoss(actor, critic, top_quantiles_to_drop_per_net=self.dropped, **fields)
 
 
 class TruncatedLoss(WeighsCritics, TQCLoss):
