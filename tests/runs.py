@@ -37,7 +37,7 @@ def start(*words: str, cwd: Path, environment: Mapping[str, str] | None = None) 
     )
 
 
-def finish(process: "subprocess.Popen[str]", seconds: float = 120) -> tuple[int, str, str]:
+def finish(process: "subprocess.Popen[str]", seconds: float = 600) -> tuple[int, str, str]:
     """Wait for its end; returns exit code, output and errors. A process that does not end is killed and fails."""
     try:
         out, errors = process.communicate(timeout=seconds)
@@ -53,7 +53,7 @@ def command(*words: str, cwd: Path, environment: Mapping[str, str] | None = None
     return finish(start(*words, cwd=cwd, environment=environment))
 
 
-def wait_until(what: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 60) -> None:
+def wait_until(what: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 600) -> None:
     """Wait until something is the case, for as long as the process lives."""
     end = time.monotonic() + seconds
     while not what():

@@ -32,7 +32,7 @@ from sac_torchrl.collectors import Collecting, Experience
 from sac_torchrl.errors import EnvironmentFault, LearnerFault
 from sac_torchrl.guards import Watch, not_finite
 
-pytestmark = pytest.mark.limit(60)
+pytestmark = pytest.mark.limit(300)
 CPU = torch.device("cpu")
 
 

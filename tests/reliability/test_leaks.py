@@ -89,7 +89,7 @@ def repeat(kind: str, tmp_path: Path, *, count: int, settled: int) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-@pytest.mark.limit(180)
+@pytest.mark.limit(300)
 @pytest.mark.parametrize("kind", ["direct", "processes", "pipelined", "async"])
 def test_fifteen_times_opened_and_closed_leaves_what_once_leaves(kind: str, tmp_path: Path) -> None:
     repeat(kind, tmp_path, count=15, settled=5)

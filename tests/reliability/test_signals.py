@@ -26,7 +26,7 @@ def begun(folder: Path) -> bool:
     return log.exists() and log.read_text().count("\n") > 1
 
 
-@pytest.mark.limit(60)
+@pytest.mark.limit(300)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_at_the_next_step_and_exits_with_75(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "run"
@@ -48,7 +48,7 @@ def test_a_signal_saves_at_the_next_step_and_exits_with_75(tmp_path: Path, numbe
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
 
 
-@pytest.mark.limit(60)
+@pytest.mark.limit(300)
 def test_a_signal_before_the_first_frame_saves_that_frame(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = runs.start("train", "continuous", f"run.folder={folder}", *LONG, cwd=tmp_path)
@@ -59,7 +59,7 @@ def test_a_signal_before_the_first_frame_saves_that_frame(tmp_path: Path) -> Non
     assert len(snapshot.frames_in(folder / "checkpoints")) == 1
 
 
-@pytest.mark.limit(60)
+@pytest.mark.limit(300)
 def test_a_signal_before_there_is_a_folder_leaves_none(tmp_path: Path) -> None:
     process = runs.start("train", "continuous", f"run.folder={tmp_path / 'run'}", *LONG, cwd=tmp_path)
     time.sleep(0.3)
@@ -69,7 +69,7 @@ def test_a_signal_before_there_is_a_folder_leaves_none(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists() or code == 75
 
 
-@pytest.mark.limit(60)
+@pytest.mark.limit(300)
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = runs.start(
@@ -108,7 +108,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.limit(120)
+@pytest.mark.limit(300)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_signal_in_the_middle_of_anything_loses_nothing(

@@ -25,7 +25,7 @@ def temporary(tmp_path: Path) -> Mapping[str, str]:
 
 def left(session: int, members: list[int], tmp_path: Path) -> list[object]:
     """What there still is of a session: processes, shared memory and temporary files."""
-    names = "|".join(map(str, members))
+    names = "|".join(map(str, members)) or "none"
     shared = [path.name for path in Path("/dev/shm").iterdir() if re.match(rf"(pym-|torch_)({names})\D", path.name)]
     return [*runs.family(session), *shared, *(tmp_path / "tmp").iterdir()]
 
@@ -37,7 +37,7 @@ def check_nothing_is_left(session: int, members: list[int], tmp_path: Path) -> N
     assert left(session, members, tmp_path) == []
 
 
-@pytest.mark.limit(180)
+@pytest.mark.limit(300)
 @pytest.mark.parametrize("collector", ["processes", "async"])
 def test_nothing_outlives_a_killed_run_whose_worker_is_stuck(
     collector: str, tmp_path: Path, temporary: Mapping[str, str]
@@ -90,7 +90,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.limit(180)
+@pytest.mark.limit(300)
 @pytest.mark.parametrize(
     ("collector", "ending"),
     [("processes", "returns"), ("processes", "raises"), ("pipelined", "raises"), ("async", "returns")],
@@ -120,3 +120,44 @@ def test_a_script_that_closes_nothing_ends_by_itself_and_leaves_nothing(
     assert errors.endswith("LookupError: a mistake of the user\n") or ending == "returns", errors
     assert "Exception ignored" not in errors
     check_nothing_is_left(process.pid, members, tmp_path)
+
+
+@pytest.mark.limit(300)
+@pytest.mark.parametrize(
+    ("collector", "files", "hidden", "code", "said"),
+    [
+        ("processes", 64, 8, 0, ""),
+        (
+            "async",
+            64,
+            8,
+            69,
+            "Too many open files. Give fewer collector.workers, or allow more open files (ulimit -n).",
+        ),
+        ("async", 1024, 1024, 69, "No space left on device. Give fewer collector.workers, or make room in /dev/shm"),
+    ],
+)
+def test_eight_workers_on_a_narrow_machine_work_or_name_the_limit(
+    collector: str, files: int, hidden: int, code: int, said: str, tmp_path: Path, temporary: Mapping[str, str]
+) -> None:
+    setting = ["unshare", "-rm", "bash", "-c"]
+    script = f"mount -t tmpfs -o size=16m tmpfs /dev/shm && ulimit -n {files} && $0"
+    if subprocess.run([*setting, script, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no file system of its own can be mounted here")
+    words = [*LONG, "total_frames=200", "env.id=Sound-v0", "env.plugins=[faulty]", "env.count=8"]
+    words = [word for word in words if not word.startswith(("total_frames=1000000", "variant"))]
+    words += [f"collector={collector}", "collector.workers=8", f"variant.network.hidden=[{hidden},{hidden}]"]
+    process = subprocess.Popen(
+        [*setting, script.replace("$0", 'exec "$0" -m sac_torchrl train continuous "$@"'), sys.executable, *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{runs.ROOT}:{runs.ROOT / 'tests'}"} | dict(temporary),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    ended, _, errors = runs.finish(process, 150)
+    assert ended == code, errors
+    assert said in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    check_nothing_is_left(process.pid, [], tmp_path)
