@@ -278,9 +278,7 @@ def _main(connection: Connection, serve: Callable[..., None], environments: rang
     try:
         serve(connection, environments, busy, *arguments)
     except EnvironmentFailed as failed:
-        cause = failed.__cause__ or failed
-        # What the environment raised itself is the news, not who noticed.
-        connection.send(_failure(cause.__cause__ or cause if isinstance(cause, EnvironmentFault) else cause))
+        connection.send(_failure(failed.__cause__ or failed))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # The main process is gone, or has given this one up.
     except Exception as error:  # noqa: BLE001 - whatever it is, the main process raises it
@@ -293,7 +291,9 @@ def _failure(error: BaseException) -> _Failure:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {short(error)}".rstrip(".: ")
+    # A fault is a line already, and says at its end in which step.
+    text = str(error) if isinstance(error, EnvironmentFault) else short(error)
+    return f"{type(error).__name__}: {text}".rstrip(".: ")
 
 
 def _die_with_parent() -> None:

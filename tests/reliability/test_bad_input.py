@@ -85,13 +85,14 @@ def check_fault(folder: Path, collector: Collecting, name: str, complaint: str, 
     """The failure names environment, step, field and value; what came before it is stored, and nothing else."""
     id = f"Faulty-{name}-v0" if when == faulty.WHEN else f"Faulty-{name}-at-{when}-v0"
     experience, buffer = collect(folder, id, collector=collector, frames=when + 100)
-    # What an environment raises itself comes out of a worker as it is, and in this process with the step.
-    step = "" if name == "raises" and not isinstance(collector, Direct) else rf".* at step {when} "
-    with pytest.raises(SacError, match=rf"{id} .*{complaint}{step}") as fault:
+    with pytest.raises(SacError, match=rf"{id} .*{complaint}.* at step {when} ") as fault:
         list(experience)
     assert fault.value.exit_code == 69
     assert "\n" not in str(fault.value)
-    assert experience.frames == buffer.write_count == when - 1
+    # A free-running worker's last steps may not have been taken yet.
+    lost = when - 1 - experience.frames
+    assert 0 <= lost <= (16 if isinstance(collector, Async) else 0)
+    assert buffer.write_count == experience.frames
     assert not_finite(buffer.storage[:].items(True, True)) is None
 
 

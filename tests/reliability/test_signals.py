@@ -109,8 +109,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.limit(300)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    ("moment", "number"), zip(MOMENTS, 2 * [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], strict=True)
+)
 def test_a_signal_in_the_middle_of_anything_loses_nothing(
     tmp_path: Path, whole: Path, moment: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
