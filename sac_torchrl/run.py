@@ -71,11 +71,12 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # Python's helper process ignores SIGINT and SIGTERM that go to the whole group, but not SIGUSR1.
-        usual = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        # Python's helper process ignores SIGINT and SIGTERM that go to the whole group, but not SIGUSR1: it inherits
+        # the mask. One that comes meanwhile is noted when the mask is taken off.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         resource_tracker.ensure_running()
-        signal.signal(signal.SIGUSR1, usual)
         before = {one: signal.signal(one, self._note) for one in STOPPING}
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         try:
             yield
         finally:

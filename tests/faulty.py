@@ -1,6 +1,7 @@
 """Importing this registers environments with something wrong about them, for tests of what is done about it."""
 
 import contextlib
+import ctypes
 import os
 import time
 from pathlib import Path
@@ -66,8 +67,24 @@ class Slow(Sound):
         return super().step(action)
 
 
-# What a faulty one does from its WHEN-th step on, in place of what it should.
+class Stuck(Sound):
+    """The first to take its 30th step never comes back from it, deaf to everything; a file `stuck` tells of it."""
+
+    taken = 0
+
+    def step(self, action: Any) -> Any:
+        self.taken += 1
+        if self.taken == 30:
+            with contextlib.suppress(FileExistsError):
+                Path("stuck").touch(exist_ok=False)
+                while True:
+                    ctypes.PyDLL(None).sleep(1000)  # as a simulator does it: no thread of Python runs meanwhile
+        return super().step(action)
+
+
+# What a faulty one does from its WHEN-th step on, or from another where its id says so.
 WHEN = 25
+MOMENTS = (1, WHEN, 10_000)
 OBSERVATIONS = {
     "nan": np.array([np.nan, 0.0], np.float32),
     "inf": np.array([0.0, np.inf], np.float32),
@@ -92,15 +109,16 @@ RESULTS: dict[str, Any] = {"none": None, "four": (np.zeros(2, np.float32), 0.0, 
 class Faulty(Sound):
     """Sound for a while, then not: `observation`, `reward` or `result` is what it returns from then on."""
 
-    def __init__(self, **fault: Any) -> None:
+    def __init__(self, when: int, **fault: Any) -> None:
         super().__init__()
+        self._when = when
         self._fault = fault
         self._taken = 0
 
     def step(self, action: Any) -> Any:
         result = list(super().step(action))
         self._taken += 1
-        if self._taken < WHEN:
+        if self._taken < self._when:
             return tuple(result)
         match self._fault:
             case {"observation": name}:
@@ -117,7 +135,9 @@ class Faulty(Sound):
 
 
 def _register(name: str, **fault: Any) -> None:
-    gym.register(f"Faulty-{name}-v0", Faulty, kwargs=fault)  # no wrapper that would see the fault first
+    for when in MOMENTS:
+        id = f"Faulty-{name}-v0" if when == WHEN else f"Faulty-{name}-at-{when}-v0"
+        gym.register(id, Faulty, kwargs=fault | {"when": when})  # no wrapper that would see the fault first
 
 
 for _name in OBSERVATIONS:
@@ -167,7 +187,7 @@ class Filling(Sound):
         return super().step(action)
 
 
-_CLASSES: tuple[Any, ...] = (Unseeded, Beyond, Filling, Sound, Opaque, Own, Slow)
+_CLASSES: tuple[Any, ...] = (Unseeded, Beyond, Filling, Sound, Opaque, Own, Slow, Stuck)
 for _class in _CLASSES:
     gym.register(f"{_class.__name__}-v0", _class, max_episode_steps=10)
 gym.register("Endless-v0", cast(Any, Endless))

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import sac_torchrl
@@ -37,7 +37,7 @@ def start(*words: str, cwd: Path, environment: Mapping[str, str] | None = None) 
     )
 
 
-def finish(process: "subprocess.Popen[str]", seconds: float = 120) -> tuple[int, str, str]:
+def finish(process: "subprocess.Popen[str]", seconds: float = 600) -> tuple[int, str, str]:
     """Wait for its end; returns exit code, output and errors. A process that does not end is killed and fails."""
     try:
         out, errors = process.communicate(timeout=seconds)
@@ -53,7 +53,7 @@ def command(*words: str, cwd: Path, environment: Mapping[str, str] | None = None
     return finish(start(*words, cwd=cwd, environment=environment))
 
 
-def wait_until(what: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 60) -> None:
+def wait_until(what: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 600) -> None:
     """Wait until something is the case, for as long as the process lives."""
     end = time.monotonic() + seconds
     while not what():
@@ -61,6 +61,27 @@ def wait_until(what: Callable[[], bool], process: "subprocess.Popen[str]", secon
             code, out, errors = finish(process, 1) if process.poll() is not None else (-1, "", "still running")
             raise AssertionError(f"it never came to that: exit code {code}\n{out}\n{errors}")
         time.sleep(0.01)
+
+
+def children(pid: int) -> Iterator[int]:
+    """The processes that a process started and that run."""
+    return (one for one, parent, _ in _processes() if parent == pid)
+
+
+def family(session: int) -> Iterator[int]:
+    """The processes of a session that run: the one that `start` started and all that it started."""
+    return (one for one, _, belongs in _processes() if belongs == session)
+
+
+def _processes() -> Iterator[tuple[int, int, int]]:
+    for path in Path("/proc").iterdir():
+        if path.name.isdecimal():
+            try:
+                state, parent, _, session, *_ = (path / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):  # it ended just now
+                continue
+            if state not in "ZX":
+                yield int(path.name), int(parent), int(session)
 
 
 def digest(folder: Path) -> str:

@@ -5,8 +5,6 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -84,13 +82,6 @@ KINDS: dict[str, Collecting] = {
 
 def worker_pids() -> list[int]:
     return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize(("count", "workers"), [(1, 4), (3, 2), (16, 4)])
@@ -328,66 +319,6 @@ def test_a_crash_loop_ends_with_the_budget(faulty: Callable[..., Env], tmp_path:
     with pytest.raises(SacError, match="AssertionError"):
         list(steps)
     assert time.monotonic() - began < 60
-
-
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from typing import Any, cast
-import torch
-from sac_torchrl import Env, Processes, Replay, Storage, tanh_normal_actor
-sys.path.insert(0, {tests!r})
-import counting
-
-def main():
-    env = Env({id!r}, 2, plugins=[{plugin!r}])
-    specs = env.specs()
-    buffer = Replay(storage=Storage.ram).build(
-        Path(), specs, rows=1000, batch_size=1, seed=0, device=torch.device("cpu"))
-    network = torch.nn.Linear(1, 2)
-    experience = Processes(workers=2, timeout=1000).build(env, tanh_normal_actor(network, specs), buffer,
-        specs=specs, total_frames=1000, random_frames=0, seed=3)
-    steps = iter(experience)
-    next(steps)
-    import multiprocessing
-    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-    if sys.argv[1] == "stuck":
-        list(steps)
-    globals()["kept"] = steps  # nobody closes it
-
-if __name__ == "__main__":
-    main()
-"""
-
-
-@pytest.mark.parametrize("ending", ["stuck", "forgotten"])
-def test_no_process_outlives_the_main_one(ending: str, faulty: Callable[..., Env], tmp_path: Path) -> None:
-    env = faulty(at_step="time.sleep(1000 if self.steps > 1 else 0)")
-    script = tmp_path / "script.py"
-    tests = str(Path(__file__).parent)
-    script.write_text(SCRIPT.format(id=env.id, plugin=env.plugins[0], tests=tests))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(tmp_path), tests])}
-    tmp_path.joinpath("tmp").mkdir()
-    environment["TMPDIR"] = str(tmp_path / "tmp")
-    process = subprocess.Popen(
-        [sys.executable, str(script), ending], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    with process:
-        assert process.stdout is not None
-        workers = list[int]()
-        while len(workers) < 2:  # TorchRL's remarks come first
-            words = process.stdout.readline().split()
-            assert words
-            workers = [int(word) for word in words if word.isdecimal()]
-        if ending == "stuck":
-            process.kill()
-        assert process.wait(60) == (-signal.SIGKILL if ending == "stuck" else 0)
-    until = time.monotonic() + 10
-    while any(running(pid) for pid in workers) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not [pid for pid in workers if running(pid)]
-    assert left_by(process.pid) == []
-    assert list(tmp_path.glob("tmp/*")) == []
 
 
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"timeout": 0.0}, {"restarts": -1}])

@@ -17,7 +17,7 @@ from torchrl.modules import ProbabilisticActor
 from sac_torchrl.agent import Specs
 from sac_torchrl.collectors.direct import stepping
 from sac_torchrl.collectors.experience import Experience, Steps
-from sac_torchrl.collectors.workers import Budget, Worker, close, listen, open_numbered, split, tell_resumed
+from sac_torchrl.collectors.workers import Budget, Worker, close, listen, open_numbered, split, starting, tell_resumed
 from sac_torchrl.envs import Env, seeds, wrapped
 from sac_torchrl.errors import WorkerDied
 from sac_torchrl.packed import Packing
@@ -42,7 +42,8 @@ class Acting:
         learned: int,
         **plan: Any,
     ) -> None:
-        self._weights = copy.deepcopy(actor).cpu().share_memory()
+        with starting(environments):
+            self._weights = copy.deepcopy(actor).cpu().share_memory()
         self._packing = Packing(layout(specs))
         self._whose = slice(environments.start, environments.stop)
         self._version = self._used = 0

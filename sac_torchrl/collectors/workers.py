@@ -1,6 +1,7 @@
 """Worker processes that are watched: every wait has a deadline, and no process outlives the one that started it."""
 
 import ctypes
+import errno
 import logging
 import multiprocessing
 import os
@@ -10,8 +11,8 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import forkserver, util
@@ -35,6 +36,14 @@ FOLDER = "SAC_TORCHRL_SERVER_FOLDER"  # names the folder of the server's socket 
 
 START_SECONDS = 120.0  # bounds the imports and the opening of a worker's environments, on a busy machine
 _DYING_SECONDS = 5.0
+
+_LIMITS = {  # what a system may run out of, and what gives it more
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "have less open elsewhere",
+    errno.EAGAIN: "allow more processes (ulimit -u)",
+    errno.ENOMEM: "free some memory",
+    errno.ENOSPC: "make room in /dev/shm, or in the folder of temporary files",
+}
 
 
 class EnvironmentFailed(Exception):
@@ -101,14 +110,15 @@ class Worker:
         self.environments = environments
         self._env = env
         self._timeout = timeout
-        self._busy = _context.RawValue("i", environments.start)
-        self.connection, theirs = _context.Pipe()
-        _limit_waits(self.connection, timeout)
-        self._process = _context.Process(
-            target=_main, args=(theirs, serve, environments, self._busy, arguments), daemon=True
-        )
-        with _signals_blocked():
-            self._process.start()
+        with starting(environments):
+            self._busy = _context.RawValue("i", environments.start)
+            self.connection, theirs = _context.Pipe()
+            _limit_waits(self.connection, timeout)
+            self._process = _context.Process(
+                target=_main, args=(theirs, serve, environments, self._busy, arguments), daemon=True
+            )
+            with _signals_blocked():
+                self._process.start()
         theirs.close()
         # At exit multiprocessing would wait for a worker that does not listen.
         self._last_resort = util.Finalize(self, _kill, (self._process,), exitpriority=10)
@@ -176,6 +186,22 @@ class Worker:
             environment=number,
             remote_traceback=remote_traceback,
         )
+
+
+@contextmanager
+def starting(environments: range) -> Iterator[None]:
+    """Say in a line which limit of the system keeps the worker of these environments from being started."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # PyTorch tells of its failed system calls by a text
+        met = [what for what in _LIMITS if error.args[:1] == (what,) or os.strerror(what) in str(error)]
+        if not met:
+            raise
+        raise WorkerDied(
+            f"the worker of environments {environments.start} to {environments.stop - 1} cannot be started: "
+            f"{os.strerror(met[0])}. Give fewer collector.workers, or {_LIMITS[met[0]]}.",
+            environment=environments.start,
+        ) from error
 
 
 def split(count: int, workers: int) -> list[range]:
@@ -252,9 +278,7 @@ def _main(connection: Connection, serve: Callable[..., None], environments: rang
     try:
         serve(connection, environments, busy, *arguments)
     except EnvironmentFailed as failed:
-        cause = failed.__cause__ or failed
-        # What the environment raised itself is the news, not who noticed.
-        connection.send(_failure(cause.__cause__ or cause if isinstance(cause, EnvironmentFault) else cause))
+        connection.send(_failure(failed.__cause__ or failed))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # The main process is gone, or has given this one up.
     except Exception as error:  # noqa: BLE001 - whatever it is, the main process raises it
@@ -267,7 +291,9 @@ def _failure(error: BaseException) -> _Failure:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {short(error)}".rstrip(".: ")
+    # A fault is a line already, and says at its end in which step.
+    text = str(error) if isinstance(error, EnvironmentFault) else short(error)
+    return f"{type(error).__name__}: {text}".rstrip(".: ")
 
 
 def _die_with_parent() -> None:

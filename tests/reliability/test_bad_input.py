@@ -12,6 +12,7 @@ from torchrl.data import TensorDictReplayBuffer
 
 from sac_torchrl import (
     SAC,
+    Async,
     Checkpointing,
     Direct,
     Env,
@@ -19,17 +20,19 @@ from sac_torchrl import (
     Learner,
     Learning,
     Network,
+    Processes,
     Replay,
+    SacError,
     Specs,
     Storage,
     evaluate,
     tanh_normal_actor,
 )
-from sac_torchrl.collectors import Experience
+from sac_torchrl.collectors import Collecting, Experience
 from sac_torchrl.errors import EnvironmentFault, LearnerFault
 from sac_torchrl.guards import Watch, not_finite
 
-pytestmark = pytest.mark.limit(60)
+pytestmark = pytest.mark.limit(300)
 CPU = torch.device("cpu")
 
 
@@ -44,12 +47,15 @@ class Constant(nn.Module):
         return torch.cat([self.height.expand(*observation.shape[:-1], 1), observation[..., :1] * 0 - 20], -1)
 
 
-def collect(folder: Path, id: str, *, height: float = 0.0) -> tuple[Experience, TensorDictReplayBuffer]:
+def collect(
+    folder: Path, id: str, *, height: float = 0.0, collector: Collecting | None = None, frames: int = 100
+) -> tuple[Experience, TensorDictReplayBuffer]:
+    collector = collector or Direct()
     plan = Env(id, plugins=["faulty"])
     specs = plan.specs()
     buffer = Replay(1_000, Storage.ram).build(folder, specs, rows=1_000, batch_size=1, seed=0, device=CPU)
     actor = tanh_normal_actor(Constant(height), specs)
-    experience = Direct().build(plan, actor, buffer, specs=specs, total_frames=100, random_frames=0, seed=1)
+    experience = collector.build(plan, actor, buffer, specs=specs, total_frames=frames, random_frames=0, seed=1)
     return experience, buffer
 
 
@@ -75,17 +81,61 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "complaint"), FAULTS, ids=[name for name, _ in FAULTS])
-def test_a_faulty_environment_is_named_and_its_row_is_not_stored(tmp_path: Path, name: str, complaint: str) -> None:
-    experience, buffer = collect(tmp_path, f"Faulty-{name}-v0")
-    with pytest.raises(
-        EnvironmentFault, match=rf"env.id=Faulty-{name}-v0 .*{complaint}.* at step {faulty.WHEN} "
-    ) as fault:
+def check_fault(folder: Path, collector: Collecting, name: str, complaint: str, *, when: int) -> None:
+    """The failure names environment, step, field and value; what came before it is stored, and nothing else."""
+    id = f"Faulty-{name}-v0" if when == faulty.WHEN else f"Faulty-{name}-at-{when}-v0"
+    experience, buffer = collect(folder, id, collector=collector, frames=when + 100)
+    with pytest.raises(SacError, match=rf"{id} .*{complaint}.* at step {when} ") as fault:
         list(experience)
     assert fault.value.exit_code == 69
     assert "\n" not in str(fault.value)
-    assert len(buffer) == faulty.WHEN - 1
+    # A free-running worker's last steps may not have been taken yet.
+    lost = when - 1 - experience.frames
+    assert 0 <= lost <= (16 if isinstance(collector, Async) else 0)
+    assert buffer.write_count == experience.frames
     assert not_finite(buffer.storage[:].items(True, True)) is None
+
+
+@pytest.mark.parametrize("when", [1, faulty.WHEN])
+@pytest.mark.parametrize(("name", "complaint"), FAULTS, ids=[name for name, _ in FAULTS])
+def test_a_faulty_environment_is_named_and_its_row_is_not_stored(
+    tmp_path: Path, name: str, complaint: str, when: int
+) -> None:
+    check_fault(tmp_path, Direct(), name, complaint, when=when)
+
+
+@pytest.mark.parametrize(("name", "complaint"), FAULTS, ids=[name for name, _ in FAULTS])
+def test_a_faulty_environment_in_a_worker_is_named_and_its_row_is_not_stored(
+    tmp_path: Path, name: str, complaint: str
+) -> None:
+    check_fault(tmp_path, Processes(workers=1), name, complaint, when=1)
+
+
+KINDS = {
+    "direct": Direct(),
+    "processes": Processes(workers=1),
+    "pipelined": Processes(workers=1, pipelined=True),
+    "async": Async(workers=1),
+}
+
+
+@pytest.mark.parametrize("kind", ["pipelined", "async"])
+@pytest.mark.parametrize(("name", "complaint"), FAULTS[:1] + FAULTS[-1:], ids=["observation-nan", "raises"])
+def test_a_faulty_environment_in_a_worker_with_a_policy_is_named(
+    tmp_path: Path, kind: str, name: str, complaint: str
+) -> None:
+    check_fault(tmp_path, KINDS[kind], name, complaint, when=faulty.WHEN)
+
+
+@pytest.mark.slow
+@pytest.mark.limit(600)
+@pytest.mark.parametrize("when", [1, 10_000])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "complaint"), FAULTS, ids=[name for name, _ in FAULTS])
+def test_every_fault_is_named_early_and_late_wherever_the_environment_is(
+    tmp_path: Path, name: str, complaint: str, kind: str, when: int
+) -> None:
+    check_fault(tmp_path, KINDS[kind], name, complaint, when=when)
 
 
 def test_evaluation_is_guarded_too() -> None:

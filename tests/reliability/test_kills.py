@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,46 +21,56 @@ SETTINGS = {
         "total_frames=3000",
         "checkpoint.every=200",
         "env.count=2",
-        "learner.execution=eager",
-        "device=cpu",
-        "evaluate.every=100000",
-        "evaluate.episodes=1",
+        "replay.capacity=2000",
+        "replay_ratio=0.25",
+        *runs.SMALL,
     ),
 }
 
 
 def drill(tmp_path: Path, settings: tuple[str, ...], *, kills: int, seed: int) -> None:
+    """Kill a run again and again, a third of the times while it starts; begin anew whenever one comes to its end."""
     draw = random.Random(seed)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     begun = time.monotonic()
-    code, _, errors = runs.command("train", "continuous", f"run.folder={whole}", *settings, cwd=tmp_path)
+    process = runs.start("train", "continuous", f"run.folder={whole}", *settings, cwd=tmp_path)
+    runs.wait_until(lambda: bool(logged(whole)), process)
+    starting = time.monotonic() - begun
+    code, _, errors = runs.finish(process)
     assert code == 0, errors
-    longest = time.monotonic() - begun
-    landed = 0
-    while landed < kills:
+    training = time.monotonic() - begun - starting
+    expected = runs.digest(whole)
+    landed, ended, ends = 0, False, 0
+    while landed < kills or not ended:
+        committed, before = newest(broken), logged(broken)
         process = runs.start("train", "continuous", f"run.folder={broken}", *settings, cwd=tmp_path)
-        try:
-            process.wait(draw.uniform(0.2, 1) * longest)
-        except Exception:  # noqa: BLE001 - it is still running: that is the moment
-            os.killpg(process.pid, signal.SIGKILL)
-        code, _, errors = runs.finish(process, 10)
+        if landed < kills:
+            if draw.random() < 0.3:
+                time.sleep(draw.uniform(0, starting))
+            else:
+                runs.wait_until(partial(grown, broken, before), process)
+                time.sleep(draw.uniform(0, training))
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        code, _, errors = runs.finish(process)
         assert code in (0, -signal.SIGKILL), errors
-        landed += code != 0
-        frames = newest(broken)
-        if code == 0 and landed < kills:
-            shutil.rmtree(broken)  # it came to the end: the next one begins anew
-            continue
-        log = (broken / "run.log").read_text() if (broken / "run.log").exists() else ""
-        for line in re.findall(r"going on at (\d+) frames", log.rpartition("resumed in")[2]):
-            assert int(line) <= frames
-    committed = newest(broken)
-    code, _, errors = runs.command("train", "continuous", f"run.folder={broken}", *settings, cwd=tmp_path)
-    assert code == 0, errors
-    if committed:
-        assert f"going on at {committed} frames" in errors
-    assert runs.digest(broken) == runs.digest(whole)
-    left = {path.name for path in broken.rglob(".*")} - {".lock"}
-    assert not left
+        for frames in re.findall(r"going on at (\d+) frames", logged(broken).removeprefix(before)):
+            assert int(frames) == committed
+        landed, ended = landed + (code != 0), code == 0
+        if ended:  # the next one begins anew
+            ends += 1
+            assert runs.digest(broken) == expected
+            assert not {path.name for path in broken.rglob(".*")} - {".lock"}
+            shutil.rmtree(broken)
+    print(f"{landed} kills, {ends} ends; undisturbed {starting:.0f} s to start and {training:.0f} s to train")
+
+
+def logged(folder: Path) -> str:
+    return (folder / "run.log").read_text() if (folder / "run.log").exists() else ""
+
+
+def grown(folder: Path, before: str) -> bool:
+    return logged(folder) != before
 
 
 def newest(folder: Path) -> int:
@@ -67,7 +78,7 @@ def newest(folder: Path) -> int:
     return 0 if checkpoint is None else checkpoint.frames
 
 
-@pytest.mark.limit(280)
+@pytest.mark.limit(600)
 def test_a_run_that_is_killed_twice_ends_in_the_same_digest(tmp_path: Path) -> None:
     drill(tmp_path, SETTINGS["short"], kills=2, seed=3)
 

@@ -21,7 +21,7 @@ from sac_torchrl.cli import main
 from sac_torchrl.errors import CheckpointError
 
 __all__ = ["global_generator"]
-pytestmark = pytest.mark.limit(120)
+pytestmark = pytest.mark.limit(300)
 PACKAGE = Path(sac_torchrl.__file__).parent
 
 

@@ -2,14 +2,21 @@
 
 import csv
 import os
+import random
+import re
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import runs
+from test_resume import configuration, digest, global_generators, table, train
 
-from sac_torchrl import snapshot
+from sac_torchrl import Checkpoints, Learner, evaluation, snapshot
+from sac_torchrl.errors import Preempted
+
+__all__ = ["global_generators"]
 
 LONG = ("total_frames=1000000", "replay.capacity=10000", "checkpoint.every=1000000", "env.count=2", *runs.SMALL)
 
@@ -19,7 +26,7 @@ def begun(folder: Path) -> bool:
     return log.exists() and log.read_text().count("\n") > 1
 
 
-@pytest.mark.limit(60)
+@pytest.mark.limit(300)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_at_the_next_step_and_exits_with_75(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "run"
@@ -41,7 +48,7 @@ def test_a_signal_saves_at_the_next_step_and_exits_with_75(tmp_path: Path, numbe
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
 
 
-@pytest.mark.limit(60)
+@pytest.mark.limit(300)
 def test_a_signal_before_the_first_frame_saves_that_frame(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = runs.start("train", "continuous", f"run.folder={folder}", *LONG, cwd=tmp_path)
@@ -52,7 +59,7 @@ def test_a_signal_before_the_first_frame_saves_that_frame(tmp_path: Path) -> Non
     assert len(snapshot.frames_in(folder / "checkpoints")) == 1
 
 
-@pytest.mark.limit(60)
+@pytest.mark.limit(300)
 def test_a_signal_before_there_is_a_folder_leaves_none(tmp_path: Path) -> None:
     process = runs.start("train", "continuous", f"run.folder={tmp_path / 'run'}", *LONG, cwd=tmp_path)
     time.sleep(0.3)
@@ -62,7 +69,7 @@ def test_a_signal_before_there_is_a_folder_leaves_none(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists() or code == 75
 
 
-@pytest.mark.limit(60)
+@pytest.mark.limit(300)
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = runs.start(
@@ -82,3 +89,79 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     code, _, errors = runs.finish(process, 5)
     assert code == -signal.SIGINT
     assert "Traceback" not in errors
+
+
+MOMENTS: dict[str, tuple[Any, str]] = {
+    "start": (Checkpoints, "restore"),
+    "update": (Learner, "update"),
+    "evaluation": (evaluation, "_play"),
+    "save of rows": (snapshot, "write_segment"),
+    "save": (snapshot, "_write"),
+    "removal": (snapshot, "prune"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(configuration(folder, "Pendulum-v1"))
+    return folder
+
+
+@pytest.mark.limit(300)
+@pytest.mark.parametrize(
+    ("moment", "number"), zip(MOMENTS, 2 * [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], strict=True)
+)
+def test_a_signal_in_the_middle_of_anything_loses_nothing(
+    tmp_path: Path, whole: Path, moment: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, name = MOMENTS[moment]
+    does, at = getattr(holder, name), 1 if moment == "start" else 2
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        nonlocal at
+        at -= 1
+        if at == 0:
+            os.kill(os.getpid(), number)
+        return does(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(holder, name, interrupted)
+        with pytest.raises(Preempted, match=rf"{number.name} came; saved at (\d+) frames") as stopped:
+            train(configuration(tmp_path / "run", "Pendulum-v1"))
+    assert at <= 0
+    saved = re.search(r"saved at (\d+) frames", str(stopped.value))
+    assert saved and snapshot.frames_in(tmp_path / "run" / "checkpoints")[0] == int(saved[1]) < 240
+    train(configuration(tmp_path / "run", "Pendulum-v1"))
+    assert table(tmp_path / "run") == table(whole)
+    assert digest(tmp_path / "run") == digest(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.limit(2 * 3600)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_at_twenty_random_moments_saves_or_leaves_no_folder(tmp_path: Path, number: signal.Signals) -> None:
+    draw = random.Random(number)
+    settings = [word for word in LONG if not word.startswith(("checkpoint", "evaluate.every"))]
+    settings += ["checkpoint.every=50", "evaluate.every=50"]
+    begun_at = time.monotonic()
+    first = runs.start("train", "continuous", f"run.folder={tmp_path / 'first'}", *settings, cwd=tmp_path)
+    runs.wait_until(lambda: bool(snapshot.frames_in(tmp_path / "first" / "checkpoints")), first)
+    start_up = time.monotonic() - begun_at
+    first.kill()
+    runs.finish(first)
+    for attempt in range(20):
+        folder = tmp_path / str(attempt)
+        process = runs.start("train", "continuous", f"run.folder={folder}", *settings, cwd=tmp_path)
+        time.sleep(draw.uniform(0, 2 * start_up))
+        os.killpg(process.pid, number)
+        code, _, errors = runs.finish(process, 15)
+        if not folder.exists():
+            assert code in (-number, 130), errors
+            continue
+        assert code == 75, errors
+        saved = re.search(r"saved at (\d+) frames", errors)
+        assert saved
+        assert snapshot.verify(folder / "checkpoints" / saved[1]).frames == int(saved[1])
+        assert list(runs.family(process.pid)) == []
+        assert not [path for path in folder.rglob(".*") if path.name != ".lock"]

@@ -18,7 +18,7 @@ from sac_torchrl import snapshot
 from sac_torchrl.errors import DiskError
 
 __all__ = ["global_generator"]
-pytestmark = pytest.mark.limit(120)
+pytestmark = pytest.mark.limit(300)
 
 
 def test_a_process_killed_at_any_moment_of_a_resume_changes_nothing(tmp_path: Path) -> None:
