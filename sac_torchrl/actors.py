@@ -61,7 +61,8 @@ class WithEntropy(nn.Module):
 
     def forward(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and entropy."""
-        return logits, Categorical(logits=logits).entropy()
+        entropy: Tensor = Categorical(logits=logits).entropy()  # type: ignore[no-untyped-call]  # torch leaves it so
+        return logits, entropy
 
 
 def tanh_normal_actor(network: nn.Module, specs: Specs, *, std: Std = Std.clip) -> ProbabilisticActor:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
+from torchrl.data import Categorical, LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import RoundRobinWriter
 from torchrl.data.replay_buffers.samplers import Sampler
 
@@ -138,7 +138,9 @@ def rows(batch: TensorDictBase, specs: Specs) -> TensorDictBase:
     if specs.n_steps > 1:
         chosen.set(SPAN, torch.ones(*batch.shape, 1, dtype=torch.int32, device=device))
     if specs.entropy and ENTROPY not in chosen:
-        chosen.set(ENTROPY, torch.full(batch.shape, math.log(specs.action.space.n), device=device))
+        actions = specs.action
+        assert isinstance(actions, Categorical)  # no other actions come with an entropy
+        chosen.set(ENTROPY, torch.full(batch.shape, math.log(actions.space.n), device=device))
     flat: TensorDictBase = chosen.reshape(-1)
     return flat
 

@@ -109,7 +109,7 @@ RESULTS: dict[str, Any] = {"none": None, "four": (np.zeros(2, np.float32), 0.0, 
 class Faulty(Sound):
     """Sound for a while, then not: `observation`, `reward` or `result` is what it returns from then on."""
 
-    def __init__(self, when: int, **fault: Any) -> None:
+    def __init__(self, when: int = WHEN, **fault: Any) -> None:
         super().__init__()
         self._when = when
         self._fault = fault

@@ -85,7 +85,7 @@ def test_the_temperature_stays_within_its_bounds(execution: Execution) -> None:
     # Far above and far below what the policy does, so that the temperature runs to either bound.
     for ratio, bound in ((0.99, 1.5), (0.0, 0.7)):
         learner = build(
-            execution=execution, lr=0.1, target_entropy_ratio=ratio, min_alpha=0.7, max_alpha=1.5, critics=1
+            execution=execution, lr=0.1, target_entropy_ratio=ratio, alpha=1.0, min_alpha=0.7, max_alpha=1.5, critics=1
         )
         with torch.no_grad():
             for leaf in learner.agent.actor.parameters():
@@ -157,8 +157,8 @@ def test_a_target_out_of_reach_is_told_where_a_run_looks_at_its_metrics(caplog: 
         ({"target_entropy_ratio_end": 0.5}, "belong together"),
         ({"target_entropy_updates": 5}, "belong together"),
         ({"target_entropy_ratio_end": 0.5, "target_entropy_updates": -5}, "target_entropy_updates=-5"),
-        ({"min_alpha": 2.0}, "variant.alpha=1.0 does not lie from variant.min_alpha=2.0"),
-        ({"max_alpha": 0.5}, "variant.max_alpha=0.5"),
+        ({"alpha": 1.0, "min_alpha": 2.0}, "variant.alpha=1.0 does not lie from variant.min_alpha=2.0"),
+        ({"alpha": 1.0, "max_alpha": 0.5}, "variant.max_alpha=0.5"),
         ({"min_alpha": -1.0}, "variant.min_alpha=-1.0"),
         ({"q_clip": 0.0}, "variant.q_clip=0.0"),
     ],
