@@ -201,8 +201,8 @@ class Learner:
         from the newest update that computed it. Where the rows of `batch` are prioritised, their absolute TD errors
         `(batch,)` are written into it as `td_error`.
         """
-        keys = [key for key in self.agent.loss.in_keys if key in batch.keys(include_nested=True)]
-        inputs = [batch.get(key) for key in keys]
+        found = {key: tensor for key in self.agent.loss.in_keys if (tensor := batch.get(key, None)) is not None}
+        keys, inputs = list(found), list(found.values())
         form = tuple((key, tensor.shape, tensor.dtype) for key, tensor in zip(keys, inputs, strict=True))
         steps, self.updates = self._steps(), self.updates + 1
         if (settings := self._settings()) != self._recorded_settings:  # A scheduler may have changed a learning rate.
@@ -213,10 +213,10 @@ class Learner:
             self._programs[form, *steps, moving] = self._program(steps, keys, inputs, moving=moving)
         program, told = self._programs[form, *steps, moving]
         values = program(*inputs)
-        found = dict(zip(chain.from_iterable(told), values, strict=True))
-        if ERROR in found:
-            batch.set(ERROR, found.pop(ERROR))
-        self._newest |= found
+        metrics = dict(zip(chain.from_iterable(told), values, strict=True))
+        if ERROR in metrics:
+            batch.set(ERROR, metrics.pop(ERROR))
+        self._newest |= metrics
         if self.updates in self._resets:
             self.reset()
         self.agent.temperature.step(self.updates)
