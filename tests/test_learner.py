@@ -115,7 +115,7 @@ def test_a_learning_rate_that_is_changed_between_updates_is_used(execution: Exec
 @pytest.mark.parametrize("critics", [1, 2])
 def test_an_update_is_one_adam_step_on_every_loss_and_then_one_target_step(discrete: bool, critics: int) -> None:
     """Adam's first step is lr x gradient / (|gradient| + eps); all gradients are of the weights before."""
-    learner, reference = (build(discrete=discrete, critics=critics, alpha=0.5, lr=1e-3) for _ in range(2))
+    learner, reference = (build(discrete=discrete, critics=critics, alpha=0.5, tau=0.005, lr=1e-3) for _ in range(2))
     [batch] = batches(1, discrete=discrete)
     [metrics] = train(learner, [batch])
     loss = reference.agent.loss
