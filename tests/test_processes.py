@@ -121,17 +121,44 @@ class Told(nn.Module):
         return torch.cat([told, torch.full_like(told, -20.0)], -1)
 
 
-@pytest.mark.parametrize(("kind", "lag"), [("direct", 0), ("processes", 0), ("pipelined", 1)])
-def test_the_acting_policy_is_as_many_steps_old_as_stated(kind: str, lag: int) -> None:
+@pytest.mark.parametrize(
+    ("collector", "at_once", "lag"),
+    [
+        (Direct(), 1, 0),
+        (Processes(workers=2), 1, 0),
+        (Processes(workers=2, pipelined=True, steps=1), 1, 1),
+        (Processes(workers=2, pipelined=True, steps=4), 4, 1),
+    ],
+)
+def test_the_acting_policy_is_as_many_steps_old_as_stated(collector: Collecting, at_once: int, lag: int) -> None:
     policy = Told()
-    experience, rows = start(KINDS[kind], count=3, frames=60, policy=policy, random_frames=0)
+    experience, rows = start(collector, count=3, frames=60, policy=policy, random_frames=0)
     lags = []
-    for number, _ in enumerate(experience, start=1):
+    for number, new_frames in enumerate(experience, start=1):
+        assert new_frames == 3 * at_once
         policy.told.data.fill_(0.01 * number)
         lags.append(experience.metrics()["train/policy_lag"])
     told = rows()["action"].atanh().mul(100).round().int().flatten().tolist()
-    assert told == [max(0, step - lag) for step in range(20) for _ in range(3)]
-    assert lags == [0.0, *[3.0 * lag] * 19]
+    assert told == [max(0, step // at_once - lag) for step in range(20) for _ in range(3)]
+    # Each of the steps at once is a step further from the policy than the one before.
+    within = 3.0 * (at_once - 1) / 2
+    assert lags == [within, *[3.0 * at_once * lag + within] * (20 // at_once - 1)]
+
+
+def test_a_learner_beside_workers_leaves_them_their_cores() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        for collector, left in ((Processes(workers=2), 8), (KINDS["pipelined"], 2), (KINDS["async"], 2)):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("sac_torchrl.collectors.remote.default_workers", lambda: 4)
+                steps = iter(start(collector, count=2, frames=1000)[0])
+                next(steps)
+                assert torch.get_num_threads() == left
+                cast(Any, steps).close()
+            assert torch.get_num_threads() == 8
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_pipelined_run_comes_out_again() -> None:
@@ -234,11 +261,14 @@ def test_a_killed_worker_with_a_policy_is_replaced(kind: str, caplog: pytest.Log
         dataclasses.replace(cast(Any, KINDS[kind]), restarts=1), count=3, frames=200_000, random_frames=0
     )
     with caplog.at_level(logging.WARNING):
-        for number, _ in enumerate(experience):
-            if number == 5:
+        killed = False
+        for _ in experience:
+            numbers = len(rows()["observation"][:, 0].unique())
+            if not killed and numbers == 3:  # its environments have rows, by which they are told from the new ones
                 os.kill(worker_pids()[0], signal.SIGKILL)
+                killed = True
             time.sleep(0.01)  # a learner's time, in which a new worker starts before all frames are made
-            if len(rows()["observation"][:, 0].unique()) > 3:
+            if numbers > 3 and experience.frames > 300:  # by then episodes have ended
                 break
     assert experience.frames == len(rows()) < 200_000
     assert len(counting.check(rows(), environments=None)) in (4, 5)

@@ -15,27 +15,27 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torchrl.collectors import Collector
-from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.actors import ENTROPY, acting
 from sac_torchrl.agent import Specs
-from sac_torchrl.collectors.experience import Collecting, Experience, Steps
+from sac_torchrl.collectors.experience import Collecting, Experience, Job, Lost, Steps
 from sac_torchrl.collectors.workers import (
+    Beginning,
     Budget,
     EnvironmentFailed,
+    begin,
     check,
     open_numbered,
     refuse_simulator,
     split,
     tell_resumed,
 )
-from sac_torchrl.envs import Env, seeds, wrapped
+from sac_torchrl.envs import Env, wrapped
 from sac_torchrl.errors import ConfigError, WorkerDied
 from sac_torchrl.replay import rows
 from sac_torchrl.spaces import short
@@ -64,19 +64,9 @@ class Ray(Collecting):
         if self.steps < 1:
             raise ConfigError(f"collector.steps={self.steps}: give 1 or more.")
 
-    def build(
-        self,
-        env: Env,
-        actor: ProbabilisticActor,
-        buffer: TensorDictReplayBuffer,
-        *,
-        specs: Specs,
-        total_frames: int,
-        random_frames: int,
-        seed: int,
-    ) -> Experience:
+    def start(self, job: Job) -> Experience:
         """Connect them; raises ConfigError without Ray, and for a cluster without a token."""
-        refuse_simulator(env)
+        refuse_simulator(job.env)
         if importlib.util.find_spec("ray") is None:
             raise ConfigError("collector=ray needs Ray: pip install 'sac_torchrl[ray]'.")
         if self.address is not None and not _has_token():
@@ -84,28 +74,18 @@ class Ray(Collecting):
                 f"collector.address={self.address}: whoever reaches an open Ray cluster runs code on it; start it and "
                 "this run with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (docs/ray.md)."
             )
-        return InCluster(
-            env,
-            self,
-            actor,
-            buffer,
-            specs=specs,
-            total_frames=total_frames,
-            random_frames=random_frames,
-            seed=seed,
-        )
+        return InCluster(job, self)
 
 
 class InCluster(Experience):
     """Workers on a Ray cluster that go on while the learner learns."""
 
-    def __init__(self, env: Env, plan: Ray, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, count=env.count, **options)
-        self._env = env
+    def __init__(self, job: Job, plan: Ray) -> None:
+        super().__init__(job)
         self._plan = plan
-        self._slices = split(env.count, plan.workers or env.count)
+        self._slices = split(job.env.count, plan.workers or job.env.count)
 
-    def _collect(self) -> Generator[list[Steps], None, None]:
+    def _collect(self) -> Generator[list[Steps | Lost], None, None]:
         self._ray: Any = importlib.import_module("ray")
         tell_resumed(self.frames)
         self._budget, self._incarnations = Budget(self._plan.restarts), 0
@@ -144,39 +124,25 @@ class InCluster(Experience):
             )
 
     def _recruit(self, environments: range) -> "_Remote":
-        seed = self._seed + self.frames
-        words = seeds(seed, self._count)
-        if self._incarnations:
-            words = np.random.SeedSequence([seed, self._incarnations]).generate_state(self._count).tolist()
-        return _Remote(
-            self._ray,
-            environments,
-            self._env,
-            self._actor,
-            self._plan,
-            seeds=words[environments.start : environments.stop],
-            exploration=int(np.random.SeedSequence([*words, environments.start]).generate_state(1)[0]),
-            # Whole steps, as everywhere.
-            random_steps=-(-max(0, self._random_frames - self.frames) // self._count),
-            learned=self.frames,
-        )
+        beginning = begin(self._job, environments, frames=self.frames, incarnation=self._incarnations)
+        return _Remote(self._ray, self._job, self._plan, environments, beginning, learned=self.frames)
 
-    def _take(self) -> list[Steps]:
+    def _take(self) -> list[Steps | Lost]:
         """The steps of the first worker that has some, which then makes the next ones."""
         by_task = {remote.task: remote for remote in self._crew}
         wait = max(0.0, min(remote.deadline for remote in self._crew) - time.monotonic())
         ready, _ = self._ray.wait(list(by_task), timeout=wait)
         remote = by_task[ready[0]] if ready else min(self._crew, key=lambda remote: remote.deadline)
+        made = list[Steps | Lost]()
         try:
-            made = remote.receive(self._specs, stored=self.frames)
-            remote.go_on(self._actor, learned=self.frames)
+            made += remote.receive(self._job.specs, stored=self.frames)
+            remote.go_on(self._job.actor, learned=self.frames)
         except WorkerDied as died:
             self._budget.spend(died)
             remote.close()
-            self._cut(torch.arange(remote.environments.start, remote.environments.stop))
             self._incarnations += 1
             self._crew[self._crew.index(remote)] = self._recruit(remote.environments)
-            return []
+            made += [Lost(torch.arange(remote.environments.start, remote.environments.stop))]
         return made
 
 
@@ -186,41 +152,38 @@ class _Remote:
     def __init__(
         self,
         ray: Any,
-        environments: range,
-        env: Env,
-        actor: ProbabilisticActor,
+        job: Job,
         plan: Ray,
+        environments: range,
+        beginning: Beginning,
         *,
-        seeds: list[int],
-        exploration: int,
-        random_steps: int,
         learned: int,
     ) -> None:
         self.environments = environments
         self._ray = ray
-        self._id = env.id
+        self._id = job.env.id
         self._timeout = plan.timeout
         # TorchRL rounds up to whole batches.
-        self._random_steps = -(-random_steps // plan.steps) * plan.steps
-        self._policy = acting(copy.deepcopy(actor).cpu())
+        self._random_steps = -(-beginning.random_steps // plan.steps) * plan.steps
+        self._policy = acting(copy.deepcopy(job.actor).cpu())
         distributed: Any = importlib.import_module("torchrl.collectors.distributed")
         with warnings.catch_warnings():
             # Of Ray and TorchRL about each other.
             warnings.simplefilter("ignore")
             self._collector = distributed.RayCollector(
-                [partial(_open, env, environments, seeds, exploration)],
+                [partial(_open, job.env, environments, beginning.seeds, beginning.exploration)],
                 self._policy,
                 collector_class=Collector,
                 frames_per_batch=plan.steps * len(environments),
                 total_frames=-1,
-                init_random_frames=random_steps * len(environments),
+                init_random_frames=beginning.random_steps * len(environments),
                 device=torch.device("cpu"),
                 sync=True,
                 remote_configs={"num_cpus": 1},
                 collector_kwargs={"track_traj_ids": False, "auto_register_policy_transforms": False},
             )
             [self._actor] = self._collector.remote_collectors
-            self.go_on(actor, learned=learned)
+            self.go_on(job.actor, learned=learned)
 
     def go_on(self, actor: ProbabilisticActor, *, learned: int) -> None:
         """Have it make the next steps, with the weights of `actor`, which learned from so many frames."""
@@ -235,7 +198,7 @@ class _Remote:
         self.task = self._actor.next.remote()
         self.deadline = time.monotonic() + self._timeout
 
-    def receive(self, specs: Specs, *, stored: int) -> list[Steps]:
+    def receive(self, specs: Specs, *, stored: int) -> list[Steps | Lost]:
         """Take its steps; raises WorkerDied."""
         try:
             batch = self._ray.get(self.task, timeout=max(0.0, self.deadline - time.monotonic()))
@@ -248,19 +211,15 @@ class _Remote:
         except self._ray.exceptions.RayError as error:
             raise self._died(f"is gone ({type(error).__name__})") from error
         whose = slice(self.environments.start, self.environments.stop)
-        behind = stored - self._learned
-        steps = batch.unbind(-1)
+        batch = batch.transpose(0, 1)
+        behind = stored - self._learned + (len(batch) - 1) / 2 * len(self.environments)
+        uniform, self._random_steps = self._random_steps, max(0, self._random_steps - len(batch))
+        made = list[Steps | Lost]()
         # TorchRL has zeros in place of what the policy would have told of its random actions.
-        uniform, self._random_steps = self._random_steps, max(0, self._random_steps - len(steps))
-        return [
-            Steps(
-                rows(step.exclude(ENTROPY) if number < uniform else step, specs),
-                step["next", "done"].reshape(-1),
-                whose,
-                behind=behind,
-            )
-            for number, step in enumerate(steps)
-        ]
+        for part in (batch[:uniform].exclude(ENTROPY), batch[uniform:]):
+            if len(part):
+                made.append(Steps(rows(part, specs), part["next", "done"].squeeze(-1), whose, behind=behind))
+        return made
 
     def close(self) -> None:
         """End it whatever it does."""

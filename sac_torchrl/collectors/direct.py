@@ -8,17 +8,14 @@ from typing import Any, cast
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import Collector
-from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase, GymWrapper
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl import envstate, generators
 from sac_torchrl.actors import acting
-from sac_torchrl.agent import Specs
-from sac_torchrl.collectors.experience import Collecting, Experience, Steps
+from sac_torchrl.collectors.experience import Collecting, Experience, Job, Lost, Steps
 from sac_torchrl.collectors.vector import VectorCollector
-from sac_torchrl.envs import Env
 from sac_torchrl.errors import CheckpointError, EnvironmentFault
 from sac_torchrl.guards import Watch
 from sac_torchrl.replay import rows
@@ -31,75 +28,38 @@ log = logging.getLogger(__name__)
 class Direct(Collecting):
     """All environments in this process, one step of each between two looks at the replay ratio."""
 
-    def build(
-        self,
-        env: Env,
-        actor: ProbabilisticActor,
-        buffer: TensorDictReplayBuffer,
-        *,
-        specs: Specs,
-        total_frames: int,
-        random_frames: int,
-        seed: int,
-    ) -> Experience:
+    def start(self, job: Job) -> Experience:
         """Connect them; the policy acts with the very parameters that the learner trains, so nothing is copied."""
-        return InProcess(
-            env.build(device=next(actor.parameters()).device),
-            actor,
-            buffer,
-            specs=specs,
-            total_frames=total_frames,
-            random_frames=random_frames,
-            seed=seed,
-        )
+        return InProcess(job)
 
 
 class InProcess(Experience):
-    """The environments of `env`, of batch size `(count,)`, stepped together by this process."""
+    """The environments stepped together by this process."""
 
-    def __init__(
-        self,
-        env: EnvBase,
-        actor: ProbabilisticActor,
-        buffer: TensorDictReplayBuffer,
-        *,
-        specs: Specs,
-        total_frames: int,
-        random_frames: int,
-        seed: int,
-    ) -> None:
-        super().__init__(
-            actor,
-            buffer,
-            specs=specs,
-            count=env.numel(),
-            total_frames=total_frames,
-            random_frames=random_frames,
-            seed=seed,
-            device=env.device,
-        )
-        self._env = env
+    def __init__(self, job: Job) -> None:
+        self._env = job.env.build(device=next(job.actor.parameters()).device)
+        super().__init__(job, device=self._env.device)
         self._running: TensorDictBase | None = None
         self._cutting = self._told_of_cuts = False
         self._watch = Watch()
 
-    def _collect(self) -> Generator[list[Steps], None, None]:
+    def _collect(self) -> Generator[list[Steps | Lost], None, None]:
         with generators.kept():
-            self._env.set_seed(self._seed + self.frames)
-            remaining = max(0, self._random_frames - self.frames)
-            collector = collecting(self._env, self._actor, random_frames=remaining)
+            self._env.set_seed(self._job.seed + self.frames)
+            remaining = max(0, self._job.random_frames - self.frames)
+            collector = collecting(self._env, self._job.actor, random_frames=remaining)
             self._continue(collector)
         try:
             for batch in collector:
                 self._running = collector._carrier  # what the next step begins from; TorchRL has no public name for it
-                new = rows(batch, self._specs)
+                new = rows(batch, self._job.specs)
                 if not isinstance(self._env, GymWrapper):  # those are looked at one by one, at their edge
                     self._watch.see(value for value in new.values(True, True) if value.is_floating_point())
-                yield [Steps(new, batch["next", "done"].reshape(-1), slice(None))]
+                yield [Steps(new, batch["next", "done"].reshape(1, -1), slice(None))]
                 if self._cutting:
                     self._store(self._n_step.cut())
                     with generators.kept():
-                        self._env.set_seed(self._seed + self.frames)
+                        self._env.set_seed(self._job.seed + self.frames)
                         collector.reset()
                     self._cut(torch.arange(len(self._returns)))
                     self._cutting = False

@@ -4,7 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,17 +19,49 @@ from sac_torchrl.nstep import NStep
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Transitions that were just collected, at most one of each environment.
+class Job:
+    """What is to be collected: `actor` acts in the environments of `env`, and their transitions go to `buffer`.
 
-    `rows` `(n,)` are what the buffer stores, `done` `(n,)` says which of them ended an episode, `environments` whose
-    they are, and `behind` how many frames the policy that acted had not learned from, though they were stored.
+    The first `random_frames` actions are drawn uniformly; it is over with `total_frames`, those of all environments.
+    """
+
+    env: Env
+    actor: ProbabilisticActor
+    buffer: TensorDictReplayBuffer
+    specs: Specs
+    total_frames: int
+    random_frames: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Transitions that were just collected: some steps of `n` environments.
+
+    `rows` `(steps * n,)`, one step after the other, are what the buffer stores, `done` `(steps, n)` says which of them
+    ended an episode, `environments` whose they are, and `behind` how many frames the policy that acted had not learned
+    from, though they were stored, as a mean.
     """
 
     rows: TensorDictBase
     done: Tensor
     environments: slice | Tensor
-    behind: int = 0
+    behind: float = 0.0
+
+    def first(self, frames: int) -> "Steps":
+        """As many of these steps as make that many frames, or all."""
+        steps = -(-frames // max(1, self.done.shape[1]))
+        if steps >= len(self.done):
+            return self
+        done = self.done[:steps]
+        return replace(self, rows=self.rows[: done.numel()], done=done)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The running episodes of these environments `(n,)` broke off after the steps before: they are nobody's return."""
+
+    environments: Tensor
 
 
 class Experience(ABC):
@@ -42,27 +74,11 @@ class Experience(ABC):
     two are the same. Environments in other processes start new episodes after a resume.
     """
 
-    def __init__(
-        self,
-        actor: ProbabilisticActor,
-        buffer: TensorDictReplayBuffer,
-        *,
-        specs: Specs,
-        count: int,
-        total_frames: int,
-        random_frames: int,
-        seed: int,
-        device: torch.device | None = None,
-    ) -> None:
+    def __init__(self, job: Job, *, device: torch.device | None = None) -> None:
+        count, specs = job.env.count, job.specs
         self.frames = 0
-        self._actor = actor
-        self._buffer = buffer
-        self._specs = specs
-        self._count = count
+        self._job = job
         self._n_step = NStep(specs.n_steps, gamma=specs.gamma, count=count)
-        self._total_frames = total_frames
-        self._random_frames = random_frames
-        self._seed = seed
         # They stay where the transitions are made, and are read when they are logged: a look costs a GPU its lead.
         self._returns = torch.zeros(count, dtype=torch.float64, device=device)
         self._lengths = torch.zeros(count, dtype=torch.int64, device=device)
@@ -85,22 +101,21 @@ class Experience(ABC):
             for made in collected:
                 before = self.frames
                 for steps in made:
-                    if new := len(steps.rows):
-                        self._store(self._n_step(steps.rows, steps.done, steps.environments))
-                        self.frames += new
-                        self._behind += new * steps.behind
-                        self._follow(steps)
-                    if self.frames >= self._total_frames:
+                    if isinstance(steps, Lost):
+                        self._cut(steps.environments)
+                    else:
+                        self._take(steps.first(self._job.total_frames - self.frames))
+                    if self.finished:
                         break
                 if self.frames > before:
                     yield self.frames - before
-                if self.frames >= self._total_frames:
+                if self.finished:
                     break
 
     @property
     def finished(self) -> bool:
         """Whether `total_frames` have been collected."""
-        return self.frames >= self._total_frames
+        return self.frames >= self._job.total_frames
 
     def metrics(self) -> dict[str, float]:
         """Mean return and length of the training episodes that ended since the last call, and frames per second.
@@ -153,27 +168,41 @@ class Experience(ABC):
         return None
 
     @abstractmethod
-    def _collect(self) -> Generator[list[Steps], None, None]:
+    def _collect(self) -> Generator[list[Steps | Lost], None, None]:
         """Open the environments and step them, for as long as somebody asks; close them at the end."""
 
-    def _store(self, rows: TensorDictBase) -> None:
-        if len(rows):
-            self._buffer.extend(rows)
-
-    def _follow(self, steps: Steps) -> None:
-        """Keep the sums of the episodes that are running, and of those that ended."""
-        whose, done = steps.environments, steps.done
-        returns = self._returns[whose] + steps.rows["next", "reward"].reshape(-1)
-        lengths = self._lengths[whose] + 1
-        if done.is_cpu and not done.any():
-            self._returns[whose], self._lengths[whose] = returns, lengths
+    def _take(self, steps: Steps) -> None:
+        """Store them and keep the sums of the episodes that are running, and of those that ended."""
+        new = len(steps.rows)
+        if not new:
             return
+        if self._job.specs.n_steps == 1:
+            self._store(steps.rows)
+        else:
+            for rows, done in zip(steps.rows.split(steps.done.shape[1]), steps.done, strict=True):
+                self._store(self._n_step(rows, done, steps.environments))
+        self.frames += new
+        self._behind += new * steps.behind
+        rewards = steps.rows["next", "reward"].reshape(steps.done.shape)
+        if steps.done.is_cpu and not steps.done.any():
+            self._returns[steps.environments] += rewards.sum(0, dtype=torch.float64)
+            self._lengths[steps.environments] += len(rewards)
+            return
+        for reward, done in zip(rewards, steps.done, strict=True):
+            self._follow(reward, done, steps.environments)
+
+    def _follow(self, reward: Tensor, done: Tensor, whose: slice | Tensor) -> None:
+        returns, lengths = self._returns[whose] + reward, self._lengths[whose] + 1
         self._ended += torch.stack([done.double().sum(), (returns * done).sum(), (lengths * done).sum().double()])
         self._returns[whose] = returns * ~done
         self._lengths[whose] = lengths * ~done
 
+    def _store(self, rows: TensorDictBase) -> None:
+        if len(rows):
+            self._job.buffer.extend(rows)
+
     def _cut(self, environments: Tensor) -> None:
-        """Forget the running episodes of these: they were lost and are nobody's return. Their frames are stored."""
+        """Forget the running episodes of these, whose frames are stored."""
         self._store(self._n_step.cut(environments))
         self._returns[environments], self._lengths[environments] = 0.0, 0
 
@@ -182,7 +211,6 @@ class Experience(ABC):
 class Collecting(ABC):
     """What `collector=NAME` chooses."""
 
-    @abstractmethod
     def build(
         self,
         env: Env,
@@ -195,3 +223,8 @@ class Collecting(ABC):
         seed: int,
     ) -> Experience:
         """Connect `actor`, acting in the environments of `env`, to `buffer`; nothing is stepped before an iteration."""
+        return self.start(Job(env, actor, buffer, specs, total_frames, random_frames, seed))
+
+    @abstractmethod
+    def start(self, job: Job) -> Experience:
+        """What `build` returns; raises ConfigError for a job that this kind cannot do."""

@@ -2,14 +2,9 @@
 
 from dataclasses import dataclass
 
-from torchrl.data import TensorDictReplayBuffer
-from torchrl.modules import ProbabilisticActor
-
-from sac_torchrl.agent import Specs
-from sac_torchrl.collectors.experience import Collecting, Experience
+from sac_torchrl.collectors.experience import Collecting, Experience, Job
 from sac_torchrl.collectors.remote import FreeRunning
 from sac_torchrl.collectors.workers import check, default_workers, refuse_simulator
-from sac_torchrl.envs import Env
 from sac_torchrl.errors import ConfigError
 
 
@@ -36,30 +31,15 @@ class Async(Collecting):
         if self.slack is not None and self.slack < 1:
             raise ConfigError(f"collector.slack={self.slack}: give at least env.count frames, or null.")
 
-    def build(
-        self,
-        env: Env,
-        actor: ProbabilisticActor,
-        buffer: TensorDictReplayBuffer,
-        *,
-        specs: Specs,
-        total_frames: int,
-        random_frames: int,
-        seed: int,
-    ) -> Experience:
+    def start(self, job: Job) -> Experience:
         """Connect them; raises ConfigError where the slack is less than a step of every environment."""
-        refuse_simulator(env)
-        slack = 16 * env.count if self.slack is None else self.slack
-        if slack < env.count:
-            raise ConfigError(f"collector.slack={slack}: give at least {env.count}, the env.count, or null.")
+        refuse_simulator(job.env)
+        count = job.env.count
+        slack = 16 * count if self.slack is None else self.slack
+        if slack < count:
+            raise ConfigError(f"collector.slack={slack}: give at least {count}, the env.count, or null.")
         return FreeRunning(
-            env,
-            actor,
-            buffer,
-            specs=specs,
-            total_frames=total_frames,
-            random_frames=random_frames,
-            seed=seed,
+            job,
             workers=self.workers or default_workers(),
             timeout=self.timeout,
             restarts=self.restarts,

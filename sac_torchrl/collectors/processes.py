@@ -9,30 +9,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from torchrl.data import TensorDictReplayBuffer
-from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl import generators
-from sac_torchrl.agent import Specs
 from sac_torchrl.collectors.direct import stepping
-from sac_torchrl.collectors.experience import Collecting, Experience, Steps
+from sac_torchrl.collectors.experience import Collecting, Experience, Job, Lost, Steps
 from sac_torchrl.collectors.remote import Pipelined
 from sac_torchrl.collectors.workers import (
     Budget,
+    Slice,
     Worker,
     check,
     close,
     default_workers,
     listen,
-    open_numbered,
     refuse_simulator,
     split,
     tell_resumed,
 )
 from sac_torchrl.envs import Env, seeds, wrapped
-from sac_torchrl.errors import WorkerDied
+from sac_torchrl.errors import ConfigError, WorkerDied
 from sac_torchrl.replay import rows
 
 
@@ -40,8 +37,8 @@ from sac_torchrl.replay import rows
 class Processes(Collecting):
     """Environments in `workers` processes (one a core where null), all stepped at once, one step between two looks.
 
-    Where `pipelined`, the workers hold copies of the policy too, and make the next step while the learner learns from
-    the last one: the acting policy is one step old, always, and the number of updates is the same.
+    Where `pipelined`, the workers hold copies of the policy too, and make the next `steps` steps while the learner
+    learns from the last ones: the acting policy is from before those, always, and the number of updates is the same.
 
     A worker that is killed, raises, or takes more than `timeout` seconds for a step of its environments is replaced
     up to `restarts` times in a run; its episodes end there, without the interrupted step. The next failure ends the
@@ -50,62 +47,45 @@ class Processes(Collecting):
 
     workers: int | None = None
     pipelined: bool = False
+    steps: int = 8
     timeout: float = 10.0
     restarts: int = 0
 
     def __post_init__(self) -> None:
         check(workers=self.workers, timeout=self.timeout, restarts=self.restarts)
+        if self.steps < 1:
+            raise ConfigError(f"collector.steps={self.steps}: give 1 or more.")
 
-    def build(
-        self,
-        env: Env,
-        actor: ProbabilisticActor,
-        buffer: TensorDictReplayBuffer,
-        *,
-        specs: Specs,
-        total_frames: int,
-        random_frames: int,
-        seed: int,
-    ) -> Experience:
+    def start(self, job: Job) -> Experience:
         """Connect them; the policy acts here with the very parameters that the learner trains, unless pipelined."""
-        refuse_simulator(env)
-        kind = Pipelined if self.pipelined else InWorkers
-        return kind(
-            env,
-            actor,
-            buffer,
-            specs=specs,
-            total_frames=total_frames,
-            random_frames=random_frames,
-            seed=seed,
-            workers=self.workers or default_workers(),
-            timeout=self.timeout,
-            restarts=self.restarts,
-        )
+        refuse_simulator(job.env)
+        workers = self.workers or default_workers()
+        if self.pipelined:
+            return Pipelined(job, steps=self.steps, workers=workers, timeout=self.timeout, restarts=self.restarts)
+        return InWorkers(job, workers=workers, timeout=self.timeout, restarts=self.restarts)
 
 
 class InWorkers(Experience):
     """Environments in other processes, all stepped at once; the policy acts in this one."""
 
-    def __init__(self, env: Env, *arguments: Any, workers: int, timeout: float, restarts: int, **options: Any) -> None:
-        super().__init__(*arguments, count=env.count, **options)
-        self._opening = partial(ProcessEnvs, env, workers=workers, timeout=timeout, restarts=restarts)
+    def __init__(self, job: Job, *, workers: int, timeout: float, restarts: int) -> None:
+        super().__init__(job)
+        self._opening = partial(ProcessEnvs, job.env, workers=workers, timeout=timeout, restarts=restarts)
 
-    def _collect(self) -> Generator[list[Steps], None, None]:
+    def _collect(self) -> Generator[list[Steps | Lost], None, None]:
         tell_resumed(self.frames)
         with closing(self._opening()) as envs:
             env = wrapped(envs)
             with generators.kept():  # TorchRL seeds torch's generator as well
-                env.set_seed(self._seed + self.frames)
-            remaining = max(0, self._random_frames - self.frames)
-            with closing(stepping(env, self._actor, random_frames=remaining)) as batches:
+                env.set_seed(self._job.seed + self.frames)
+            remaining = max(0, self._job.random_frames - self.frames)
+            with closing(stepping(env, self._job.actor, random_frames=remaining)) as batches:
                 for batch in batches:
-                    new, done = rows(batch, self._specs), batch["next", "done"].reshape(-1)
+                    new, done = rows(batch, self._job.specs), batch["next", "done"].reshape(1, -1)
                     if envs.lost.any():
                         lost = torch.from_numpy(envs.lost)
                         kept = (~lost).nonzero().flatten()
-                        self._cut(lost.nonzero().flatten())
-                        yield [Steps(new[kept], done[kept], kept)]
+                        yield [Lost(lost.nonzero().flatten()), Steps(new[kept], done[:, kept], kept)]
                     else:
                         yield [Steps(new, done, slice(None))]
 
@@ -165,7 +145,7 @@ class ProcessEnvs(VectorEnv[Any, Any, Any]):
                 asked.add(number)
                 new = self._new_seeds()[whose] if number in self._unstarted else given[whose]
                 self._unstarted.discard(number)
-                self._send(number, ("reset", (new, mask[whose])))
+                self._send(number, (new, mask[whose]))
         answers = self._answers(asked)
         for number in asked:
             if (answer := answers[number]) is not None:
@@ -178,7 +158,8 @@ class ProcessEnvs(VectorEnv[Any, Any, Any]):
         asked = set(range(len(self._workers))) - self._unstarted
         for number in asked:
             environments = self._workers[number].environments
-            self._send(number, ("step", actions[environments.start : environments.stop]))
+            # Bytes, both ways: to pickle four arrays takes 30 microseconds.
+            self._send(number, actions[environments.start : environments.stop].tobytes())
         answers = self._answers(asked)
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
@@ -188,8 +169,12 @@ class ProcessEnvs(VectorEnv[Any, Any, Any]):
             answer = answers[number]
             if answer is None:
                 self.lost[whose] = truncated[whose] = True
-            else:
-                self._observations[whose], rewards[whose], terminated[whose], truncated[whose] = answer
+                continue
+            place = 0
+            for column in (self._observations, rewards, terminated, truncated):
+                part = column[whose]
+                part[...] = np.frombuffer(answer, part.dtype, part.size, place).reshape(part.shape)
+                place += part.nbytes
         return self._observations.copy(), rewards, terminated, truncated, {}
 
     def close_extras(self, **options: Any) -> None:
@@ -245,16 +230,13 @@ class ProcessEnvs(VectorEnv[Any, Any, Any]):
 
 def _serve(connection: Connection, environments: range, busy: Any, env: Env) -> None:
     """Step a slice of the environments as the main process says."""
-    envs = SyncVectorEnv(
-        [partial(open_numbered, env, number, busy) for number in environments],
-        autoreset_mode=AutoresetMode.DISABLED,
-    )
-    connection.send((envs.single_observation_space, envs.single_action_space))
-    while (message := connection.recv()) is not None:
-        name, argument = message
-        if name == "reset":
-            new_seeds, mask = argument
-            connection.send(envs.reset(seed=new_seeds, options={"reset_mask": mask})[0])
-        else:
-            connection.send(envs.step(argument)[:4])
-    envs.close()
+    with closing(Slice(env, environments, busy)) as envs:
+        space = envs.action_space
+        connection.send((envs.single_observation_space, envs.single_action_space))
+        while (message := connection.recv()) is not None:
+            if isinstance(message, bytes):
+                actions = np.frombuffer(message, space.dtype).reshape(space.shape or ())
+                connection.send(b"".join(part.tobytes() for part in envs.step(actions)[:4]))
+            else:
+                new_seeds, mask = message
+                connection.send(envs.reset(seed=new_seeds, options={"reset_mask": mask})[0])

@@ -1,24 +1,34 @@
 """Collection by workers that hold environments and a copy of the policy: they go on while the learner updates."""
 
 import copy
-from collections.abc import Generator
+from collections import defaultdict
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.agent import Specs
 from sac_torchrl.collectors.direct import stepping
-from sac_torchrl.collectors.experience import Experience, Steps
-from sac_torchrl.collectors.workers import Budget, Worker, close, listen, open_numbered, split, starting, tell_resumed
-from sac_torchrl.envs import Env, seeds, wrapped
+from sac_torchrl.collectors.experience import Experience, Job, Lost, Steps
+from sac_torchrl.collectors.workers import (
+    Beginning,
+    Budget,
+    Slice,
+    Worker,
+    begin,
+    close,
+    default_workers,
+    listen,
+    split,
+    starting,
+    tell_resumed,
+)
+from sac_torchrl.envs import Env, wrapped
 from sac_torchrl.errors import WorkerDied
 from sac_torchrl.packed import Packing
 from sac_torchrl.replay import layout, rows
@@ -31,21 +41,10 @@ class Acting:
     was last given have learned from.
     """
 
-    def __init__(
-        self,
-        environments: range,
-        actor: ProbabilisticActor,
-        env: Env,
-        specs: Specs,
-        *,
-        timeout: float,
-        learned: int,
-        **plan: Any,
-    ) -> None:
+    def __init__(self, job: Job, environments: range, beginning: Beginning, *, timeout: float, learned: int) -> None:
         with starting(environments):
-            self._weights = copy.deepcopy(actor).cpu().share_memory()
-        self._packing = Packing(layout(specs))
-        self._whose = slice(environments.start, environments.stop)
+            self._weights = copy.deepcopy(job.actor).cpu().share_memory()
+        self._packing = Packing(layout(job.specs))
         self._version = self._used = 0
         self._learned = {0: learned}
         self._theirs: list[Tensor] | None = None
@@ -53,7 +52,8 @@ class Acting:
         self.granted = 0
         self.ready = False
         self._timeout = timeout
-        self.worker = Worker(_serve, environments, env, self._weights, specs, plan, env=env, timeout=timeout)
+        arguments = (job.env, self._weights, job.specs, beginning)
+        self.worker = Worker(_serve, environments, *arguments, env=job.env, timeout=timeout)
 
     def refresh(self, actor: ProbabilisticActor, *, learned: int) -> None:
         """Give it the weights of `actor`, unless it has not taken over those of before: it never sees half of both."""
@@ -75,7 +75,7 @@ class Acting:
         self.granted += steps
         self.worker.send((steps, self._version))
 
-    def receive(self, *, stored: int) -> Steps | None:
+    def receive(self, *, stored: int) -> "_Step | None":
         """Take one step, made when `stored` frames were in the buffer; None where it says that it is ready."""
         answer = self.worker.receive()
         self.worker.expect(self._timeout)
@@ -84,22 +84,33 @@ class Acting:
             return None
         self._used, packed, done = answer
         self.granted -= 1
-        transitions = self._packing.unpack(torch.from_numpy(packed))
-        return Steps(transitions, torch.from_numpy(done), self._whose, behind=stored - self._learned[self._used])
+        return packed, done, stored - self._learned[self._used]
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether `receive` would find something."""
+        return bool(listen([self.worker], patience=0.0))
+
+
+# A step of a worker's `n` environments: rows `(n, width)` of bytes, `done` `(n,)`, and how far behind the policy was.
+_Step = tuple[Any, Any, int]
 
 
 class Remote(Experience):
     """What the pipelined and the free-running collection share: the workers, their seeds and their replacement."""
 
-    def __init__(self, env: Env, *arguments: Any, workers: int, timeout: float, restarts: int, **options: Any) -> None:
-        super().__init__(*arguments, count=env.count, **options)
-        self._env = env
-        self._slices = split(env.count, workers)
+    def __init__(self, job: Job, *, workers: int, timeout: float, restarts: int) -> None:
+        super().__init__(job)
+        self._slices = split(job.env.count, workers)
         self._timeout = timeout
         self._restarts = restarts
+        self._packing = Packing(layout(job.specs))
 
     def _start(self) -> None:
         tell_resumed(self.frames)
+        # A product that is split over two threads waits for the one whose core a worker has taken.
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, min(self._threads, default_workers() - len(self._slices))))
         self._budget = Budget(self._restarts)
         self._incarnations = 0
         self._crew: list[Acting] = []
@@ -107,129 +118,147 @@ class Remote(Experience):
             self._crew.append(self._recruit(environments))
 
     def _close(self) -> None:
+        torch.set_num_threads(self._threads)
         close([acting.worker for acting in self._crew])
 
     def _recruit(self, environments: range) -> Acting:
-        # The episodes of `direct`, as long as nothing is replaced.
-        seed = self._seed + self.frames
-        words = seeds(seed, self._count)
-        if self._incarnations:
-            words = np.random.SeedSequence([seed, self._incarnations]).generate_state(self._count).tolist()
-        return Acting(
-            environments,
-            self._actor,
-            self._env,
-            self._specs,
-            timeout=self._timeout,
-            learned=self.frames,
-            seeds=words[environments.start : environments.stop],
-            exploration=int(np.random.SeedSequence([*words, environments.start]).generate_state(1)[0]),
-            # Whole steps, as everywhere.
-            random_frames=-(-max(0, self._random_frames - self.frames) // self._count) * len(environments),
-        )
+        beginning = begin(self._job, environments, frames=self.frames, incarnation=self._incarnations)
+        return Acting(self._job, environments, beginning, timeout=self._timeout, learned=self.frames)
 
-    def _replace(self, acting: Acting, died: WorkerDied) -> Acting:
+    def _replace(self, acting: Acting, died: WorkerDied) -> Lost:
         """Start another in its place: it says when it is ready."""
         self._budget.spend(died)
         acting.worker.kill()
         environments = acting.worker.environments
-        self._cut(torch.arange(environments.start, environments.stop))
         self._incarnations += 1
-        other = self._recruit(environments)
-        self._crew[self._crew.index(acting)] = other
-        return other
+        self._crew[self._crew.index(acting)] = self._recruit(environments)
+        return Lost(torch.arange(environments.start, environments.stop))
+
+    def _steps(self, made: Sequence[tuple[range, list[_Step]]]) -> Steps:
+        """Put together what several workers made, the same number of steps each, one step after the other."""
+        packed = np.concatenate([np.stack([step[0] for step in steps]) for _, steps in made], axis=1)
+        done = np.concatenate([np.stack([step[1] for step in steps]) for _, steps in made], axis=1)
+        whose: slice | Tensor = slice(made[0][0].start, made[-1][0].stop)
+        if done.shape[1] < whose.stop - whose.start:  # there are gaps
+            whose = torch.cat([torch.arange(environments.start, environments.stop) for environments, _ in made])
+        behind = np.mean([step[2] for _, steps in made for step in steps])
+        transitions = self._packing.unpack(torch.from_numpy(packed.reshape(-1, packed.shape[-1])))
+        return Steps(transitions, torch.from_numpy(done), whose, behind=float(behind))
 
 
 class Pipelined(Remote):
-    """The workers make the next step of all environments while the learner learns from the last.
+    """The workers make the next `steps` steps of all environments while the learner learns from the last.
 
-    The policy that acts is therefore the one from before the updates on the last step, always: `train/policy_lag` is
-    `env.count`. With the same seed and nothing replaced a run comes out the same.
+    The policy that acts is therefore the one from before the updates on the last `steps` steps, always. With the same
+    seed and nothing replaced a run comes out the same.
     """
 
-    def _collect(self) -> Generator[list[Steps], None, None]:
+    def __init__(self, job: Job, *, steps: int, **options: Any) -> None:
+        super().__init__(job, **options)
+        self._at_once = steps
+
+    def _collect(self) -> Generator[list[Steps | Lost], None, None]:
         try:
             self._start()
-            self._step()
+            lost = self._grant()
             while True:
-                collected = self._gather()
-                self._step()
+                collected = lost + self._gather()
+                lost = self._grant()
                 yield collected
         finally:
             self._close()
 
-    def _step(self) -> None:
+    def _grant(self) -> list[Steps | Lost]:
+        lost = list[Steps | Lost]()
         for acting in list(self._crew):
             if acting.ready:
-                acting.refresh(self._actor, learned=self.frames)
+                acting.refresh(self._job.actor, learned=self.frames)
                 try:
-                    acting.grant(1)
+                    acting.grant(self._at_once)
                 except WorkerDied as died:
-                    self._replace(acting, died)
+                    lost.append(self._replace(acting, died))
+        return lost
 
-    def _gather(self) -> list[Steps]:
-        """The step of every worker, in their order, and a start of those that were not ready."""
-        made: dict[int, Steps] = {}
+    def _gather(self) -> list[Steps | Lost]:
+        """The steps of every worker, in their order, and a start of those that were not ready."""
+        made = defaultdict[Acting, list[_Step]](list)
+        broken, lost = list[Steps | Lost](), list[Steps | Lost]()
         waiting = {acting.worker: acting for acting in self._crew}
         while waiting:
             for worker in listen(list(waiting)):
-                acting = waiting.pop(worker)
+                acting = waiting[worker]
                 try:
-                    steps = acting.receive(stored=self.frames)
+                    while acting.granted or not acting.ready:
+                        step = acting.receive(stored=self.frames + len(made[acting]) * self._job.env.count)
+                        if step is not None:
+                            made[acting].append(step)
+                        if not acting.granted or not acting.has_answered:
+                            break
+                    if acting.ready and not acting.granted:
+                        del waiting[worker]
                 except WorkerDied as died:
-                    other = self._replace(acting, died)
+                    del waiting[worker]
+                    place = self._crew.index(acting)
+                    if steps := made.pop(acting):
+                        broken.append(self._steps([(worker.environments, steps)]))
+                    lost.append(self._replace(acting, died))
+                    other = self._crew[place]
                     waiting[other.worker] = other
-                else:
-                    if steps is not None:
-                        made[worker.environments.start] = steps
-        return [made[start] for start in sorted(made)]
+        whole = [(acting.worker.environments, made[acting]) for acting in self._crew if made[acting]]
+        return [*broken, *lost, *([self._steps(whole)] if whole else [])]
 
 
 class FreeRunning(Remote):
     """Every worker steps on by itself, at most `slack` frames of all together ahead of what was learned from."""
 
-    def __init__(self, *arguments: Any, slack: int, refresh: int, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._ahead = slack // self._count
+    def __init__(self, job: Job, *, slack: int, refresh: int, **options: Any) -> None:
+        super().__init__(job, **options)
+        self._ahead = slack // job.env.count
         self._refresh = refresh
 
-    def _collect(self) -> Generator[list[Steps], None, None]:
+    def _collect(self) -> Generator[list[Steps | Lost], None, None]:
         try:
             self._start()
+            lost = list[Steps | Lost]()
             while True:
-                collected = self._take()
+                collected = lost + self._take_some()
                 if collected:
                     yield collected
-                self._grant()
+                lost = self._grant()
         finally:
             self._close()
 
-    def _grant(self) -> None:
+    def _grant(self) -> list[Steps | Lost]:
         """Let everyone who is ready run as far ahead as it may, with fresh weights where they are due."""
+        lost = list[Steps | Lost]()
         for acting in list(self._crew):
             if acting.ready and acting.granted < self._ahead:
                 if self.frames - acting.learned >= self._refresh:
-                    acting.refresh(self._actor, learned=self.frames)
+                    acting.refresh(self._job.actor, learned=self.frames)
                 try:
                     acting.grant(self._ahead - acting.granted)
                 except WorkerDied as died:
-                    self._replace(acting, died)
+                    lost.append(self._replace(acting, died))
+        return lost
 
-    def _take(self) -> list[Steps]:
+    def _take_some(self) -> list[Steps | Lost]:
         """Wait for one step and take what else is there; half of what a worker may make at most, so that it goes on."""
-        made = list[Steps]()
+        collected = list[Steps | Lost]()
         busy = {acting.worker: acting for acting in self._crew if acting.granted or not acting.ready}
         for worker in listen(list(busy)):
-            acting = busy[worker]
+            acting, made, lost = busy[worker], list[_Step](), list[Steps | Lost]()
             try:
                 for _ in range(max(1, self._ahead // 2)):
-                    steps = acting.receive(stored=self.frames)
-                    made += [] if steps is None else [steps]
-                    if not acting.granted or not worker.connection.poll(0):
+                    step = acting.receive(stored=self.frames)
+                    made += [] if step is None else [step]
+                    if not acting.granted or not acting.has_answered:
                         break
             except WorkerDied as died:
-                self._replace(acting, died)
-        return made
+                lost.append(self._replace(acting, died))
+            if made:
+                collected.append(self._steps([(worker.environments, made)]))
+            collected += lost
+        return collected
 
 
 def _serve(
@@ -239,20 +268,18 @@ def _serve(
     env: Env,
     weights: ProbabilisticActor,
     specs: Specs,
-    plan: dict[str, Any],
+    beginning: Beginning,
 ) -> None:
     """Make the steps that are granted."""
-    envs = SyncVectorEnv(
-        [partial(open_numbered, env, number, busy) for number in environments],
-        autoreset_mode=AutoresetMode.DISABLED,
-    )
-    envs.reset(seed=plan["seeds"])
-    torch.manual_seed(plan["exploration"])
+    envs = Slice(env, environments, busy)
+    envs.reset(seed=list(beginning.seeds))
+    torch.manual_seed(beginning.exploration)
     actor, packing = copy.deepcopy(weights), Packing(layout(specs))
     ours, given = _tensors(actor), _tensors(weights)
     granted, used = 0, 0
     connection.send(None)
-    with closing(stepping(wrapped(envs), actor, random_frames=plan["random_frames"])) as batches:
+    random_frames = beginning.random_steps * len(environments)
+    with closing(stepping(wrapped(envs), actor, random_frames=random_frames)) as batches:
         while True:
             while granted == 0 or connection.poll(0):
                 if (message := connection.recv()) is None:
@@ -262,7 +289,7 @@ def _serve(
                 if version != used:
                     torch._foreach_copy_(ours, given)
                     used = version
-            batch: TensorDictBase = next(batches)
+            batch = next(batches)
             done = batch["next", "done"].reshape(-1).numpy()
             connection.send((used, packing.pack(rows(batch, specs)).numpy(), done))
             granted -= 1
