@@ -1,12 +1,15 @@
-"""What each kind of collection gains, as ratios of speeds in one run, on a simulator that waits 5 ms a step.
+"""What each kind of collection gains, as ratios of speeds in one run.
 
-python benchmarks/collectors.py
+python benchmarks/collectors.py [--rounds 5] [processes] [waiting] [halfcheetah] [direct]
 
-`processes` against workers times one environment stepped alone, `direct` with 16 and 64 environments against a bare
-loop over Gymnasium's vector environment with the same policy in plain PyTorch, and the pipelined and the free-running
-collection with a learner against the slower of the two alone, with lock-step beside them.
+`processes`: on a simulator that waits 5 ms a step, against workers times one environment stepped alone. `waiting` (the
+same simulator, as many updates as take the learner the collector's time) and `halfcheetah` (HalfCheetah-v5, an update
+every four frames): the pipelined and the free-running collection with a learner against the slower of the two alone,
+with lock-step beside them. `direct`: 16 and 64 environments against a bare loop over Gymnasium's vector environment
+with the same policy in plain PyTorch. In brackets the range over the rounds.
 """
 
+import argparse
 import logging
 import statistics
 import sys
@@ -60,8 +63,8 @@ def build(kind: Collecting, env: Env, *, frames: int) -> tuple[Experience, Any, 
 
 
 def speed(kind: Collecting, env: Env, *, steps: int, ratio: float = 0.0) -> float:
-    """Frames per second after ten steps, with `ratio` updates a frame."""
-    frames = (steps + 10) * env.count
+    """Frames per second after twenty steps, with `ratio` updates a frame."""
+    frames = (steps + 20) * env.count
     experience, learner, buffer = build(kind, env, frames=frames)
     replay_ratio = ReplayRatio(ratio or 1.0, after=0)
     began = start = 0.0
@@ -69,7 +72,7 @@ def speed(kind: Collecting, env: Env, *, steps: int, ratio: float = 0.0) -> floa
         due = replay_ratio.due(new_frames) if ratio else 0
         for _ in range(due):
             learner.update(buffer.sample())
-        if not began and experience.frames >= 10 * env.count:
+        if not began and experience.frames >= 20 * env.count:
             began, start = time.perf_counter(), experience.frames
     return (experience.frames - start) / (time.perf_counter() - began)
 
@@ -100,56 +103,84 @@ def bare(count: int, *, steps: int) -> float:
     return count * steps / (time.perf_counter() - began)
 
 
-def median(measure: Callable[[], dict[str, float]], *, times: int) -> None:
+def median(measure: Callable[[], dict[str, float]], *, rounds: int) -> None:
     """Print the median of ratios that were measured one after the other, so that a busy moment hits both."""
-    found = [measure() for _ in range(times)]
+    found = [measure() for _ in range(rounds)]
     for name in found[0]:
-        print(f"{name:62} {statistics.median(one[name] for one in found):8.2f}", flush=True)
+        ratios = sorted(one[name] for one in found)
+        print(f"{name:62} {statistics.median(ratios):8.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})", flush=True)
+
+
+def processes() -> dict[str, float]:
+    """Four workers with one, two and four environments each."""
+    alone = gym.make("Waiting-v0", disable_env_checker=True)
+    alone.reset()
+    began = time.perf_counter()
+    for _ in range(200):
+        alone.step(None)
+    single = 200 / (time.perf_counter() - began)
+    return {
+        f"processes, 4 workers, {count} environments / (4 x one alone)": speed(
+            Processes(workers=4), Env("Waiting-v0", count, plugins=[MODULE]), steps=100
+        )
+        / (4 * single)
+        for count in (4, 8, 16)
+    }
+
+
+def direct() -> dict[str, float]:
+    """Environments in this process."""
+    return {
+        f"direct, {count} environments / bare loop": speed(Direct(), Env("Pendulum-v1", count), steps=150)
+        / bare(count, steps=150)
+        for count in (16, 64)
+    }
+
+
+def waiting() -> dict[str, float]:
+    """As many updates a frame as take the learner the time of the collector."""
+    env = Env("Waiting-v0", 4, plugins=[MODULE])
+    learner, collector = updates_alone(env, updates=40), speed(Processes(workers=4), env, steps=100)
+    ratio = round(learner / collector, 3)
+    slower = min(collector, learner / ratio)
+    return overlap(env, workers=4, steps=100, ratio=ratio, slower=slower, lock_step=Processes(workers=4))
+
+
+def halfcheetah() -> dict[str, float]:
+    """A learner that is slower than its collector."""
+    env = Env("HalfCheetah-v5")
+    learner, collector = updates_alone(env, updates=40), speed(Direct(), env, steps=300)
+    slower = min(collector, learner / 0.25)
+    return overlap(env, workers=1, steps=600, ratio=0.25, slower=slower, lock_step=Direct())
+
+
+def overlap(
+    env: Env, *, workers: int, steps: int, ratio: float, slower: float, lock_step: Collecting
+) -> dict[str, float]:
+    """Frames per second with learning in parts of `slower`."""
+    kinds: dict[str, Collecting] = {
+        "lock-step": lock_step,
+        "pipelined": Processes(workers=workers, pipelined=True),
+        "async": Async(workers=workers),
+    }
+    return {
+        f"{env.id}, {name}, training / the slower one alone": speed(kind, env, steps=steps, ratio=ratio) / slower
+        for name, kind in kinds.items()
+    }
 
 
 def main() -> None:
     """Measure."""
+    parser = argparse.ArgumentParser()
+    measures = {one.__name__: one for one in (processes, waiting, halfcheetah, direct)}
+    parser.add_argument("measure", nargs="*", help="which (all)")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
     sys.path.insert(0, str(Path(__file__).parent))
-    waiting = Env("Waiting-v0", 4, plugins=[MODULE])
-
-    def processes() -> dict[str, float]:
-        began, alone = time.perf_counter(), gym.make("Waiting-v0", disable_env_checker=True)
-        alone.reset()
-        for _ in range(200):
-            alone.step(None)
-        single = 200 / (time.perf_counter() - began)
-        return {
-            "processes, 4 workers / (4 x one alone)": speed(Processes(workers=4), waiting, steps=100) / (4 * single)
-        }
-
-    def direct() -> dict[str, float]:
-        return {
-            f"direct, {count} environments / bare loop": speed(Direct(), Env("Pendulum-v1", count), steps=150)
-            / bare(count, steps=150)
-            for count in (16, 64)
-        }
-
-    def overlap() -> dict[str, float]:
-        learner = updates_alone(waiting, updates=40)
-        collector = speed(Processes(workers=4), waiting, steps=80)
-        # As many updates a frame as take the learner the time of the collector.
-        ratio = round(learner / collector, 3)
-        slower = min(collector, learner / ratio)
-        kinds: dict[str, Collecting] = {
-            "lock-step": Processes(workers=4),
-            "pipelined": Processes(workers=4, pipelined=True),
-            "async": Async(workers=4),
-        }
-        return {
-            f"{name}, training / the slower of learner and collector": speed(kind, waiting, steps=80, ratio=ratio)
-            / slower
-            for name, kind in kinds.items()
-        }
-
-    for measure in (processes, overlap, direct):
-        median(measure, times=3)
+    for name in arguments.measure or measures:
+        median(measures[name], rounds=arguments.rounds)
 
 
 if __name__ == "__main__":

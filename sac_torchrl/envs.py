@@ -26,13 +26,15 @@ from sac_torchrl.spaces import Edge, short
 _SUITE = "dmc/"
 _TORCH = "torch/"
 _BRAX = "brax/"
+_POOL = "envpool/"
 
 
 @dataclass
 class Env:
     """A Gymnasium id, or `dmc/DOMAIN-TASK` for DeepMind Control, and how many of it are stepped together.
 
-    `torch/pendulum`, `torch/cartpole` and `brax/TASK` are simulators of tensors, for thousands of environments.
+    `torch/pendulum`, `torch/cartpole` and `brax/TASK` are simulators of tensors, for thousands of environments, and
+    `envpool/TASK` is stepped by EnvPool's threads.
     `plugins` names modules imported before the id is looked up: importing one registers its environments.
     """
 
@@ -65,7 +67,9 @@ class Env:
         """
         count = self.count if count is None else count
         _check_count(count)
-        if self.on_device:
+        if self.id.startswith(_POOL):
+            return self._pooled(count, seed=seed, render_mode=render_mode)
+        if self.id.startswith((_TORCH, _BRAX)):
             return self._simulator(count, device or torch.device("cpu"), seed=seed, render_mode=render_mode)
         opening = partial(self.open, render_mode)
         # TorchRL resets the finished ones itself, by mask: every mode of Gymnasium's own autoreset either
@@ -77,15 +81,23 @@ class Env:
         return env
 
     @property
-    def on_device(self) -> bool:
-        """Whether the environments are one batch of tensors, which no worker can hold a part of."""
-        return self.id.startswith((_TORCH, _BRAX))
+    def in_one(self) -> bool:
+        """Whether the environments are one batch of tensors or one pool, which no worker can hold a part of."""
+        return self.id.startswith((_TORCH, _BRAX, _POOL))
 
     def open(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """Opens one Gymnasium environment, at the agent's edge; imports the plugins before."""
         for plugin in self.plugins:
             _load(plugin)
         return _open(self.id, render_mode)
+
+    def _pooled(self, count: int, *, seed: int | None, render_mode: str | None) -> EnvBase:
+        if render_mode is not None:
+            raise ConfigError(f"env.id={self.id} cannot be rendered: EnvPool steps without pictures.")
+        env = wrapped(importlib.import_module("sac_torchrl.envpool").Pool(self.id.removeprefix(_POOL), count))
+        if seed is not None:
+            env.set_seed(seed)
+        return env
 
     def _simulator(self, count: int, device: torch.device, *, seed: int | None, render_mode: str | None) -> EnvBase:
         if render_mode is not None:

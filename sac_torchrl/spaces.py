@@ -25,8 +25,8 @@ class Edge(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self._id = id
         self._steps = 0
-        self.observation_space, self._observed = _observed(env.observation_space, id)
-        self.action_space, self._taken = _taken(env.action_space, id)
+        self.observation_space, self._observed = observed(env.observation_space, id)
+        self.action_space, self._taken = taken(env.action_space, id)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode; no options reach the environment and no infos leave it."""
@@ -41,10 +41,10 @@ class Edge(gym.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Takes an action in [-1, 1] or an index from 0; beyond [-1, 1] it is clipped."""
-        taken = self._taken(action)
+        chosen = self._taken(action)
         self._steps += 1
         try:
-            result: Any = self.env.step(taken)
+            result: Any = self.env.step(chosen)
         except Exception as error:
             raise self._fault(f"raised {_said(error)}") from error
         if not isinstance(result, tuple) or len(result) != 5:
@@ -83,7 +83,8 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {short(error)} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
 
 
-def _observed(space: Space[Any], id: str) -> tuple[Space[Any], Callable[[Any], Any]]:
+def observed(space: Space[Any], id: str) -> tuple[Space[Any], Callable[[Any], Any]]:
+    """What the agent sees of a space, and what turns an observation into it; raises ConfigError."""
     if isinstance(space, Discrete):
         first, count = int(space.start), int(space.n)
 
@@ -119,7 +120,8 @@ def _observed(space: Space[Any], id: str) -> tuple[Space[Any], Callable[[Any], A
     )
 
 
-def _taken(space: Space[Any], id: str) -> tuple[Space[Any], Callable[[Any], Any]]:
+def taken(space: Space[Any], id: str) -> tuple[Space[Any], Callable[[Any], Any]]:
+    """What the agent chooses from for a space, and what turns its choice into an action; raises ConfigError."""
     if isinstance(space, Discrete):
         first, count = int(space.start), int(space.n)
 

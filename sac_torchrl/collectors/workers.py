@@ -342,9 +342,9 @@ def tell_resumed(frames: int) -> None:
 
 
 def refuse_simulator(env: Env) -> None:
-    """Raise ConfigError for environments that are one batch of tensors."""
-    if env.on_device:
-        raise ConfigError(f"env.id={env.id} steps all its environments at once, on the device: use collector=direct.")
+    """Raise ConfigError for environments that no worker can hold a part of."""
+    if env.in_one:
+        raise ConfigError(f"env.id={env.id} steps all its environments at once: use collector=direct.")
 
 
 def check(*, workers: int | None, timeout: float, restarts: int) -> None:
