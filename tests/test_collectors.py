@@ -1,4 +1,5 @@
 import importlib.util
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ from typing import Any
 import counting
 import pytest
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.data import Categorical, TensorDictReplayBuffer
 
@@ -25,7 +26,9 @@ from sac_torchrl import (
 )
 from sac_torchrl.actors import acting
 from sac_torchrl.collectors import Collecting
+from sac_torchrl.collectors.experience import Job, Lost, Steps
 from sac_torchrl.collectors.vector import VectorCollector
+from sac_torchrl.nstep import SPAN
 from sac_torchrl.replay import layout
 
 CPU = torch.device("cpu")
@@ -255,3 +258,83 @@ def test_the_state_of_another_number_of_environments_is_refused(tmp_path: Path) 
     two, _ = collect(tmp_path / "two", count=2, total_frames=5)
     with pytest.raises(ValueError, match="1 environments were saved and there are 2"):
         two.load_state_dict(one.state_dict())
+
+
+class Scripted(Experience):
+    """Collects what it is told."""
+
+    def __init__(self, job: Job, script: list[list[Steps | Lost]]) -> None:
+        super().__init__(job)
+        self._script = script
+
+    def _collect(self) -> Generator[list[Steps | Lost], None, None]:
+        yield from self._script
+
+
+def scripted(script: list[list[Steps | Lost]], *, n_steps: int, frames: int) -> tuple[TensorDictBase, dict[str, float]]:
+    plan = Env("Counting-v0", 3, plugins=["counting"])
+    specs = replace(plan.specs(), n_steps=n_steps, gamma=0.9)
+    buffer = Replay(storage=Storage.ram).build(Path(), specs, rows=100, batch_size=1, seed=0, device=CPU)
+    actor = tanh_normal_actor(counting.AlwaysUp(), specs)
+    experience = Scripted(Job(plan, actor, buffer, specs, total_frames=frames, random_frames=0, seed=0), script)
+    list(experience)
+    metrics = experience.metrics()
+    del metrics["time/frames_per_second"]
+    return buffer.storage[:], metrics
+
+
+def a_script(steps: int, *, n_steps: int) -> tuple[TensorDict, torch.Tensor]:
+    """Rows `(steps * 3,)` of three environments and `done` `(steps, 3)`: a frame knows its environment and its step."""
+    times = torch.arange(steps).repeat_interleave(3)
+    observation = torch.stack([torch.arange(3).repeat(steps), torch.zeros(3 * steps), times], -1).float()
+    following = observation + torch.tensor([0.0, 0.0, 1.0])
+    reward, done = torch.rand(3 * steps, 1), torch.zeros(steps, 3, dtype=torch.bool)
+    done[2, 1] = done[5, 0] = True
+    columns: dict[str, Any] = {
+        "observation": observation,
+        "action": torch.rand(3 * steps, 1),
+        "next": {"observation": following, "reward": reward, "terminated": done.reshape(-1, 1)},
+    }
+    if n_steps > 1:
+        columns[SPAN] = torch.ones(3 * steps, 1, dtype=torch.int32)
+    return TensorDict(columns, batch_size=[3 * steps]), done
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_steps_that_come_together_are_as_those_that_come_one_by_one(n_steps: int) -> None:
+    rows, done = a_script(8, n_steps=n_steps)
+    everyone = slice(0, 3)
+    one_by_one: list[list[Steps | Lost]] = [
+        [Steps(part, ended.unsqueeze(0), everyone)] for part, ended in zip(rows.split(3), done, strict=True)
+    ]
+    together: list[list[Steps | Lost]] = [
+        [Steps(rows[:12], done[:4], everyone)],
+        [Steps(rows[12:], done[4:], everyone)],
+    ]
+    # Twenty frames are seven whole steps, in the middle of what came together.
+    (first, numbers), (second, others) = (
+        scripted(script, n_steps=n_steps, frames=20) for script in (one_by_one, together)
+    )
+    assert (first == second).all()
+    assert len(first) == (21 if n_steps == 1 else 21 - 4 - 1)
+    assert numbers == pytest.approx(others)
+    assert numbers["train/length"] == pytest.approx((3 + 6) / 2)
+
+
+def test_no_row_spans_the_loss_of_a_worker() -> None:
+    rows, done = a_script(8, n_steps=3)
+    lost = Lost(torch.tensor([1, 2]))
+    script: list[list[Steps | Lost]] = [
+        [Steps(rows[:12], done[:4], slice(0, 3)), lost],
+        [Steps(rows[12:], done[4:], slice(0, 3))],
+    ]
+    stored, metrics = scripted(script, n_steps=3, frames=24)
+    start, end = stored["observation"], stored["next", "observation"]
+    assert (end[:, 2] - start[:, 2] == stored[SPAN].squeeze(-1)).all()
+    crossing = (start[:, 2] < 4) & (end[:, 2] > 4)
+    assert sorted(start[crossing, 0].tolist()) == [0, 0]
+    # All frames but those that wait for others: of environments 0 to 2 the last ones.
+    assert {(whose, step) for whose, _, step in start.int().tolist() if step < 6} == {
+        (whose, step) for whose in range(3) for step in range(6)
+    }
+    assert metrics["train/length"] == pytest.approx((3 + 6) / 2)

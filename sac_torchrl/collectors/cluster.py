@@ -95,7 +95,7 @@ class InCluster(Experience):
             for environments in self._slices:
                 self._crew.append(self._recruit(environments))
             while True:
-                collected = self._take()
+                collected = self._take_some()
                 if collected:
                     yield collected
         finally:
@@ -127,7 +127,7 @@ class InCluster(Experience):
         beginning = begin(self._job, environments, frames=self.frames, incarnation=self._incarnations)
         return _Remote(self._ray, self._job, self._plan, environments, beginning, learned=self.frames)
 
-    def _take(self) -> list[Steps | Lost]:
+    def _take_some(self) -> list[Steps | Lost]:
         """The steps of the first worker that has some, which then makes the next ones."""
         by_task = {remote.task: remote for remote in self._crew}
         wait = max(0.0, min(remote.deadline for remote in self._crew) - time.monotonic())

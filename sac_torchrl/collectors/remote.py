@@ -188,7 +188,7 @@ class Pipelined(Remote):
             for worker in listen(list(waiting)):
                 acting = waiting[worker]
                 try:
-                    while acting.granted or not acting.ready:
+                    while True:
                         step = acting.receive(stored=self.frames + len(made[acting]) * self._job.env.count)
                         if step is not None:
                             made[acting].append(step)
