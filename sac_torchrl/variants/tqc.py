@@ -54,7 +54,7 @@ class TQC(Ensemble):
 
 
 class TruncatedLoss(WeighsCritics, TQCLoss):
-    """TQCLoss whose weights of prioritised rows are the critics' alone, and whose regression passes over its errors half as often."""
+    """TQCLoss whose weights of prioritised rows are the critics' alone, with half the passes over its errors."""
 
     def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over critics of the mean quantile Huber loss, and each row's largest mean error, `(batch,)`."""
