@@ -2,7 +2,6 @@
 
 import copy
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -68,50 +67,6 @@ def batches(count: int, *, rows: int = ROWS) -> list[TensorDict]:
         )
         for _ in range(count)
     ]
-
-
-@pytest.mark.parametrize(
-    ("name", "order"),
-    [*((name, Order.together) for name in FAMILY), ("crossq", Order.critics_first), ("redq", Order.one_by_one)],
-)
-def test_captured_updates_are_bit_for_bit_the_eager_ones(name: str, order: Order) -> None:
-    eager, captured = (
-        learner(name, execution, order=order, actor_every=2) for execution in (Execution.eager, Execution.captured)
-    )
-    start = {key: tensor.clone() for key, tensor in tensors(eager.state_dict()["loss"]).items()}
-    data = batches(6)
-    assert train(eager, data) == train(captured, data)
-    assert_equal_state(eager, captured)
-    moved = {key for key, tensor in tensors(eager.state_dict()["loss"]).items() if not torch.equal(tensor, start[key])}
-    assert {key for key in start if "network_params" in key} <= moved
-
-
-@pytest.mark.parametrize("name", ["droq", "crossq"])
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_updates_are_the_eager_ones(name: str) -> None:
-    """But for the order in which sums are taken, which Adam makes large where a gradient is almost 0."""
-    eager, compiled = (learner(name, execution, lr=1e-3) for execution in (Execution.eager, Execution.compiled))
-    data = batches(4)
-    for expected, found in zip(train(eager, data), train(compiled, data), strict=True):
-        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
-    first, second = tensors(eager.state_dict()["loss"]), tensors(compiled.state_dict()["loss"])
-    for key, tensor in first.items():
-        torch.testing.assert_close(second[key], tensor, rtol=1e-2, atol=2e-3)
-
-
-@VARIANTS
-@pytest.mark.parametrize("execution", [Execution.eager, Execution.captured])
-def test_a_loaded_learner_continues_bit_for_bit(name: str, execution: Execution) -> None:
-    data = batches(6)
-    one = learner(name, execution, actor_every=2)
-    train(one, data[:3])
-    state = copy.deepcopy(one.state_dict())
-    other = learner(name, execution, seed=99, actor_every=2)
-    train(other, data[3:], seed=1)
-    other.load_state_dict(state)
-    assert train(one, data[3:]) == train(other, data[3:])
-    assert_equal_state(one, other)
 
 
 @VARIANTS

@@ -1,6 +1,5 @@
 """The first version as an agent: its networks, its updates in every execution, its state."""
 
-import copy
 import shutil
 from itertools import pairwise
 
@@ -59,17 +58,6 @@ def test_every_network_is_drawn_for_itself_and_the_target_value_starts_as_a_copy
     assert torch.equal(value, loss.target_value_network_params["module", "0", "weight"])
 
 
-def test_captured_updates_are_bit_for_bit_the_eager_ones() -> None:
-    eager, captured = (build(execution=execution) for execution in (Execution.eager, Execution.captured))
-    start, data = weights(eager), batches(12)
-    metrics = train(eager, data)
-    assert metrics == train(captured, data)
-    assert set(metrics[0]) == {"loss_qvalue", "loss_actor", "loss_value", "alpha", "entropy"}
-    after = weights(eager)
-    assert all(torch.equal(tensor, after[name]) for name, tensor in weights(captured).items())
-    assert all(not torch.equal(tensor, after[name]) for name, tensor in start.items() if "network_params" in name)
-
-
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_updates_are_the_eager_ones() -> None:
     """But for the order in which sums are taken; the random numbers are the same."""
@@ -77,15 +65,6 @@ def test_compiled_updates_are_the_eager_ones() -> None:
     eager, compiled = (train(build(execution=it), data) for it in (Execution.eager, Execution.compiled))
     for expected, found in zip(eager, compiled, strict=True):
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
-
-
-def test_a_loaded_learner_continues_bit_for_bit() -> None:
-    data = batches(8)
-    learner, resumed = build(), build(seed=9)
-    train(learner, data[:4])
-    resumed.load_state_dict(copy.deepcopy(learner.state_dict()))
-    assert train(learner, data[4:]) == train(resumed, data[4:])
-    assert all(torch.equal(tensor, weights(learner)[name]) for name, tensor in weights(resumed).items())
 
 
 def test_the_temperature_is_fixed_and_the_networks_train() -> None:
