@@ -108,14 +108,14 @@ def test_a_faulty_environment_is_named_and_its_row_is_not_stored(
 def test_a_faulty_environment_in_a_worker_is_named_and_its_row_is_not_stored(
     tmp_path: Path, name: str, complaint: str
 ) -> None:
-    check_fault(tmp_path, Processes(workers=1), name, complaint, when=1)
+    check_fault(tmp_path, Processes(workers=1, timeout=1000), name, complaint, when=1)
 
 
 KINDS = {
     "direct": Direct(),
-    "processes": Processes(workers=1),
-    "pipelined": Processes(workers=1, pipelined=True),
-    "async": Async(workers=1),
+    "processes": Processes(workers=1, timeout=1000),
+    "pipelined": Processes(workers=1, timeout=1000, pipelined=True),
+    "async": Async(workers=1, timeout=1000),
 }
 
 
