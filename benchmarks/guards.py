@@ -27,7 +27,7 @@ from sac_torchrl import Continuous, Env, Learner, ReplayRatio
 from sac_torchrl.packed import Packing
 from sac_torchrl.spaces import Edge
 
-WARMUP = 500
+WARMUP = 300
 
 
 class Bare(Edge):

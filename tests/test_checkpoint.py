@@ -565,7 +565,8 @@ def test_a_manifest_without_all_rows_is_refused(tmp_path: Path) -> None:
         run.advance(4)
         path = run.save()
     manifest = json.loads((path / "manifest.json").read_bytes())["manifest"]
-    for kept in ([], manifest["rows"][:1], manifest["rows"][1:], manifest["rows"][::-1]):
+    cuts: list[Any] = [[], manifest["rows"][:1], manifest["rows"][1:], manifest["rows"][::-1]]
+    for kept in cuts:
         text = json.dumps(manifest | {"rows": kept}, separators=(",", ":"))
         seal = {"manifest": manifest | {"rows": kept}, "sha256": hashlib.sha256(text.encode()).hexdigest()}
         (path / "manifest.json").write_text(json.dumps(seal, separators=(",", ":")))
