@@ -94,6 +94,7 @@ class Checkpoints:
     def restore(self) -> int | None:
         """Load the newest intact checkpoint and return its frames, or `None` if there is no checkpoint.
 
+        What a killed process left half written is removed.
         Nothing is loaded before every file is verified and decoded. Raises `CheckpointError`, with all
         parts as they were, if no checkpoint is intact or the newest intact one does not fit this run.
         """
@@ -105,6 +106,7 @@ class Checkpoints:
             self._load_generators(found[0].state["generators"])
             self._segments = list(found[0].segments)
             log.info("going on at %s frames", found[0].frames)
+            snapshot.sweep(self._folder)  # a run that is at its end saves no more
         self._intact = {one.frames: one.segments for one in found}
         self._restored = True
         return found[0].frames if found else None

@@ -207,13 +207,21 @@ def discard(path: Path) -> None:
 
 
 def prune(folder: Path, kept: Mapping[int, list[Segment]]) -> None:
-    """Remove the checkpoints and row segments that `kept` does not name, and what a killed process left."""
+    """Remove the checkpoints and row segments that `kept` does not name, and `sweep`."""
     for frames in frames_in(folder):
         if frames not in kept:
             discard(folder / str(frames))
     needed = {segment.path(folder) for segments in kept.values() for segment in segments}
+    for path in (folder / "rows").iterdir():
+        if _SEGMENT.fullmatch(path.name) and path not in needed:
+            path.unlink()
+    sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process that was killed left half written or half removed."""
     for path in [*folder.iterdir(), *(folder / "rows").iterdir()]:
-        if _DEBRIS.fullmatch(path.name) or (_SEGMENT.fullmatch(path.name) and path not in needed):
+        if _DEBRIS.fullmatch(path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -1,6 +1,10 @@
+import errno
+import hashlib
+import io
 import json
 import logging
 import os
+import re
 import resource
 import shutil
 import signal
@@ -310,6 +314,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_is_taken(
     with caplog.at_level(logging.WARNING):
         assert resumed.checkpoints.restore() == 4
     assert Path(file).parts[-1].split(".")[0] in caplog.text or "belong" in caplog.text
+    if damage in (truncate, lengthen) and not file.endswith("manifest.json"):
+        assert re.search(r"has \d+ of \d+ bytes", caplog.text), "found before it is read"
     assert resumed.everything() == at_four
     resumed.advance(4)
     assert resumed.save() == run.folder / "8"
@@ -466,6 +472,108 @@ def test_a_save_that_fails_leaves_the_last_one_and_no_debris(tmp_path: Path) -> 
     assert resumed.everything() == run.everything()
 
 
+def test_rows_that_cannot_be_written_leave_no_half_file(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    run.advance(4)
+    run.save()
+    files = {file: file.read_bytes() for file in run.folder.rglob("*.*")}
+    run.advance(4)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(DiskError, match="File too large"):
+            run.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {file: file.read_bytes() for file in run.folder.rglob("*.*")} == files
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+def test_a_save_survives_the_failure_of_any_system_call(
+    tmp_path: Path, error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = []
+    for call in range(1, 1_000):
+        run = Trial(tmp_path / str(call), capacity=6)
+        for _ in range(3):
+            run.advance(4)
+            run.save()
+        run.advance(4)
+        said = ""
+        with monkeypatch.context() as failing:
+            left = fail_at(call, error, below=run.folder, patch=failing)
+            try:
+                run.save()
+            except DiskError as failure:
+                said = str(failure)
+        if left():
+            break
+        for frames in snapshot.frames_in(run.folder):
+            snapshot.verify(run.folder / str(frames))
+        at = Trial(tmp_path / str(call), capacity=6).checkpoints.restore()
+        assert at == 16 or (at == 12 and os.strerror(error) in said and "\n" not in said)
+        outcomes.append((said == "", at))
+        run.advance(1)
+        run.save()
+        assert not [path for path in run.folder.rglob("*") if path.name.startswith(".")]
+        again = Trial(tmp_path / str(call), capacity=6)
+        assert again.checkpoints.restore() == 17
+        assert again.everything() == run.everything()
+    assert call > 20
+    assert set(outcomes) >= {(False, 12), (False, 16)}
+
+
+def fail_at(call: int, error: int, *, below: Path, patch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Have one call of the system fail, once; tells how many more there would have to be for it to be reached."""
+    remaining = call
+
+    def failing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def once(*arguments: Any, **options: Any) -> Any:
+            nonlocal remaining
+            remaining -= 1
+            if remaining == 0:
+                raise OSError(error, os.strerror(error), str(below))
+            return function(*arguments, **options)
+
+        return once
+
+    for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir", "open"):
+        patch.setattr(os, name, failing(getattr(os, name)))
+    patch.setattr(io, "open", failing(io.open))
+    return lambda: max(0, remaining)
+
+
+def test_a_part_that_cannot_be_saved_leaves_no_file(tmp_path: Path) -> None:
+    class Broken(Constant):
+        def state_dict(self) -> Tree:
+            raise ArithmeticError("not finite")
+
+    run = Trial(tmp_path)
+    run.advance(4)
+    run.save()
+    files = {file: file.read_bytes() for file in run.folder.rglob("*.*")}
+    run.advance(4)
+    run.checkpoints._parts["broken"] = Broken(1)
+    with pytest.raises(ArithmeticError):
+        run.save()
+    assert {file: file.read_bytes() for file in run.folder.rglob("*.*")} == files
+
+
+def test_a_manifest_without_all_rows_is_refused(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    for _ in range(2):
+        run.advance(4)
+        path = run.save()
+    manifest = json.loads((path / "manifest.json").read_bytes())["manifest"]
+    cuts: list[Any] = [[], manifest["rows"][:1], manifest["rows"][1:], manifest["rows"][::-1]]
+    for kept in cuts:
+        text = json.dumps(manifest | {"rows": kept}, separators=(",", ":"))
+        seal = {"manifest": manifest | {"rows": kept}, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        (path / "manifest.json").write_text(json.dumps(seal, separators=(",", ":")))
+        with pytest.raises(CheckpointError, match="segments do not hold the rows 0 to 8"):
+            snapshot.verify(path)
+
+
 def test_a_plan_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ConfigError, match="every=0"):
         Checkpointing(every=0)
@@ -530,12 +638,11 @@ def test_a_process_killed_at_any_moment_of_a_save_leaves_an_intact_checkpoint(tm
         frames = run.checkpoints.restore()
         assert frames is not None
         outcomes.append(frames)
+        assert not [path.name for path in run.folder.rglob(".*")], "also where nothing is saved any more"
         held = run.buffer.storage[:]["next", "reward"][:, 0].tolist()
         assert sorted(held) == list(range(frames - 6, frames))
         run.collect(20 - frames)
         run.save()
-        names = {path.name for path in run.folder.rglob("*")}
-        assert not [name for name in names if name.startswith(".")]
         resumed = Trial(tmp_path / str(event), capacity=6)
         assert resumed.checkpoints.restore() == 20
         assert resumed.everything() == run.everything()

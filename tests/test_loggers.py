@@ -1,11 +1,12 @@
 import csv
+import errno
 import io
 import math
 import os
 import pty
 import termios
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -126,3 +127,20 @@ def test_on_a_terminal_there_is_a_bar_with_returns_rate_and_time_left() -> None:
     assert "700/1000 [" in last
     assert "left" in last
     assert "frames/s, return=-12.3, eval=3.0]" in last
+
+
+def test_the_table_is_on_disk_before_it_replaces_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = Logger(tmp_path, resumed_at=None)
+    logger.log(1, {"a": 1.0})
+    old = (tmp_path / "metrics.csv").read_text()
+
+    def fail(descriptor: int) -> NoReturn:
+        assert Path(f"/proc/self/fd/{descriptor}").readlink().name != "metrics.csv"
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            logger.log(2, {"b": 2.0})
+    assert (tmp_path / "metrics.csv").read_text() == old
+    logger.close()

@@ -74,9 +74,9 @@ def start(
 
 KINDS: dict[str, Collecting] = {
     "direct": Direct(),
-    "processes": Processes(workers=2),
-    "pipelined": Processes(workers=2, pipelined=True),
-    "async": Async(workers=2),
+    "processes": Processes(workers=2, timeout=100),
+    "pipelined": Processes(workers=2, timeout=100, pipelined=True),
+    "async": Async(workers=2, timeout=100),
 }
 
 
@@ -87,7 +87,7 @@ def worker_pids() -> list[int]:
 @pytest.mark.parametrize(("count", "workers"), [(1, 4), (3, 2), (16, 4)])
 def test_rows_are_those_of_one_process(count: int, workers: int) -> None:
     taken = []
-    for collector in (Direct(), Processes(workers=workers)):
+    for collector in (Direct(), Processes(workers=workers, timeout=100)):
         experience, rows = start(collector, count=count, frames=20 * count)
         assert list(experience) == [count] * 20
         taken.append(rows())
@@ -164,7 +164,7 @@ def test_a_learner_beside_workers_leaves_them_their_cores() -> None:
 def test_a_pipelined_run_comes_out_again() -> None:
     taken = []
     for _ in range(2):
-        experience, rows = start(Processes(workers=2, pipelined=True), count=3, frames=60)
+        experience, rows = start(Processes(workers=2, pipelined=True, timeout=100), count=3, frames=60)
         list(experience)
         taken.append(rows())
     assert (taken[0] == taken[1]).all()
@@ -175,10 +175,12 @@ def test_free_running_workers_stay_within_their_slack(faulty: Callable[..., Env]
     made.touch()
     env = faulty(at_step=f"open({str(made)!r}, 'a').write('x')", count=3)
     policy = Told()
-    experience, _ = start(Async(workers=2, slack=13), count=3, frames=60, env=env, policy=policy, random_frames=0)
+    experience, _ = start(
+        Async(workers=2, slack=13, timeout=100), count=3, frames=60, env=env, policy=policy, random_frames=0
+    )
     learned = 0
     for new_frames in experience:
-        until = time.monotonic() + 10
+        until = time.monotonic() + 100
         # Four steps of three environments: the fifth would be more than 13 frames.
         while made.stat().st_size < learned + 12 and time.monotonic() < until:
             time.sleep(0.01)
@@ -195,7 +197,7 @@ def test_a_slow_environment_holds_up_no_other_worker(faulty: Callable[..., Env])
         at_step=f"time.sleep(0.2 * (self.seed == {slow}))",
         observation=f"float(self.seed == {slow})",
     )
-    experience, rows = start(Async(workers=2), count=2, frames=100_000, env=env)
+    experience, rows = start(Async(workers=2, timeout=100), count=2, frames=100_000, env=env)
     for _ in experience:
         if rows()["observation"].sum() >= 3:
             break
@@ -204,7 +206,9 @@ def test_a_slow_environment_holds_up_no_other_worker(faulty: Callable[..., Env])
 
 def test_free_running_policies_get_new_weights() -> None:
     policy = Told()
-    experience, rows = start(Async(workers=2, slack=6), count=3, frames=300, policy=policy, random_frames=0)
+    experience, rows = start(
+        Async(workers=2, slack=6, timeout=100), count=3, frames=300, policy=policy, random_frames=0
+    )
     stored = list[int]()
     for new_frames in experience:
         stored += [experience.frames - new_frames] * new_frames
@@ -222,7 +226,7 @@ def test_environments_are_dealt_out_evenly() -> None:
 
 
 def test_a_killed_worker_is_replaced_and_its_step_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
-    experience, rows = start(Processes(workers=3, restarts=1), count=7, frames=141)
+    experience, rows = start(Processes(workers=3, restarts=1, timeout=100), count=7, frames=141)
     new = []
     with caplog.at_level(logging.WARNING):
         for frames in experience:
@@ -243,7 +247,7 @@ def test_a_killed_worker_is_replaced_and_its_step_is_not_there(caplog: pytest.Lo
 
 
 def test_a_killed_worker_beyond_the_budget_ends_the_run() -> None:
-    experience, rows = start(Processes(workers=2), count=4, frames=1000)
+    experience, rows = start(Processes(workers=2, timeout=100), count=4, frames=1000)
     steps = iter(experience)
     assert next(steps) == 4
     victim = worker_pids()[0]
@@ -278,15 +282,15 @@ def test_a_killed_worker_with_a_policy_is_replaced(kind: str, caplog: pytest.Log
 
 @pytest.mark.parametrize("kind", ["processes", "pipelined", "async"])
 def test_a_worker_that_stands_still_is_found_without_spinning(kind: str) -> None:
-    experience, _ = start(dataclasses.replace(cast(Any, KINDS[kind]), timeout=1.5), count=2, frames=1_000_000)
+    experience, _ = start(dataclasses.replace(cast(Any, KINDS[kind]), timeout=5), count=2, frames=1_000_000)
     steps = iter(experience)
     next(steps)
     os.kill(worker_pids()[0], signal.SIGSTOP)
     began, busy = time.monotonic(), time.process_time()
-    with pytest.raises(SacError, match=r"did not answer for 1\.5 s"):
+    with pytest.raises(SacError, match=r"did not answer for 5 s"):
         list(steps)
     assert time.monotonic() - began < 10
-    assert kind == "async" or time.process_time() - busy < 0.75, "the other worker of async goes on"
+    assert kind == "async" or time.process_time() - busy < 1, "the other worker of async goes on"
 
 
 PLUGIN = """
@@ -331,7 +335,7 @@ def test_what_an_environment_raises_arrives_with_its_name_and_traceback(faulty: 
         at_step=f"if self.seed == {counting.seeds(3, 3)[1]} and self.steps == 4: raise ValueError('the arm is stuck')",
         count=3,
     )
-    experience, rows = start(Processes(workers=1), count=3, frames=102, env=env)
+    experience, rows = start(Processes(workers=1, timeout=100), count=3, frames=102, env=env)
     with pytest.raises(SacError, match=r"environment 1 of .* raised ValueError: the arm is stuck") as caught:
         list(experience)
     (note,) = caught.value.__notes__
@@ -341,14 +345,14 @@ def test_what_an_environment_raises_arrives_with_its_name_and_traceback(faulty: 
 
 def test_a_crash_loop_ends_with_the_budget(faulty: Callable[..., Env], tmp_path: Path) -> None:
     env = faulty(at_reset=f"assert not Path({str(tmp_path / 'broken')!r}).exists()", count=1)
-    experience, _ = start(Processes(workers=1, restarts=2), count=1, frames=100, env=env)
+    experience, _ = start(Processes(workers=1, restarts=2, timeout=100), count=1, frames=100, env=env)
     steps = iter(experience)
     next(steps)
     tmp_path.joinpath("broken").touch()
     began = time.monotonic()
     with pytest.raises(SacError, match="AssertionError"):
         list(steps)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 200
 
 
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"timeout": 0.0}, {"restarts": -1}])

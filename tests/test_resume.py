@@ -44,6 +44,7 @@ def global_generators() -> Iterator[None]:
 def configuration(folder: Path, id: str, *, ratio: float = 0.3, plugins: Sequence[str] = ()) -> Training:
     discrete = id.startswith("CartPole")
     small = Network([8])
+    plugins = ["faulty"] if id == "Borrowing-v0" else plugins
     return (Discrete if discrete else Continuous)(
         variant=DiscreteSAC(network=small) if discrete else SAC(network=small),
         env=Env(id, 2, list(plugins)),
@@ -117,7 +118,8 @@ def rewards(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     [
         ("Pendulum-v1", 20, 0.3),
         ("Pendulum-v1", 142, 0.03),  # the next row of the log comes before the next update
-        ("CartPole-v1", 180, 0.3),
+        ("CartPole-v1", 178, 0.3),  # 41.4 updates
+        ("Borrowing-v0", 134, 0.3),
         ("Hopper-v5", 134, 0.3),
         ("Ant-v5", 134, 0.3),
         ("dmc/cartpole-swingup", 134, 0.3),
@@ -157,9 +159,9 @@ def test_where_a_state_cannot_be_captured_both_runs_cut_the_episode(
 
 
 def test_runs_of_another_seed_have_another_digest(tmp_path: Path) -> None:
-    train(configuration(tmp_path / "first", "Counting-v0", plugins=["counting"]))
-    train(configuration(tmp_path / "second", "Counting-v0", plugins=["counting"]))
-    other = configuration(tmp_path / "other", "Counting-v0", plugins=["counting"])
+    train(configuration(tmp_path / "first", "Borrowing-v0"))
+    train(configuration(tmp_path / "second", "Borrowing-v0"))
+    other = configuration(tmp_path / "other", "Borrowing-v0")
     other.seed = 1
     train(other)
     assert digest(tmp_path / "first") == digest(tmp_path / "second") != digest(tmp_path / "other")

@@ -1,15 +1,19 @@
+import errno
 import logging
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import astuple
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 
-from sac_torchrl.errors import ConfigError, DiskError, RunFolderInUse
-from sac_torchrl.run import Running, Seeds, exit_codes, resolve_device
+import sac_torchrl.run
+from sac_torchrl.errors import ConfigError, DiskError, Preempted, RunFolderInUse
+from sac_torchrl.run import STOPPING, Running, Seeds, exit_codes, resolve_device
 
 
 def test_seeds_are_distinct_repeatable_and_of_31_bits() -> None:
@@ -123,6 +127,42 @@ def test_the_lock_is_given_back_and_names_its_owner(tmp_path: Path) -> None:
         pass
 
 
+def test_the_configuration_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Running(str(tmp_path))
+    with plan.open("first: 1\n", name="x", seed=0, device="cpu"):
+        pass
+
+    def fail(descriptor: int) -> NoReturn:
+        assert Path(f"/proc/self/fd/{descriptor}").readlink().name != "config.yaml"
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with (
+        pytest.raises(DiskError, match="Input/output error"),
+        plan.open("second: 2\n", name="x", seed=0, device="cpu"),
+    ):
+        pass
+    assert (tmp_path / "config.yaml").read_text() == "first: 1\n"
+
+
+def test_a_signal_is_noted_from_before_the_folder_until_the_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, before = sac_torchrl.run._write_config, [signal.getsignal(one) for one in STOPPING]
+
+    def signalled(folder: Path, text: str) -> None:
+        for _ in range(3):  # a sender that repeats at once means one
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(folder, text)
+
+    monkeypatch.setattr(sac_torchrl.run, "_write_config", signalled)
+    with Running(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
+        assert run.signals.received == "SIGTERM"
+        with pytest.raises(Preempted, match="SIGTERM came; saved at 7 frames"):
+            run.stop_if_asked(7)
+    assert [signal.getsignal(one) for one in STOPPING] == before
+
+
 def _fail_after_a_line() -> None:
     logging.getLogger("sac_torchrl.replay").info("rows are reserved")
     _ = 1 / 0
@@ -163,6 +203,14 @@ def test_auto_takes_a_gpu_where_there_is_one() -> None:
         (ConfigError("seed=-1: give 0 or more."), 64, "error: seed=-1: give 0 or more.\n"),
         (DiskError("no room."), 74, "error: no room.\n"),
         (KeyboardInterrupt(), 130, "error: interrupted.\n"),
+        *(
+            (
+                OSError(number, os.strerror(number), "a.log"),
+                74,
+                f"error: a.log: {os.strerror(number)}: make room, resume.\n",
+            )
+            for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+        ),
     ],
 )
 def test_a_foreseen_failure_is_one_line_and_a_code(

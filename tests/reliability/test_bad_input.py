@@ -31,6 +31,7 @@ from sac_torchrl import (
 from sac_torchrl.collectors import Collecting, Experience
 from sac_torchrl.errors import EnvironmentFault, LearnerFault
 from sac_torchrl.guards import Watch, not_finite
+from sac_torchrl.simulators import Pendulum
 
 pytestmark = pytest.mark.limit(300)
 CPU = torch.device("cpu")
@@ -108,14 +109,14 @@ def test_a_faulty_environment_is_named_and_its_row_is_not_stored(
 def test_a_faulty_environment_in_a_worker_is_named_and_its_row_is_not_stored(
     tmp_path: Path, name: str, complaint: str
 ) -> None:
-    check_fault(tmp_path, Processes(workers=1), name, complaint, when=1)
+    check_fault(tmp_path, Processes(workers=1, timeout=1000), name, complaint, when=1)
 
 
 KINDS = {
     "direct": Direct(),
-    "processes": Processes(workers=1),
-    "pipelined": Processes(workers=1, pipelined=True),
-    "async": Async(workers=1),
+    "processes": Processes(workers=1, timeout=1000),
+    "pipelined": Processes(workers=1, timeout=1000, pipelined=True),
+    "async": Async(workers=1, timeout=1000),
 }
 
 
@@ -161,13 +162,35 @@ def test_a_poisoned_policy_is_stopped_before_the_environment(
     assert len(buffer) == 0
 
 
-def test_a_tensor_environment_is_watched_where_it_is_and_never_saved(tmp_path: Path) -> None:
+def test_a_watch_remembers_that_a_number_was_not_finite() -> None:
     watch = Watch()
     watch.see([torch.full((3,), 3e38), torch.tensor(-1.0)])
     seen = [watch.finite]
     watch.see([torch.tensor([0.0, float("inf")])])
     watch.see([torch.tensor([0.0, 1.0])])
     assert [*seen, watch.finite] == [True, False]
+
+
+def test_a_poisoned_tensor_environment_is_neither_logged_nor_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = Pendulum._step
+
+    def poisoned(self: Any, tensordict: Any) -> Any:
+        step = sound(self, tensordict)
+        step["reward"][1] = float("nan")
+        return step
+
+    monkeypatch.setattr(Pendulum, "_step", poisoned)
+    plan = Env("torch/pendulum", 3)
+    env_specs = plan.specs()
+    buffer = Replay(100, Storage.ram).build(tmp_path, env_specs, rows=100, batch_size=1, seed=0, device=CPU)
+    actor = tanh_normal_actor(nn.Linear(3, 2), env_specs)
+    experience = Direct().build(plan, actor, buffer, specs=env_specs, total_frames=99, random_frames=0, seed=1)
+    assert next(iter(experience)) == 3
+    for look in (experience.metrics, experience.state_dict):
+        with pytest.raises(EnvironmentFault, match="not finite, in the 3 frames up to 3"):
+            look()
 
 
 def learner(execution: Execution = Execution.eager) -> Learner:

@@ -43,9 +43,9 @@ def cycle(kind: str, folder: Path) -> None:
 
     plan = {
         "direct": Direct(),
-        "processes": Processes(workers=2),
-        "pipelined": Processes(workers=2, pipelined=True),
-        "async": Async(workers=2),
+        "processes": Processes(workers=2, timeout=1000),
+        "pipelined": Processes(workers=2, timeout=1000, pipelined=True),
+        "async": Async(workers=2, timeout=1000),
     }[kind]
     env = Env("Sound-v0", 2, plugins=["faulty"])
     specs, cpu = env.specs(), torch.device("cpu")
