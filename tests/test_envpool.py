@@ -1,6 +1,7 @@
 import importlib.util
 import math
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -73,8 +74,7 @@ def test_actions_reach_the_bounds_of_the_environment() -> None:
     speed = start["observation"][:, 2]
     gravity = 15 * start["observation"][:, 1]
     for action in (-1.0, 1.0):
-        vector = env._env
-        seen = vector.step(torch.full((2, 1), action).numpy())[0]
+        seen = cast(Any, env._env).step(torch.full((2, 1), action).numpy())[0]
         # Gymnasium's pendulum: 3 g / (2 l) sin + 3 / (m l^2) torque, for 0.05 s, with a torque of 2 times the action.
         expected = (speed + 0.05 * (gravity + 3 * 2 * action)).clamp(-8, 8)
         assert torch.from_numpy(seen)[:, 2].tolist() == pytest.approx(expected.tolist(), abs=1e-4)

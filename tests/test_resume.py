@@ -87,14 +87,14 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Has the process send itself SIGTERM when a run reaches so many frames."""
 
     def arrange(frames: int) -> None:
-        follow = Experience._follow
+        take = Experience._take
 
-        def followed(self: Experience, steps: Any) -> None:
-            follow(self, steps)
+        def taken(self: Experience, steps: Any) -> None:
+            take(self, steps)
             if self.frames == frames:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        monkeypatch.setattr(Experience, "_follow", followed)
+        monkeypatch.setattr(Experience, "_take", taken)
 
     return arrange
 

@@ -83,7 +83,7 @@ class Experience(ABC):
         self._returns = torch.zeros(count, dtype=torch.float64, device=device)
         self._lengths = torch.zeros(count, dtype=torch.int64, device=device)
         self._ended = torch.zeros(3, dtype=torch.float64, device=device)
-        self._behind = 0
+        self._behind = 0.0
         self._resumed: dict[str, Any] | None = None
         self._told = time.monotonic()
         self._told_frames = 0
@@ -105,11 +105,11 @@ class Experience(ABC):
                         self._cut(steps.environments)
                     else:
                         self._take(steps.first(self._job.total_frames - self.frames))
-                    if self.finished:
+                    if self.frames >= self._job.total_frames:
                         break
                 if self.frames > before:
                     yield self.frames - before
-                if self.finished:
+                if self.frames >= self._job.total_frames:
                     break
 
     @property

@@ -138,8 +138,9 @@ class Remote(Experience):
         """Put together what several workers made, the same number of steps each, one step after the other."""
         packed = np.concatenate([np.stack([step[0] for step in steps]) for _, steps in made], axis=1)
         done = np.concatenate([np.stack([step[1] for step in steps]) for _, steps in made], axis=1)
-        whose: slice | Tensor = slice(made[0][0].start, made[-1][0].stop)
-        if done.shape[1] < whose.stop - whose.start:  # there are gaps
+        first, last = made[0][0].start, made[-1][0].stop
+        whose: slice | Tensor = slice(first, last)
+        if done.shape[1] < last - first:  # there are gaps
             whose = torch.cat([torch.arange(environments.start, environments.stop) for environments, _ in made])
         behind = np.mean([step[2] for _, steps in made for step in steps])
         transitions = self._packing.unpack(torch.from_numpy(packed.reshape(-1, packed.shape[-1])))

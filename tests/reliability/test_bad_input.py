@@ -154,7 +154,7 @@ def test_a_poisoned_policy_is_stopped_before_the_environment(
     monkeypatch.setattr(faulty.Sound, "step", lambda self, action: stepped.append(action))
     experience, buffer = collect(tmp_path, "Sound-v0", height=float("nan") if height != height else height)
     if height == height:
-        cast(Any, experience._actor).module[0].module[0].height.data.fill_(float("nan"))
+        cast(Any, experience._job.actor).module[0].module[0].height.data.fill_(float("nan"))
     with pytest.raises(LearnerFault, match=r"the policy chose the action \[nan\] in env.id=Sound-v0") as fault:
         list(experience)
     assert fault.value.exit_code == 70
