@@ -165,9 +165,10 @@ def tell(table: str) -> str:
             if not len(values):
                 lines.append(f"| {row.environment} | {row.system} | {frames:,} | not run yet | |")
                 continue
-            each = ", ".join(f"{value:,.0f}" for value in values[:, 0])
-            spread = f" ± {interval(values)[1][0]:,.0f}" if len(values) > 1 else ""
-            lines.append(f"| {row.environment} | {row.system} | {frames:,} | {each} | {values.mean():,.0f}{spread} |")
+            form = ",.0f" if np.abs(values).max() >= 10 else ".2f"
+            each = ", ".join(f"{value:{form}}" for value in values[:, 0])
+            spread = f" ± {interval(values)[1][0]:{form}}" if len(values) > 1 else ""
+            lines.append(f"| {row.environment} | {row.system} | {frames:,} | {each} | {values.mean():{form}}{spread} |")
     return "\n".join(lines)
 
 

@@ -221,7 +221,9 @@ class Worker:
             self.connection.close()
 
     def _hung(self) -> WorkerDied:
-        return self._died(f"did not answer for {self._patience:g} s (collector.timeout={self._timeout:g})")
+        died = self._died(f"did not answer for {self._patience:g} s (collector.timeout={self._timeout:g})")
+        self.kill()  # It would not hear either that it has to end.
+        return died
 
     def _gone(self) -> WorkerDied:
         self._process.join(_DYING_SECONDS)

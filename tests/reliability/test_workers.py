@@ -60,7 +60,7 @@ from sac_torchrl import Async, Env, Processes, Replay, Storage, tanh_normal_acto
 
 PLANS = {
     "processes": Processes(workers=2, timeout=1000),
-    "pipelined": Processes(workers=2, timeout=1000, pipelined=True),
+    "pipelined": Processes(workers=2, timeout=1000, pipelined=True, steps=1),
     "async": Async(workers=2, timeout=1000),
 }
 
