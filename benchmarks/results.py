@@ -61,7 +61,7 @@ ROWS = [
         "discrete preset=cartpole variant.tau=0.005 variant.alpha=1 total_frames=50000 evaluate.every=5000",
         (20_000, 50_000),
     ),
-    Row("cartpole-recipe", "CartPole-v1", "discrete", (20_000, 30_000), table="discrete"),
+    Row("cartpole-recipe", "CartPole-v1", "discrete total_frames=30000", (24_000, 30_000), table="discrete"),
     Row("frozenlake", "FrozenLake-v1", "discrete preset=frozen_lake total_frames=20000", (20_000,), table="discrete"),
     Row("taxi", "Taxi-v4", "discrete preset=taxi", (50_000,), table="discrete"),
     *(

@@ -157,7 +157,7 @@ class Discrete(Training):
 
     variant: Variant = field(default_factory=DiscreteSAC)
     env: Env = field(default_factory=lambda: Env(id="CartPole-v1"))
-    total_frames: int = 30_000
+    total_frames: int = 24_000
 
 
 RECIPES: dict[str, type[Training]] = {"continuous": Continuous, "discrete": Discrete}
