@@ -10,7 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -450,19 +451,28 @@ def test_a_buffer_written_out_of_order_is_not_saved(tmp_path: Path) -> None:
         run.checkpoints.save(5)
 
 
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let this process write no file of more than `size` bytes, as `ulimit -f` does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_save_that_fails_leaves_the_last_one_and_no_debris(tmp_path: Path) -> None:
     run = Trial(tmp_path)
     run.advance(4)
     run.save()
     files = {file: file.read_bytes() for file in run.folder.rglob("*.*")}
     run.advance(4)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))  # the rows fit, the state does not
-    try:
-        with pytest.raises(DiskError, match=r"cannot save the checkpoint .*checkpoints/8: File too large"):
-            run.save()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        files_of_at_most(1_000),
+        pytest.raises(DiskError, match=r"cannot save the checkpoint .*checkpoints/8: File too large"),
+    ):  # the rows fit, the state does not
+        run.save()
     left = {file: file.read_bytes() for file in run.folder.rglob("*.*")}
     assert left.keys() - files.keys() == {run.folder / "rows" / "4-8.safetensors"}
     assert files.items() <= left.items()
@@ -478,13 +488,8 @@ def test_rows_that_cannot_be_written_leave_no_half_file(tmp_path: Path) -> None:
     run.save()
     files = {file: file.read_bytes() for file in run.folder.rglob("*.*")}
     run.advance(4)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        with pytest.raises(DiskError, match="File too large"):
-            run.save()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_of_at_most(100), pytest.raises(DiskError, match="File too large"):
+        run.save()
     assert {file: file.read_bytes() for file in run.folder.rglob("*.*")} == files
 
 
