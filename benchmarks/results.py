@@ -108,6 +108,21 @@ ROWS = [
             ("crossq", " variant.critic_hidden=[256,256]"),
         )
     ),
+    *(
+        Row(
+            f"halfcheetah-quarter-{name}",
+            HALFCHEETAH,
+            f"continuous preset=halfcheetah replay_ratio=0.25 total_frames=50000 evaluate.every=5000 {how}",
+            (50_000,),
+            table="collectors",
+            system=how,
+        )
+        for name, how in (
+            ("direct", "collector=direct"),
+            ("pipelined", "collector=processes collector.pipelined=true collector.workers=1"),
+            ("async", "collector=async collector.workers=1"),
+        )
+    ),
 ]
 
 
