@@ -22,7 +22,9 @@ class Packing:
         self._columns: list[tuple[Key, torch.dtype, torch.Size, slice]] = []
         self._groups: list[tuple[torch.dtype, slice, list[tuple[Key, torch.Size]]]] = []
         offset = 0
-        for dtype in sorted({dtype for dtype, _ in columns.values()}, key=lambda dtype: -dtype.itemsize):
+        # Not a set, whose order differs from process to process: workers send packed rows.
+        dtypes = dict.fromkeys(dtype for dtype, _ in columns.values())
+        for dtype in sorted(dtypes, key=lambda dtype: -dtype.itemsize):
             group = [(key, shape) for key, (kind, shape) in columns.items() if kind == dtype]
             start = offset
             for key, shape in group:

@@ -15,6 +15,7 @@ from torchrl.data import (
 
 from sac_torchrl.agent import Specs
 from sac_torchrl.errors import ConfigError, DiskError
+from sac_torchrl.packed import Packing
 from sac_torchrl.replay import Replay, Storage, layout, row_bytes, rows
 
 CPU = torch.device("cpu")
@@ -191,3 +192,13 @@ def test_a_capacity_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
         Replay(0)
     with pytest.raises(ConfigError, match="batch_size=11 is larger"):
         Replay(10).build(tmp_path, BOX, rows=100, batch_size=11, seed=0, device=CPU)
+
+
+@pytest.mark.parametrize("names", [("real", "whole"), ("whole", "real")])
+def test_packed_columns_lie_in_the_order_of_the_layout_so_that_another_process_reads_them(
+    names: tuple[str, str],
+) -> None:
+    columns = {"real": torch.tensor([[1.5], [2.5]]), "whole": torch.tensor([[1], [2]], dtype=torch.int32)}
+    packing = Packing({(name,): (columns[name].dtype, torch.Size([1])) for name in names})
+    packed = packing.pack(TensorDict(columns, batch_size=[2]))
+    assert packed.tolist() == torch.cat([columns[name].view(torch.uint8) for name in names], dim=1).tolist()
