@@ -21,7 +21,7 @@ from torchrl.envs import EnvBase, GymWrapper
 from sac_torchrl.agent import Specs
 from sac_torchrl.errors import ConfigError, nearest
 from sac_torchrl.simulators import TORCH
-from sac_torchrl.spaces import Edge, short
+from sac_torchrl.spaces import Edge, Forgiving, short
 
 _SUITE = "dmc/"
 _TORCH = "torch/"
@@ -36,15 +36,18 @@ class Env:
     `torch/pendulum`, `torch/cartpole` and `brax/TASK` are simulators of tensors, for thousands of environments, and
     `envpool/TASK` is stepped by EnvPool's threads.
     `plugins` names modules imported before the id is looked up: importing one registers its environments.
+    `faults` is how many of an environment's steps may raise or return what nothing can be learned from while
+    transitions are collected: such a step is not stored and its episode is cut. The next one ends the run.
     """
 
     id: str = "Pendulum-v1"
     count: int = 1
     plugins: list[str] = field(default_factory=list)
+    faults: int = 0
 
     def specs(self) -> Specs:
         """Opens the environment once and reads its spaces; raises ConfigError for one that SAC cannot use."""
-        _check_count(self.count)
+        self._check(self.count)
         env = self.build(count=1)
         try:
             return Specs(env.observation_spec_unbatched["observation"], env.action_spec_unbatched)
@@ -58,20 +61,21 @@ class Env:
         count: int | None = None,
         render_mode: str | None = None,
         device: torch.device | None = None,
+        forgiving: bool = False,
     ) -> EnvBase:
         """Builds `count` environments in this process, batch size `(count,)`, each with a seed of its own.
 
         Observations are float32 `(count, n)` or int64 `(count,)`, actions float32 `(count, n)` in [-1, 1] or
         int64 `(count,)`, rewards float32 `(count, 1)`. `next` always holds the true final observation. A simulator
-        made of tensors lives on `device`; Gymnasium's are on the CPU.
+        made of tensors lives on `device`; Gymnasium's are on the CPU. `forgiving` is that of `open`.
         """
         count = self.count if count is None else count
-        _check_count(count)
+        self._check(count)
         if self.id.startswith(_POOL):
             return self._pooled(count, seed=seed, render_mode=render_mode)
         if self.id.startswith((_TORCH, _BRAX)):
             return self._simulator(count, device or torch.device("cpu"), seed=seed, render_mode=render_mode)
-        opening = partial(self.open, render_mode)
+        opening = partial(self.open, render_mode, forgiving=forgiving)
         # TorchRL resets the finished ones itself, by mask: every mode of Gymnasium's own autoreset either
         # replaces the final observation or inserts a transition that never happened.
         envs = _Envs([opening] * count, autoreset_mode=AutoresetMode.DISABLED)
@@ -85,11 +89,27 @@ class Env:
         """Whether the environments are one batch of tensors or one pool, which no worker can hold a part of."""
         return self.id.startswith((_TORCH, _BRAX, _POOL))
 
-    def open(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
-        """Opens one Gymnasium environment, at the agent's edge; imports the plugins before."""
+    def open(self, render_mode: str | None = None, *, forgiving: bool = False) -> gym.Env[Any, Any]:
+        """Opens one Gymnasium environment, at the agent's edge; imports the plugins before.
+
+        Where `forgiving`, up to `faults` faulty steps end their episode and have the reward NaN, which tells who
+        collects that they did not happen.
+        """
         for plugin in self.plugins:
             _load(plugin)
-        return _open(self.id, render_mode)
+        env = _open(self.id, render_mode)
+        return Forgiving(env, self.faults) if forgiving and self.faults else env
+
+    def _check(self, count: int) -> None:
+        if count < 1:
+            raise ConfigError(f"env.count={count}: give 1 or more environments.")
+        if self.faults < 0:
+            raise ConfigError(f"env.faults={self.faults}: give 0 or more.")
+        if self.faults and self.in_one:
+            raise ConfigError(
+                f"env.faults={self.faults}: the environments of env.id={self.id} are stepped at once, and a fault of "
+                "one ends the run: give 0."
+            )
 
     def _pooled(self, count: int, *, seed: int | None, render_mode: str | None) -> EnvBase:
         if render_mode is not None:
@@ -269,8 +289,3 @@ def _load(plugin: str) -> None:
             f"env.plugins names {plugin}, which cannot be imported ({error}): "
             "install it, or put its folder on PYTHONPATH."
         ) from error
-
-
-def _check_count(count: int) -> None:
-    if count < 1:
-        raise ConfigError(f"env.count={count}: give 1 or more environments.")

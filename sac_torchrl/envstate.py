@@ -23,6 +23,7 @@ from torchrl.data import TensorSpec
 from torchrl.envs import EnvBase, GymWrapper, TransformedEnv
 
 from sac_torchrl.simulators import Simulator
+from sac_torchrl.spaces import Forgiving
 from sac_torchrl.trees import Tree
 
 # Spaces too: their generators are seeded by nobody, so that what is drawn from them differs from run to run anyway.
@@ -98,7 +99,8 @@ def _put_gymnasium(env: gym.Env[Any, Any], saved: list[Any]) -> None:
 def _layers(env: Any) -> Iterator[Any]:
     """The wrappers from the outside in, the environment, and what a DeepMind Control environment is made of."""
     while isinstance(env, gym.Wrapper):
-        yield env
+        if not isinstance(env, Forgiving):
+            yield env
         env = env.env
     yield env
     inner: Any = getattr(env, "_env", None)

@@ -1,9 +1,11 @@
 """The edge of one environment, where its spaces become the agent's: float32 vectors, indices, [-1, 1]."""
 
+import logging
 import math
 import textwrap
 import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete, Graph, Sequence, Space, Text
 
 from sac_torchrl.errors import RECOVER, ConfigError, EnvironmentFault, LearnerFault
+
+log = logging.getLogger(__name__)
 
 
 class Edge(gym.Wrapper[Any, Any, Any, Any]):
@@ -78,6 +82,31 @@ class Edge(gym.Wrapper[Any, Any, Any, Any]):
         )
 
 
+class Forgiving(gym.Wrapper[Any, Any, Any, Any]):
+    """Takes up to `faults` faulty steps of an Edge for the end of their episode; the next one raises.
+
+    Such a step has the reward NaN, which no sound one has, and observes nothing but zeros. What it keeps is no part of
+    a run: `faults` are counted from where it was opened.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], faults: int) -> None:
+        super().__init__(env)
+        self._faults = faults
+        self._met = 0
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Takes an action."""
+        try:
+            return self.env.step(action)
+        except EnvironmentFault as fault:
+            if self._met == self._faults:
+                raise
+            self._met += 1
+            log.warning("%s The episode is cut (%d of env.faults=%d).", fault, self._met, self._faults)
+            space = self.observation_space
+            return np.zeros(space.shape or (), space.dtype), math.nan, False, True, {}
+
+
 def _said(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__}: {short(error)} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
@@ -100,9 +129,11 @@ def observed(space: Space[Any], id: str) -> tuple[Space[Any], Callable[[Any], An
         shape = space.shape
 
         def vector(value: Any) -> Any:
-            kind = np.asarray(value).dtype.kind
-            if kind not in "fiub":
+            given = np.asarray(value).dtype
+            if given.kind not in "fiub":
                 raise TypeError("which holds no real numbers")
+            if given != space.dtype:
+                _tell_of_cast(id, given.name, str(space.dtype))
             array = np.array(value, np.float32)
             if array.shape != shape:
                 raise ValueError(f"whose shape is {array.shape} and not {shape}")
@@ -118,6 +149,12 @@ def observed(space: Space[Any], id: str) -> tuple[Space[Any], Callable[[Any], An
     raise ConfigError(
         f"env.id={id}: the observation space is {short(space)}, not a Box of shape (n,) or a Discrete: {advice}."
     )
+
+
+@cache
+def _tell_of_cast(id: str, given: str, declared: str) -> None:
+    """Once in a process: steps are too many to say it each time."""
+    log.info("env.id=%s observes %s, where its space says %s: the agent sees float32", id, given, declared)
 
 
 def taken(space: Space[Any], id: str) -> tuple[Space[Any], Callable[[Any], Any]]:

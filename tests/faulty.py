@@ -152,6 +152,26 @@ _register("terminated-none", terminated=None)
 _register("raises", raises="the arm is stuck")
 
 
+class Glitch(Sound):
+    """Each 13th step raises or has a reward that is not finite, in turns; the others are sound."""
+
+    taken = 0
+
+    def step(self, action: Any) -> Any:
+        self.taken += 1
+        result = super().step(action)
+        if self.taken % 26 == 13:
+            raise ArithmeticError("a glitch")
+        return result if self.taken % 13 else (result[0], np.nan, *result[2:])
+
+
+class Double(Sound):
+    """Observes in another precision than its space says."""
+
+    def step(self, action: Any) -> Any:
+        return self.point.astype(np.float64), *super().step(action)[1:]
+
+
 class Unseeded(Sound):
     """Draws from a generator that no seed reaches."""
 
@@ -198,7 +218,7 @@ class Filling(Sound):
         return super().step(action)
 
 
-_CLASSES: tuple[Any, ...] = (Unseeded, Borrowing, Beyond, Filling, Sound, Opaque, Own, Slow, Stuck)
+_CLASSES: tuple[Any, ...] = (Double, Glitch, Unseeded, Borrowing, Beyond, Filling, Sound, Opaque, Own, Slow, Stuck)
 for _class in _CLASSES:
     gym.register(f"{_class.__name__}-v0", _class, max_episode_steps=10)
 gym.register("Endless-v0", cast(Any, Endless))

@@ -37,7 +37,7 @@ class InProcess(Experience):
     """The environments stepped together by this process."""
 
     def __init__(self, job: Job) -> None:
-        self._env = job.env.build(device=next(job.actor.parameters()).device)
+        self._env = job.env.build(device=next(job.actor.parameters()).device, forgiving=True)
         super().__init__(job, device=self._env.device)
         self._running: TensorDictBase | None = None
         self._cutting = self._told_of_cuts = False

@@ -84,6 +84,7 @@ class Experience(ABC):
         self._lengths = torch.zeros(count, dtype=torch.int64, device=device)
         self._ended = torch.zeros(3, dtype=torch.float64, device=device)
         self._behind = 0.0
+        self._faults = 0
         self._resumed: dict[str, Any] | None = None
         self._told = time.monotonic()
         self._told_frames = 0
@@ -100,7 +101,7 @@ class Experience(ABC):
         with closing(self._collect()) as collected:
             for made in collected:
                 before = self.frames
-                for steps in made:
+                for steps in self._forgiven(made) if self._job.env.faults else made:
                     if isinstance(steps, Lost):
                         self._cut(steps.environments)
                     else:
@@ -121,7 +122,8 @@ class Experience(ABC):
         """Mean return and length of the training episodes that ended since the last call, and frames per second.
 
         The first two are absent where no episode ended. `train/policy_lag` is how many of the frames in the buffer
-        the acting policy had not learned from, as a mean over the new frames.
+        the acting policy had not learned from, as a mean over the new frames. `train/faults`, the faulty steps that
+        were not stored, is there where `env.faults` allows some.
         """
         now, new = time.monotonic(), self.frames - self._told_frames
         metrics = {"time/frames_per_second": new / (now - self._told)}
@@ -131,7 +133,9 @@ class Experience(ABC):
         if number:
             metrics["train/return"] = returns / number
             metrics["train/length"] = lengths / number
-        self._told, self._told_frames, self._behind = now, self.frames, 0
+        if self._job.env.faults:
+            metrics["train/faults"] = self._faults
+        self._told, self._told_frames, self._behind, self._faults = now, self.frames, 0, 0
         self._ended.zero_()
         return metrics
 
@@ -145,6 +149,7 @@ class Experience(ABC):
             "lengths": going(self._lengths),
             "ended": self._ended.clone(),
             "behind": self._behind,
+            "faults": self._faults,
             "environments": environments,
         } | self._n_step.state_dict()
 
@@ -156,6 +161,7 @@ class Experience(ABC):
         self._resumed = state["environments"]
         self.frames = self._told_frames = state["frames"]
         self._behind = state["behind"]
+        self._faults = state.get("faults", 0)  # checkpoints of before there was any have none
         for mine, saved in (
             (self._returns, state["returns"]),
             (self._lengths, state["lengths"]),
@@ -170,6 +176,19 @@ class Experience(ABC):
     @abstractmethod
     def _collect(self) -> Generator[list[Steps | Lost], None, None]:
         """Open the environments and step them, for as long as somebody asks; close them at the end."""
+
+    def _forgiven(self, made: list[Steps | Lost]) -> Iterator[Steps | Lost]:
+        """The same without the steps that the environments marked as faulty by the reward NaN."""
+        for steps in made:
+            if isinstance(steps, Lost) or not steps.rows["next", "reward"].isnan().any():
+                yield steps
+                continue
+            whose = torch.arange(self._job.env.count)[steps.environments]
+            for rows, done in zip(steps.rows.split(steps.done.shape[1]), steps.done, strict=True):
+                faulty = rows["next", "reward"].reshape(-1).isnan()
+                self._faults += int(faulty.sum())
+                yield Steps(rows[~faulty], done[~faulty].unsqueeze(0), whose[~faulty], behind=steps.behind)
+                yield Lost(whose[faulty])
 
     def _take(self, steps: Steps) -> None:
         """Store them and keep the sums of the episodes that are running, and of those that ended."""

@@ -93,7 +93,7 @@ def open_numbered(env: Env, number: int, busy: Any) -> gym.Env[Any, Any]:
     """Open one environment of a worker."""
     busy.value = number
     try:
-        return Numbered(env.open(), number, busy)
+        return Numbered(env.open(forgiving=True), number, busy)
     except Exception as error:
         raise EnvironmentFailed(number, _said(error)) from error
 

@@ -21,6 +21,7 @@ FREE_ON_RESUME = (
     "log_every",
     "device",
     "learner.execution",
+    "env.faults",
     "evaluate.",
     "checkpoint.",
     "collector.workers",

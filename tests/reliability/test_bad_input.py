@@ -1,5 +1,6 @@
 """Tests 26 to 31: bad input is named and stops, before it is stored, learned from or saved."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,8 +30,10 @@ from sac_torchrl import (
     tanh_normal_actor,
 )
 from sac_torchrl.collectors import Collecting, Experience
-from sac_torchrl.errors import EnvironmentFault, LearnerFault
+from sac_torchrl.envstate import capture, restore
+from sac_torchrl.errors import ConfigError, EnvironmentFault, LearnerFault
 from sac_torchrl.guards import Watch, not_finite
+from sac_torchrl.nstep import SPAN
 from sac_torchrl.simulators import Pendulum
 
 pytestmark = pytest.mark.limit(300)
@@ -140,8 +143,104 @@ def test_every_fault_is_named_early_and_late_wherever_the_environment_is(
     check_fault(tmp_path, KINDS[kind], name, complaint, when=when)
 
 
+def episodes(rows: TensorDict) -> list[int]:
+    """The lengths of the chains that rows of one frame make: each observes what the one before led to."""
+    seen, led_to = ([tuple(row) for row in rows.get(key).tolist()] for key in ("observation", ("next", "observation")))
+    after = {observation: row for row, observation in enumerate(seen)}
+    lengths = []
+    for first in range(len(rows)):
+        if seen[first] not in led_to:
+            lengths.append(1)
+            row = first
+            while led_to[row] in after:
+                row = after[led_to[row]]
+                lengths[-1] += 1
+    return lengths
+
+
+def collect_glitches(folder: Path, kind: str, *, n_steps: int) -> tuple[Experience, Any]:
+    """Collect 12 x 8 sound frames of two environments whose every 13th step is faulty."""
+    plan = Env("Glitch-v0", 2, plugins=["faulty"], faults=100)
+    specs = replace(plan.specs(), n_steps=n_steps)
+    buffer = Replay(1_000, Storage.ram).build(folder, specs, rows=1_000, batch_size=1, seed=0, device=CPU)
+    actor = tanh_normal_actor(Constant(0.0), specs)
+    experience = KINDS[kind].build(plan, actor, buffer, specs=specs, total_frames=96, random_frames=0, seed=1)
+    assert sum(experience) == 96
+    return experience, buffer.storage[:]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_faulty_step_that_is_allowed_is_not_stored_and_cuts_its_episode(tmp_path: Path, kind: str) -> None:
+    experience, rows = collect_glitches(tmp_path, kind, n_steps=1)
+    assert len(rows) == 96
+    assert not_finite(rows.items(True, True)) is None
+    assert sorted(episodes(rows)) == [2] * 8 + [10] * 8
+    metrics = experience.metrics()
+    assert metrics["train/length"] == 10  # those that were cut are nobody's return
+    assert metrics["train/faults"] in (6, 7, 8)  # the last may come after the last frame
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_row_reaches_beyond_a_faulty_step(tmp_path: Path, kind: str) -> None:
+    _, rows = collect_glitches(tmp_path, kind, n_steps=3)
+    assert not_finite(rows.items(True, True)) is None
+    spans = rows[SPAN].flatten().tolist()
+    # An episode of ten has rows of 3, ..., 3, 2 and 1 frames, one that was cut after two has 2 and 1. The rows of the
+    # last two that were cut may be held back.
+    assert {span: spans.count(span) for span in set(spans)}[3] == 8 * 8
+    assert 14 <= spans.count(2) == spans.count(1) <= 16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_faulty_step_more_than_allowed_ends_the_run(tmp_path: Path, kind: str) -> None:
+    plan = Env("Faulty-reward-nan-v0", plugins=["faulty"], faults=2)
+    specs = plan.specs()
+    buffer = Replay(1_000, Storage.ram).build(tmp_path, specs, rows=1_000, batch_size=1, seed=0, device=CPU)
+    actor = tanh_normal_actor(Constant(0.0), specs)
+    experience = KINDS[kind].build(plan, actor, buffer, specs=specs, total_frames=99, random_frames=0, seed=1)
+    with pytest.raises(SacError, match=f"at step {faulty.WHEN + 2} ") as fault:
+        list(experience)
+    assert fault.value.exit_code == 69
+    assert experience.frames <= faulty.WHEN - 1
+    assert not_finite(buffer.storage[:].items(True, True)) is None
+
+
+@pytest.mark.parametrize(
+    ("plan", "complaint"),
+    [
+        (Env("Sound-v0", plugins=["faulty"], faults=-1), "env.faults=-1: give 0 or more"),
+        (Env("torch/pendulum", faults=1), "a fault of one ends the run"),
+    ],
+)
+def test_a_number_of_faults_that_cannot_be_is_refused(plan: Env, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        plan.specs()
+
+
+def test_a_run_that_a_fault_ended_goes_on_where_faults_are_allowed() -> None:
+    strict, forgiving = (Env("Sound-v0", plugins=["faulty"], faults=faults) for faults in (0, 5))
+    first, second = strict.build(seed=0, forgiving=True), forgiving.build(seed=1, forgiving=True)
+    for env in (first, second):
+        env.reset()
+    for ours, theirs in ((first, second), (second, first)):
+        restore(theirs, capture(ours))
+    root = first.rand_step(first.reset())
+    assert torch.equal(second.step(second.reset().set("action", root["action"]))["next", "observation"],
+                       root["next", "observation"])  # fmt: skip
+
+
+def test_observations_of_another_type_than_declared_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            env = Env("Double-v0", count=2, plugins=["faulty"]).build(seed=0)
+            env.rollout(3)
+    assert [record.message for record in caplog.records if "Double" in record.message] == [
+        "env.id=Double-v0 observes float64, where its space says float32: the agent sees float32"
+    ]
+
+
 def test_evaluation_is_guarded_too() -> None:
-    env = Env("Faulty-reward-nan-v0", plugins=["faulty"])
+    env = Env("Faulty-reward-nan-v0", plugins=["faulty"], faults=100)
     actor = tanh_normal_actor(Constant(0.0), env.specs())
     with pytest.raises(EnvironmentFault, match="reward nan"):
         evaluate(actor, env.build(), episodes=5, seed=0)
