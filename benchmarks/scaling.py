@@ -99,7 +99,7 @@ def sampling(rows: int) -> float:
 
 def learner(*, width: int = 256, critics: int = 2) -> Learner:
     """Make a learner of the recipe's, but for its size."""
-    agent = SAC(Network([width, width]), critics=critics).build(SPECS, device=CPU)
+    agent = SAC(network=Network([width, width]), critics=critics).build(SPECS, device=CPU)
     return Learning().build(agent)
 
 

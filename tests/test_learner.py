@@ -43,7 +43,7 @@ def build(
     if discrete:
         agent = DiscreteSAC(network, **fields).build(Specs(observation, Categorical(4)), device=CPU)
     else:
-        agent = SAC(network, **fields).build(Specs(observation, Bounded(-1, 1, shape=2)), device=CPU)
+        agent = SAC(network=network, **fields).build(Specs(observation, Bounded(-1, 1, shape=2)), device=CPU)
     return Learning(lr=lr, execution=execution, **(learning or {})).build(agent)
 
 

@@ -148,7 +148,7 @@ def test_a_learned_temperature_meets_its_entropy(train: Callable[..., Agent]) ->
 )
 def test_a_discrete_policy_is_that_of_soft_value_iteration(fields: dict[str, Any], train: Callable[..., Agent]) -> None:
     alpha, gamma = 0.1, 0.8
-    variant = DiscreteSAC(network=SMALL, alpha=alpha, fixed_alpha=True, gamma=gamma, tau=0.05, **fields)
+    variant = DiscreteSAC(SMALL, alpha=alpha, fixed_alpha=True, gamma=gamma, tau=0.05, **fields)
     agent = train(variant, Env("Corridor-v0", 4), frames=5_000, ratio=0.4)
     values = np.zeros((5, 2))
     for _ in range(200):

@@ -57,7 +57,7 @@ def build(
             Specs(observation, Categorical(ACTIONS)), device=CPU
         )
     else:
-        agent = SAC(network, critics, GAMMA, TAU, ALPHA, fixed_alpha, **fields).build(
+        agent = SAC(critics, GAMMA, TAU, ALPHA, fixed_alpha, network=network, **fields).build(
             Specs(observation, Bounded(-1, 1, shape=DIMENSIONS)), device=CPU
         )
     with torch.no_grad():

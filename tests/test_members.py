@@ -21,7 +21,7 @@ PAGES = Path(sac_torchrl.__file__).parents[1] / "docs" / "variants"
 OBSERVED, DIMENSIONS, ACTIONS, ROWS = 3, 2, 4, 8
 SMALL = Network([16, 12])
 MEMBERS: dict[str, Variant] = {
-    "sac": SAC(SMALL),
+    "sac": SAC(network=SMALL),
     "sac_v1": SACv1(SMALL, reward_scale=5.0),
     "discrete_sac": DiscreteSAC(SMALL, q_clip=0.5, entropy_penalty=0.5, max_alpha=2.0),
     "redq": REDQ(network=SMALL, critics=4),

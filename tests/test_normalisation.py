@@ -17,7 +17,9 @@ from sac_torchrl.variants import Variant
 CPU = torch.device("cpu")
 SPECS = Specs(Unbounded(shape=torch.Size([3])), Bounded(-1, 1, shape=torch.Size([2])))
 VARIANTS = pytest.mark.parametrize(
-    "variant", [SAC(Network([8])), SimBa(actor_width=8, critic_width=8)], ids=lambda variant: type(variant).__name__
+    "variant",
+    [SAC(network=Network([8])), SimBa(actor_width=8, critic_width=8)],
+    ids=lambda variant: type(variant).__name__,
 )
 
 
@@ -126,7 +128,7 @@ def test_captured_updates_follow_the_statistics_and_a_loaded_learner_has_them(tm
 def test_updates_and_evaluations_move_no_statistics(tmp_path: Path) -> None:
     buffer = ring(tmp_path)
     buffer.extend(transitions(50, seed=0))
-    agent = build(SAC(Network([8])))
+    agent = build(SAC(network=Network([8])))
     agent.observe(buffer)
     [normaliser] = agent.observers
     assert isinstance(normaliser, Normaliser)
@@ -139,4 +141,4 @@ def test_updates_and_evaluations_move_no_statistics(tmp_path: Path) -> None:
 def test_discrete_states_are_refused() -> None:
     specs = replace(SPECS, observation=Categorical(5))
     with pytest.raises(ConfigError, match="normalise=true: discrete states"):
-        normalised(SAC(Network([8])).build(specs, device=CPU), specs, device=CPU)
+        normalised(SAC(network=Network([8])).build(specs, device=CPU), specs, device=CPU)

@@ -82,7 +82,7 @@ def test_a_batch_is_half_of_each_and_repeats_with_the_buffers_generator(dataset:
         assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in rows["observation"].tolist()}
         found.append(torch.stack(batches))
     assert (found[0] == found[1]).all()
-    learner = Learning().build(SAC(Network([8])).build(SPECS, device=CPU))
+    learner = Learning().build(SAC(network=Network([8])).build(SPECS, device=CPU))
     assert learner.update(batches[0])["loss_qvalue"].isfinite()
 
 

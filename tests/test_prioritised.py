@@ -21,7 +21,7 @@ SMALL = Network([8])
 VARIANTS = pytest.mark.parametrize(
     "variant",
     [
-        SAC(SMALL, alpha=0.3),
+        SAC(network=SMALL, alpha=0.3),
         DiscreteSAC(SMALL, alpha=0.3),
         DroQ(network=SMALL, dropout=0.0, alpha=0.3),
         CrossQ(network=SMALL, critic_hidden=[8], alpha=0.3),
@@ -116,7 +116,7 @@ def test_weights_are_the_critics_alone(variant: Variant) -> None:
 @pytest.mark.parametrize(
     ("variant", "order", "normalise"),
     [
-        (SAC(SMALL), Order.critics_first, True),
+        (SAC(network=SMALL), Order.critics_first, True),
         (DroQ(network=SMALL), Order.together, False),
         (CrossQ(network=SMALL, critic_hidden=[8]), Order.together, True),
         (TQC(network=SMALL, critic_hidden=[8], quantiles=3), Order.together, False),

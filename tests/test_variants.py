@@ -21,7 +21,7 @@ def build(*, discrete: bool, critics: int = 2, fixed_alpha: bool = False, seed: 
     torch.manual_seed(seed)
     if discrete:
         return DiscreteSAC(SMALL, critics=critics, fixed_alpha=fixed_alpha).build(DISCRETE, device=CPU)
-    return SAC(SMALL, critics=critics, fixed_alpha=fixed_alpha).build(CONTINUOUS, device=CPU)
+    return SAC(network=SMALL, critics=critics, fixed_alpha=fixed_alpha).build(CONTINUOUS, device=CPU)
 
 
 @pytest.mark.parametrize("discrete", [False, True])
@@ -44,7 +44,7 @@ def test_critics_keep_the_weights_they_were_built_with(observation: TensorSpec, 
     if discrete:
         agent = DiscreteSAC(network, critics=critics).build(Specs(observation, Categorical(4)), device=CPU)
     else:
-        agent = SAC(network, critics=critics).build(Specs(observation, Bounded(-1, 1, shape=2)), device=CPU)
+        agent = SAC(network=network, critics=critics).build(Specs(observation, Bounded(-1, 1, shape=2)), device=CPU)
     torch.manual_seed(0)
     network.build(observation, outputs=4, device=CPU)
     inputs, outputs = (0, 4) if discrete else (2, 1)
@@ -86,14 +86,14 @@ def test_the_loss_trains_the_actor_that_acts(discrete: bool) -> None:
 @pytest.mark.parametrize("dimensions", [1, 2, 5])
 def test_the_entropy_target_counts_action_dimensions(dimensions: int) -> None:
     specs = Specs(VECTOR, Bounded(-1, 1, shape=dimensions))
-    assert float(SAC(SMALL).build(specs, device=CPU).loss.target_entropy) == -dimensions
-    assert float(SAC(SMALL, target_entropy=-0.5).build(specs, device=CPU).loss.target_entropy) == -0.5
-    assert float(SAC(SMALL, target_entropy=0.0).build(specs, device=CPU).loss.target_entropy) == 0
+    assert float(SAC(network=SMALL).build(specs, device=CPU).loss.target_entropy) == -dimensions
+    assert float(SAC(network=SMALL, target_entropy=-0.5).build(specs, device=CPU).loss.target_entropy) == -0.5
+    assert float(SAC(network=SMALL, target_entropy=0.0).build(specs, device=CPU).loss.target_entropy) == 0
 
 
 def test_actor_and_critics_may_have_other_sizes() -> None:
     for variant, specs in (
-        (SAC(SMALL, critic_hidden=[12, 6]), CONTINUOUS),
+        (SAC(network=SMALL, critic_hidden=[12, 6]), CONTINUOUS),
         (DiscreteSAC(SMALL, critic_hidden=[12, 6]), DISCRETE),
     ):
         loss = variant.build(specs, device=CPU).loss
@@ -111,15 +111,16 @@ def test_the_discrete_entropy_target_is_a_part_of_the_uniform_entropy(actions: i
     assert float(agent.loss.target_entropy) == pytest.approx(ratio * math.log(actions))
 
 
-@pytest.mark.parametrize("variant", [SAC(SMALL, alpha=0.3), SAC(SMALL, alpha=0.3, fixed_alpha=True)])
-def test_the_temperature_starts_where_asked(variant: SAC) -> None:
+@pytest.mark.parametrize("fixed_alpha", [False, True])
+def test_the_temperature_starts_where_asked(fixed_alpha: bool) -> None:
+    variant = SAC(network=SMALL, alpha=0.3, fixed_alpha=fixed_alpha)
     assert float(variant.build(CONTINUOUS, device=CPU).loss.log_alpha.detach().exp()) == pytest.approx(0.3)
 
 
 def test_discrete_actions_are_refused_by_sac() -> None:
     message = r"variant=sac needs continuous actions.*4 discrete.*recipes/discrete\.py"
     with pytest.raises(ConfigError, match=message) as it:
-        SAC(SMALL).build(DISCRETE, device=CPU)
+        SAC(network=SMALL).build(DISCRETE, device=CPU)
     assert "\n" not in str(it.value)
 
 
@@ -167,7 +168,7 @@ def test_the_ends_of_the_ranges_are_allowed(variant: Variant) -> None:
     assert variant.build(CONTINUOUS if isinstance(variant, SAC) else DISCRETE, device=CPU).targets
 
 
-@pytest.mark.parametrize("variant", [SAC(SMALL, tau=1.0), DiscreteSAC(SMALL, tau=1.0)])
+@pytest.mark.parametrize("variant", [SAC(network=SMALL, tau=1.0), DiscreteSAC(SMALL, tau=1.0)])
 def test_targets_may_follow_at_once(variant: Variant) -> None:
     agent = variant.build(CONTINUOUS if isinstance(variant, SAC) else DISCRETE, device=CPU)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""What the descendants of SAC share: a squashed Gaussian policy, an ensemble of critics with targets, a temperature."""
+"""What SAC and most of its descendants share: a squashed Gaussian policy, critics with targets, a temperature."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from torchrl.objectives import LossModule
 
+from sac_torchrl.actors import Std
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.variants.base import Variant, actor_and_critics, assemble, check
 
 
 @dataclass
 class Ensemble(Variant):
-    """What every descendant has: `critics` Q networks with discount `gamma`, and targets that move by `tau`.
+    """What they have: `critics` Q networks with discount `gamma`, and targets that move by `tau`.
 
     The temperature starts at `alpha` and is learned so that the policy's entropy in the [-1, 1] action space meets
     `target_entropy` (null: minus the number of action dimensions), or stays at `alpha` where `fixed_alpha` is true.
@@ -40,10 +41,11 @@ class Ensemble(Variant):
         actor: Callable[[int], nn.Module],
         critic: Callable[[int], nn.Module],
         loss: Callable[..., LossModule],
+        std: Std = Std.clip,
     ) -> Agent:
         """Put the parts together, with networks from the number of action dimensions and a loss like SACLoss."""
         policy, critics = actor_and_critics(
-            type(self).__name__.lower(), specs, self.critics, actor=actor, critic=critic
+            type(self).__name__.lower(), specs, self.critics, actor=actor, critic=critic, std=std
         )
         entropy = self.entropy_per_dimension * specs.action.shape[-1]
         built = loss(

@@ -1,6 +1,7 @@
 """Soft Actor-Critic for continuous actions."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -8,11 +9,12 @@ from sac_torchrl.actors import Std
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.losses import AlphaForm, Combine, SACv2Loss, Terms
 from sac_torchrl.networks import Network
-from sac_torchrl.variants.base import Variant, actor_and_critics, assemble, check, sized
+from sac_torchrl.variants.base import check, sized
+from sac_torchrl.variants.ensemble import Ensemble
 
 
 @dataclass
-class SAC(Variant):
+class SAC(Ensemble):
     """Soft Actor-Critic for continuous actions, second version (Haarnoja et al. 2018b, arXiv 1812.05905).
 
     `critics` Q networks, the smallest value in target and actor loss (equations 5 to 9); discount `gamma`;
@@ -25,12 +27,6 @@ class SAC(Variant):
     """
 
     network: Network = field(default_factory=Network)
-    critics: int = 2
-    gamma: float = 0.99
-    tau: float = 0.005
-    alpha: float = 1.0
-    fixed_alpha: bool = False
-    target_entropy: float | None = None
     critic_hidden: list[int] | None = None
     std: Std = Std.clip
     actor_q: Combine = Combine.min
@@ -52,28 +48,17 @@ class SAC(Variant):
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and SACv2Loss; raises ConfigError where actions are discrete."""
         critic = sized(self.network, self.critic_hidden)
-        actor, critics = actor_and_critics(
-            "sac",
+        terms = Terms(
+            actor_q=self.actor_q,
+            alpha_form=self.alpha_form,
+            reward_scale=self.reward_scale,
+            critic_loss_scale=self.critic_loss_scale,
+        )
+        return self._build(
             specs,
-            self.critics,
+            device,
             actor=lambda actions: self.network.build(specs.observation, outputs=2 * actions, device=device),
             critic=lambda actions: critic.build(specs.observation, inputs=actions, outputs=1, device=device),
+            loss=partial(SACv2Loss, loss_function="l2", terms=terms),
             std=self.std,
         )
-        loss = SACv2Loss(
-            actor,
-            critics[0],
-            num_qvalue_nets=self.critics,
-            loss_function="l2",
-            alpha_init=self.alpha,
-            fixed_alpha=self.fixed_alpha,
-            target_entropy=-float(specs.action.shape[-1]) if self.target_entropy is None else self.target_entropy,
-            deactivate_vmap=True,
-            terms=Terms(
-                actor_q=self.actor_q,
-                alpha_form=self.alpha_form,
-                reward_scale=self.reward_scale,
-                critic_loss_scale=self.critic_loss_scale,
-            ),
-        ).to(device)
-        return assemble(actor, loss, critics, gamma=self.gamma, tau=self.tau)
