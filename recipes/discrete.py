@@ -75,7 +75,6 @@ def main(cfg: sac.Discrete) -> None:
         sac.curve([run.folder], run.folder / "curve.png", title=cfg.env.id)
         if cfg.evaluate.video:
             sac.record_video(agent.actor, cfg.env, run.folder / "videos" / "final.mp4", seed=run.seeds.evaluation)
-        print(f"The results are in {run.folder}")
 
 
 if __name__ == "__main__":

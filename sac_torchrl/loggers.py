@@ -1,6 +1,7 @@
 """What a run writes while it goes: metrics.csv, TensorBoard events, and a progress bar."""
 
 import csv
+import logging
 import math
 import os
 import sys
@@ -11,6 +12,8 @@ from typing import TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+log = logging.getLogger(__name__)
 
 _SHOWN = {"return": "train/return", "eval": "eval/return_mean"}
 
@@ -103,7 +106,10 @@ class Progress:
         tenth = 10 * frames // self._total
         if self._bar.disable and tenth > self._tenth:
             self._tenth = tenth
-            print(self._line(frames), file=self._file, flush=True)
+            try:
+                print(self._line(frames), file=self._file, flush=True)
+            except OSError as error:  # A terminal that was closed is no reason to lose a run.
+                log.debug("nobody reads standard error any more: %s", error.strerror)
 
     def close(self) -> None:
         """Leave the bar as it is."""

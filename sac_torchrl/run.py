@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -31,7 +31,8 @@ CONFIG = "config.yaml"
 LOG = "run.log"
 LOCK = ".lock"
 UNFINISHED = f".{CONFIG}.half"
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # a scheduler, a person, a scheduler's early warning
+# A scheduler, a person, a scheduler's early warning, a terminal that is closed.
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 
@@ -58,7 +59,9 @@ class Seeds:
 class Signals:
     """The signal that asked the run to stop, if any: the handler only notes it, the loop asks for it.
 
-    A second one, later than a tenth of a second (some senders repeat theirs at once), ends the process then and there.
+    A second one, later than a tenth of a second (some senders repeat theirs at once), ends the process then and there,
+    unless it is SIGHUP: shell and terminal both send that, and nobody means more by it. Where SIGHUP is ignored (nohup)
+    it stays so.
     """
 
     def __init__(self) -> None:
@@ -71,11 +74,13 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # Python's helper process ignores SIGINT and SIGTERM that go to the whole group, but not SIGUSR1: it inherits
+        # Python's helper process ignores SIGINT and SIGTERM that go to the whole group, but not the others: it inherits
         # the mask. One that comes meanwhile is noted when the mask is taken off.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGHUP})
         resource_tracker.ensure_running()
-        before = {one: signal.signal(one, self._note) for one in STOPPING}
+        unheard = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        noted = [one for one in STOPPING if one is not signal.SIGHUP or not unheard]
+        before = {one: signal.signal(one, self._note) for one in noted}
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         try:
             yield
@@ -86,7 +91,7 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.received:
             self.received, self._at = signal.Signals(number).name, time.monotonic()
-        elif time.monotonic() - self._at > 0.1:
+        elif number != signal.SIGHUP and time.monotonic() - self._at > 0.1:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
@@ -122,7 +127,7 @@ class Run:
 
     @property
     def stopping(self) -> bool:
-        """Whether SIGTERM, SIGINT or SIGUSR1 asked the run to save and stop."""
+        """Whether SIGTERM, SIGINT, SIGUSR1 or SIGHUP asked the run to save and stop."""
         return bool(self.signals.received)
 
     def stop_if_asked(self, frames: int) -> None:
@@ -201,7 +206,7 @@ class Running:
                 logger.removeHandler(screen)  # The caller shows the failure; here it is kept.
                 logger.exception("stopped")
                 raise
-            logger.info("finished")
+            logger.info("finished: the results are in %s", folder)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -229,20 +234,25 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except SacError as error:
-        print(f"{error.label}: {error}", file=sys.stderr)
+        _say(f"{error.label}: {error}")
         raise SystemExit(error.exit_code) from error
     except KeyboardInterrupt as interruption:
-        print("error: interrupted.", file=sys.stderr)
+        _say("error: interrupted.")
         raise SystemExit(130) from interruption
     except OSError as error:
         if error.errno not in _DISK:
-            traceback.print_exc()
+            _say(traceback.format_exc())
             raise SystemExit(SacError.exit_code) from error
-        print(f"error: {error.filename or 'a file of the run'}: {error.strerror}: make room, resume.", file=sys.stderr)
+        _say(f"error: {error.filename or 'a file of the run'}: {error.strerror}: make room, resume.")
         raise SystemExit(DiskError.exit_code) from error
     except Exception as error:
-        traceback.print_exc()
+        _say(traceback.format_exc())
         raise SystemExit(SacError.exit_code) from error
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # The terminal may be closed, and the exit code still tells.
+        print(text, file=sys.stderr)
 
 
 def _new_folder(name: str) -> Path:

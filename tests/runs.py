@@ -23,8 +23,10 @@ SMALL = (
 )
 
 
-def start(*words: str, cwd: Path, environment: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
-    """Start `sac-torchrl` with these words, in a session of its own."""
+def start(
+    *words: str, cwd: Path, environment: Mapping[str, str] | None = None, hangup: signal.Handlers = signal.SIG_DFL
+) -> "subprocess.Popen[str]":
+    """Start `sac-torchrl` with these words, in a session of its own; `nohup` gives it another answer to `hangup`."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return subprocess.Popen(
         [sys.executable, "-m", "sac_torchrl", *words],
@@ -34,6 +36,7 @@ def start(*words: str, cwd: Path, environment: Mapping[str, str] | None = None) 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),
     )
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import astuple
 from pathlib import Path
 from typing import NoReturn
@@ -161,6 +162,18 @@ def test_a_signal_is_noted_from_before_the_folder_until_the_run_ends(
         with pytest.raises(Preempted, match="SIGTERM came; saved at 7 frames"):
             run.stop_if_asked(7)
     assert [signal.getsignal(one) for one in STOPPING] == before
+
+
+def test_a_terminal_that_hangs_up_twice_means_once(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever these tests run below
+    try:
+        with Running(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+                time.sleep(0.15)
+            assert run.signals.received == "SIGHUP"
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _fail_after_a_line() -> None:

@@ -30,6 +30,7 @@ from gymnasium.vector.utils import batch_space
 from sac_torchrl.collectors.experience import Job
 from sac_torchrl.envs import Env, seeds
 from sac_torchrl.errors import ConfigError, EnvironmentFault, WorkerDied
+from sac_torchrl.run import STOPPING
 from sac_torchrl.spaces import short
 
 log = logging.getLogger(__name__)
@@ -399,7 +400,7 @@ def _die_with_parent() -> None:
 class _signals_blocked:  # noqa: N801 - read as a verb
     """Keeps a terminal's or a scheduler's signals to the whole group from the workers: the main process ends them."""
 
-    _blocked = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    _blocked = STOPPING
 
     def __enter__(self) -> None:
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def begun(folder: Path) -> bool:
 
 
 @pytest.mark.limit(300)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_at_the_next_step_and_exits_with_75(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "run"
     process = runs.start("train", "continuous", "log_every=100", f"run.folder={folder}", *LONG, cwd=tmp_path)
@@ -46,6 +47,38 @@ def test_a_signal_saves_at_the_next_step_and_exits_with_75(tmp_path: Path, numbe
     with (folder / "metrics.csv").open() as file:
         assert frames - 100 <= max(int(row["frames"]) for row in csv.DictReader(file)) <= frames
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
+
+
+def hear_no_more(process: "subprocess.Popen[str]") -> None:
+    for stream in (process.stdout, process.stderr):
+        assert stream is not None
+        stream.close()
+
+
+@pytest.mark.limit(300)
+def test_a_terminal_that_is_closed_costs_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    workers = ("collector=processes", "collector.workers=2")
+    process = runs.start("train", "continuous", f"run.folder={folder}", *LONG, *workers, cwd=tmp_path)
+    runs.wait_until(lambda: begun(folder), process)
+    hear_no_more(process)
+    for _ in range(2):  # the terminal and the shell both send it
+        os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(15) == 75
+    (frames,) = snapshot.frames_in(folder / "checkpoints")
+    assert f"SIGHUP came; saved at {frames} frames" in (folder / "run.log").read_text()
+
+
+@pytest.mark.limit(300)
+def test_a_run_below_nohup_that_nobody_listens_to_ends_well(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    few = ("total_frames=1500", "checkpoint.every=1500", *runs.SMALL)
+    process = runs.start("train", "continuous", f"run.folder={folder}", *few, cwd=tmp_path, hangup=signal.SIG_IGN)
+    runs.wait_until(lambda: (folder / "run.log").exists(), process)
+    hear_no_more(process)
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(250) == 0
+    assert "finished: the results are in" in (folder / "run.log").read_text()
 
 
 @pytest.mark.limit(300)
