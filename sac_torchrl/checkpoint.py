@@ -130,6 +130,9 @@ class Checkpoints:
     def _save_rows(self) -> None:
         written, capacity = self._buffer.write_count, self._buffer.storage.max_size
         oldest = max(0, written - capacity)
+        if lost := [segment.path(self._folder) for segment in self._segments if not segment.exists(self._folder)]:
+            log.warning("%s is not as it was written: all rows are saved again", lost[0])
+            self._segments = []
         saved = self._segments[-1].end if self._segments else 0
         if saved > written or self._buffer.writer.state_dict()["_cursor"] != written % capacity:
             raise ValueError("the replay buffer was emptied or written out of order: only `extend` it.")

@@ -57,6 +57,11 @@ class Segment:
         """Its file, where `folder` holds the checkpoints."""
         return folder / "rows" / f"{self.start}-{self.end}.safetensors"
 
+    def exists(self, folder: Path) -> bool:
+        """Whether that file is there, in its size; its content is not looked at."""
+        path = self.path(folder)
+        return path.is_file() and path.stat().st_size == self.size
+
 
 @dataclass(frozen=True)
 class Snapshot:

@@ -124,6 +124,27 @@ def global_generator() -> Any:
     torch.set_rng_state(state)
 
 
+@pytest.mark.parametrize("lost", ["", "rows", "rows/0-4.safetensors"])
+def test_checkpoints_that_somebody_removes_or_shortens_are_made_good_by_the_next_save(
+    tmp_path: Path, lost: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trial = Trial(tmp_path)
+    for _ in range(2):
+        trial.advance(4)
+        trial.save()
+    path = trial.folder / lost
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        os.truncate(path, 100)
+    trial.advance(1)
+    trial.save()
+    assert "0-4.safetensors is not as it was written: all rows are saved again" in caplog.text
+    again = Trial(tmp_path)
+    assert again.checkpoints.restore() == 9
+    assert again.everything() == trial.everything()
+
+
 def test_a_tree_comes_back_exactly(tmp_path: Path) -> None:
     shared = torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
     tree = {
