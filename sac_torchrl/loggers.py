@@ -80,7 +80,7 @@ class Progress:
     """
 
     def __init__(self, total: int, *, initial: int = 0, file: TextIO | None = None) -> None:
-        self._file = file or sys.stderr
+        self._file: TextIO | None = file or sys.stderr  # which a daemon may have closed
         self._total = total
         self._initial = initial
         self._tenth = 10 * initial // total
@@ -90,7 +90,7 @@ class Progress:
             total=total,
             initial=initial,
             file=self._file,
-            disable=not self._file.isatty(),
+            disable=self._file is None or not self._file.isatty(),
             unit=" frames",
             dynamic_ncols=True,
             bar_format="{percentage:3.0f}%|{bar}| {n}/{total} [{remaining} left, {rate_noinv_fmt}{postfix}]",

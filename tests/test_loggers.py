@@ -4,6 +4,7 @@ import io
 import math
 import os
 import pty
+import sys
 import termios
 from pathlib import Path
 from typing import Any, NoReturn
@@ -109,6 +110,13 @@ def test_without_a_terminal_there_is_a_line_every_tenth(tmp_path: Path) -> None:
     assert lines[0].startswith("300/1000 frames, 00:0")
     assert lines[0].endswith(" frames/s, return=-300.0")
     assert "\r" not in out.getvalue()
+
+
+def test_a_process_without_standard_error_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)  # as Python sets it for a daemon that closed it
+    progress = Progress(10)
+    progress.update(10)
+    progress.close()
 
 
 def test_on_a_terminal_there_is_a_bar_with_returns_rate_and_time_left() -> None:
