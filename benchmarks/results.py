@@ -110,13 +110,14 @@ ROWS = [
     ),
     *(
         Row(
-            f"halfcheetah-quarter-{name}",
+            f"halfcheetah-{ratio}-{name}",
             HALFCHEETAH,
-            f"continuous preset=halfcheetah replay_ratio=0.25 total_frames=50000 evaluate.every=5000 {how}",
+            f"continuous preset=halfcheetah{settings} total_frames=50000 evaluate.every=5000 {how}",
             (50_000,),
             table="collectors",
-            system=how,
+            system=f"{ratio} updates a frame, {name}",
         )
+        for ratio, settings in (("1", ""), ("0.25", " replay_ratio=0.25"))
         for name, how in (
             ("direct", "collector=direct"),
             ("pipelined", "collector=processes collector.pipelined=true collector.workers=1"),
