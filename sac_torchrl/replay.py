@@ -21,6 +21,7 @@ from sac_torchrl.errors import ConfigError, DiskError
 from sac_torchrl.nstep import SPAN
 from sac_torchrl.packed import Layout, PackedMemmapStorage, PackedReplayBuffer, PackedTensorStorage, Packing
 from sac_torchrl.prioritised import PrioritisedReplayBuffer, prioritised_sampler
+from sac_torchrl.spaces import short
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +94,16 @@ class Replay:
             generator=torch.Generator(device=place).manual_seed(seed),
         )
         # A lazy storage takes its columns from the first row it sees: give it one of the right schema.
-        buffer.extend(Packing(layout(specs)).unpack(torch.zeros(1, row_bytes(specs), dtype=torch.uint8)))
-        buffer.empty()
+        first = Packing(layout(specs)).unpack(torch.zeros(1, row_bytes(specs), dtype=torch.uint8))
         if self.storage is Storage.disk:
+            try:
+                buffer.extend(first)
+            except RuntimeError as error:  # so PyTorch tells of a file that it cannot make as large
+                raise DiskError(f"cannot make the replay rows in {folder}: {short(error)}.") from error
             _reserve(folder)
+        else:
+            buffer.extend(first)
+        buffer.empty()
         if place.type != device.type:
             buffer.append_transform(lambda batch: batch.to(device, non_blocking=True))
         return buffer

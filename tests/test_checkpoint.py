@@ -503,6 +503,11 @@ def test_a_save_that_fails_leaves_the_last_one_and_no_debris(tmp_path: Path) -> 
     assert resumed.everything() == run.everything()
 
 
+def test_replay_rows_that_may_not_be_as_large_are_refused(tmp_path: Path) -> None:
+    with files_of_at_most(100), pytest.raises(DiskError, match=r"cannot make the replay rows in .*File too large"):
+        Trial(tmp_path, storage=Storage.disk)
+
+
 def test_rows_that_cannot_be_written_leave_no_half_file(tmp_path: Path) -> None:
     run = Trial(tmp_path)
     run.advance(4)
