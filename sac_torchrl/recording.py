@@ -1,14 +1,18 @@
 """Recording a function of tensors as a flat list of tensor operations, to be replayed without its overhead."""
 
+import logging
 import operator
+import warnings
 from collections.abc import Callable, Sequence
-from types import BuiltinFunctionType, MethodDescriptorType
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
+from torch.jit._fuser import optimized_execution
+
+log = logging.getLogger(__name__)
 
 # They hand their argument on, for autograd, without which a recording is replayed.
 NOTHING = {torch.ops.aten.alias.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh_copy.default}
@@ -32,8 +36,9 @@ class Recorded:
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """Call, record or replay the function."""
         if self._replay is not None:
-            with torch.inference_mode():
-                return self._replay(*inputs, *self._constants)
+            # Optimized, TorchScript would compute some results otherwise.
+            with torch.inference_mode(), optimized_execution(False):
+                return self._replay(*inputs, *self._constants)[: self._results]
         if self._called:
             return self._record(inputs)
         self._called = True
@@ -42,22 +47,23 @@ class Recorded:
     def _record(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         results: list[Tensor] = []
 
-        def watched(*inputs: Tensor) -> list[Tensor]:
+        def watched(*inputs: Tensor) -> tuple[Tensor, ...]:
             results[:] = self._function(*inputs)
-            return list(results)
+            return tuple(results)
 
         recording = make_fx(watched)(*inputs)
         graph = recording.graph
         _skip_what_changes_nothing(graph)
         graph.eliminate_dead_code()
         _compute_once(graph, recording)
-        self._constants = _hoist(graph, recording)
-        if not self._compiled:
-            _call_directly(graph)
+        self._constants, self._results = _hoist(graph, recording), len(results)
+        scriptable = not self._compiled and inputs[0].is_cpu and _keep_all(graph)
         self._replay = fx.GraphModule(torch.nn.Module(), graph).forward
         if self._compiled:
             # Inductor has a random number generator of its own; these are to be torch's draws.
             self._replay = torch.compile(self._replay, options={"fallback_random": True})
+        elif scriptable:
+            self._replay = _scripted(self._replay, [*inputs, *self._constants])
         return results
 
 
@@ -150,29 +156,55 @@ def _hoist(graph: fx.Graph, module: fx.GraphModule) -> list[Tensor]:
     return constants
 
 
-def _call_directly(graph: fx.Graph) -> None:
-    """Call torch's functions and methods, which reach an operation a microsecond sooner than torch.ops does."""
-    for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        name = schema.name.removeprefix("aten::") if schema is not None else ""
-        for place in (torch, torch.Tensor):
-            direct = getattr(place, name, None)
-            if isinstance(direct, BuiltinFunctionType | MethodDescriptorType):
-                node.target = direct
-                break
+def _keep_all(graph: fx.Graph) -> bool:
+    """Return from the graph also what nothing asks for; False where an operation returns nothing.
+
+    TorchScript leaves out draws without a use. Its tracer, operations without a result.
+    """
+    idle = [node for node in graph.nodes if node.op == "call_function" and not node.users]
+    output = graph.output_node()
+    wanted: Any = output.args[0]
+    output.args = ((*wanted, *idle),)
+    return bool(wanted) and all(_returns(node) for node in idle)
+
+
+def _scripted(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """Have TorchScript call the operations of `function`, which takes it less time than Python, if it knows them all.
+
+    What `function` does to `inputs` is done to copies here, and what it draws is drawn again.
+    """
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        # Deprecated, and yet nothing else calls torch's operations one by one without Python.
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        try:
+            script: Callable[..., Sequence[Tensor]] = torch.jit.trace(  # type: ignore[no-untyped-call]  # as torch has it
+                function, tuple(tensor.clone() for tensor in inputs), check_trace=False
+            )
+        except RuntimeError as error:
+            if "unsupported argument type" not in str(error):
+                raise
+            log.debug("a recording is replayed by Python: TorchScript cannot hand on what one of its operations takes")
+            return function
+    return script
 
 
 def _is_view(node: fx.Node) -> bool:
     """Whether the results of a node are its first argument's memory, unchanged."""
-    returns = getattr(getattr(node.target, "_schema", None), "returns", [])
+    returns = _returns(node)
     view = bool(returns) and all(it.alias_info is not None and not it.alias_info.is_write for it in returns)
     return view or node.target is operator.getitem
+
+
+def _returns(node: fx.Node) -> Sequence[Any]:
+    """What the operation of a node says about its results."""
+    found: Sequence[Any] = getattr(getattr(node.target, "_schema", None), "returns", [])
+    return found
 
 
 def _memory(node: Any, module: fx.GraphModule) -> Any:
     """Find what made the memory in which a node's value lies: a node, or the address of a constant."""
     while isinstance(node, fx.Node) and node.op == "call_function":
-        returns = getattr(getattr(node.target, "_schema", None), "returns", [])
+        returns = _returns(node)
         if node.target is not operator.getitem and all(it.alias_info is None for it in returns):
             break
         node = node.args[0]

@@ -37,6 +37,17 @@ def test_random_numbers_are_drawn_from_torchs_generator_in_the_same_order() -> N
     assert_same(lambda: lambda x: [x + torch.randn_like(x), torch.randn(4), torch.rand(2)], (3,))
 
 
+def test_what_is_drawn_for_nothing_is_drawn_all_the_same() -> None:
+    def make() -> Callable[..., Sequence[Tensor]]:
+        def function(x: Tensor) -> list[Tensor]:
+            torch.randn(3)
+            return [x + torch.randn(4)]
+
+        return function
+
+    assert_same(make, (4,))
+
+
 def test_what_is_read_before_and_after_it_changed_is_computed_twice() -> None:
     def make() -> Callable[..., Sequence[Tensor]]:
         listed, viewed = torch.ones(3, 3), torch.ones(3, 3)
