@@ -147,11 +147,13 @@ def _compiled(family: type[JaxSimulator], id: str, count: int) -> tuple[Any, ...
     jax = _jax(id)
     env, limit, repeats = _quiet(family.load)(id)
 
+    def firm(state: Any) -> Any:
+        # Of the same types from a reset and from a step, or both would be compiled twice: JAX has weak ones.
+        return jax.tree.map(lambda leaf: leaf.astype(leaf.dtype), state)
+
     def reset(key: Any) -> tuple[Any, Any]:
         key, mine = jax.random.split(key)
-        state = jax.vmap(env.reset)(jax.random.split(mine, count))
-        # Of the very types that a step returns, or the step would be compiled twice.
-        return jax.tree.map(lambda leaf: leaf.astype(leaf.dtype), state), key
+        return firm(jax.vmap(env.reset)(jax.random.split(mine, count))), key
 
     def reset_masked(state: Any, key: Any, mask: Any) -> tuple[Any, Any]:
         fresh, key = reset(key)
@@ -169,12 +171,12 @@ def _compiled(family: type[JaxSimulator], id: str, count: int) -> tuple[Any, ...
         )
         return result
 
-    def step(state: Any, action: Any) -> Any:
+    def advance(state: Any, action: Any) -> Any:
         total: Any = 0.0
         for _ in range(repeats):
-            state = env.step(state, action)
+            state = jax.vmap(env.step)(state, action)
             total += state.reward
-        return state.replace(reward=total)
+        return firm(state.replace(reward=total))
 
     # Only traced.
     empty, _ = jax.eval_shape(_quiet(reset), jax.random.PRNGKey(0))
@@ -182,8 +184,8 @@ def _compiled(family: type[JaxSimulator], id: str, count: int) -> tuple[Any, ...
     if seen is None or len(seen.shape) != 2:
         what = f"{sorted(empty.obs)}" if isinstance(empty.obs, Mapping) else f"of shape {seen.shape[1:]}"
         raise ConfigError(f"env.id={id} has observations {what}: SAC takes vectors, or `state` out of a dictionary.")
-    start, advance = (jax.jit(_quiet(one)) for one in (start, jax.vmap(step)))
-    return start, advance, empty, seen.shape[-1], int(env.action_size), limit
+    compiled = [jax.jit(_quiet(one)) for one in (start, advance)]
+    return *compiled, empty, seen.shape[-1], int(env.action_size), limit
 
 
 def _vector(observation: Any) -> Any:
