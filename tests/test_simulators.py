@@ -259,11 +259,11 @@ def test_playgrounds_physics_is_mujocos() -> None:
     env = Env("playground/PendulumSwingup", count).build(seed=2)
     seen = env.reset()["observation"]
     assert len(seen[:, 0].unique()) == count
-    model = (
-        module("mujoco_playground").dm_control_suite.load("PendulumSwingup", config_overrides={"impl": "jax"}).mj_model
-    )
+    suite = module("mujoco_playground").dm_control_suite
+    task = suite.load("PendulumSwingup", config_overrides={"impl": "jax"})
+    model = task.mj_model
     theirs = [mujoco.MjData(model) for _ in range(count)]
-    for data, (cosine, sine, speed) in zip(theirs, seen.tolist(), strict=True):
+    for data, (sine, cosine, speed) in zip(theirs, seen.tolist(), strict=True):
         data.qpos, data.qvel = np.arctan2(sine, cosine), speed
     torch.manual_seed(0)
     for _ in range(steps):
@@ -271,8 +271,9 @@ def test_playgrounds_physics_is_mujocos() -> None:
         seen = env._step(TensorDict({"action": action}, [count]))["observation"]
         for number, data in enumerate(theirs):
             data.ctrl = action[number].numpy()
-            mujoco.mj_step(model, data)
-            expected = [np.cos(data.qpos[0]), np.sin(data.qpos[0]), data.qvel[0]]
+            mujoco.mj_step(model, data, task.n_substeps)
+            turned = data.body("pole").xmat.reshape(3, 3)
+            expected = [turned[0, 2], turned[2, 2], data.qvel[0]]
             assert seen[number].tolist() == pytest.approx(expected, abs=1e-3)
     assert env.limit == 1000
     first, again, other = (Env("playground/PendulumSwingup", count).build(seed=seed).reset() for seed in (2, 2, 3))
