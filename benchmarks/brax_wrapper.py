@@ -13,7 +13,7 @@ import torch
 
 from sac_torchrl import Env
 
-TASK, COUNT = (*sys.argv[1:], "inverted_pendulum", "64")[:2] if len(sys.argv) < 3 else sys.argv[1:3]
+TASK, COUNT = [*sys.argv[1:], *("inverted_pendulum", "64")[len(sys.argv) - 1 :]]
 STEPS = 20
 
 

@@ -1,6 +1,7 @@
 """Brax and MuJoCo Playground as simulators of tensors: physics of JAX, compiled once, memory shared with PyTorch."""
 
 import importlib
+import logging
 import os
 import warnings
 from abc import abstractmethod
@@ -219,9 +220,14 @@ def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def call(*arguments: Any) -> Any:
-        with quiet(mujoco=True):
-            warnings.simplefilter("ignore")
-            return function(*arguments)
+        handlers = list(logging.root.handlers)
+        try:
+            with quiet(mujoco=True):
+                warnings.simplefilter("ignore")
+                return function(*arguments)
+        finally:
+            # One of what is imported logs by the root logger, which gets a handler and says our lines a second time.
+            logging.root.handlers[:] = handlers
 
     return call
 

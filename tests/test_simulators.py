@@ -144,6 +144,12 @@ def test_a_brax_task_trains() -> None:
     assert train(env, steps=200, updates_per_step=4) > 30
 
 
+def module(name: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on import: what Playground stands on deprecates itself
+        return importlib.import_module(name)
+
+
 class State(NamedTuple):
     obs: Any
     reward: Any
@@ -164,40 +170,32 @@ class JaxClock:
         self._dictionary = config.get("dictionary", "state")
 
     def _at(self, start: Any, step: Any, *, reward: Any, done: Any) -> State:
-        import jax.numpy as jnp
-
-        vector = jnp.stack([start, step])
-        seen = {self._dictionary: vector, "privileged_state": jnp.zeros(7)}
+        numpy = module("jax.numpy")
+        seen = {self._dictionary: numpy.stack([start, step]), "privileged_state": numpy.zeros(7)}
         return State(seen, reward, done, start, step)
 
     def reset(self, key: Any) -> State:
-        import jax
-
-        start = jax.random.uniform(key)
-        zero = jax.numpy.zeros(())
+        start, zero = module("jax.random").uniform(key), module("jax.numpy").zeros(())
         return self._at(start, zero, reward=zero, done=zero)
 
     def step(self, state: State, action: Any) -> State:
-        import jax.numpy as jnp
-
         step = state.step + 1
-        done = jnp.where(step >= 1 + (state.episode * 9).astype(int), 1.0, 0.0)  # of JAX's weak type
+        done = module("jax.numpy").where(step >= 1 + (state.episode * 9).astype(int), 1.0, 0.0)  # of JAX's weak type
         return self._at(state.episode, step, reward=step + action.sum(), done=done)
-
-
-def module(name: str) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on import: what Playground stands on deprecates itself
-        return importlib.import_module(name)
 
 
 @pytest.fixture
 def clocks() -> None:
     suite: Any = module("mujoco_playground").dm_control_suite
     configuration: Any = module("ml_collections").config_dict
-    settings = {"Clock": {}, "Twice": {"action_repeat": 2}, "Pixels": {"dictionary": "pixels/view_0"}}
+    usual: dict[str, Any] = {"episode_length": 7, "action_repeat": 1, "impl": "warp"}
+    settings: dict[str, dict[str, Any]] = {
+        "Clock": {},
+        "Twice": {"action_repeat": 2},
+        "Pixels": {"dictionary": "pixels/view_0"},
+    }
     for name, other in settings.items():
-        config = configuration.create(**({"episode_length": 7, "action_repeat": 1, "impl": "warp"} | other))
+        config = configuration.create(**(usual | other))
         suite.register_environment(name, JaxClock, lambda config=config: config)
 
 
@@ -205,7 +203,7 @@ def clocks() -> None:
 @pytest.mark.usefixtures("clocks")
 def test_every_transition_of_jax_is_there_once() -> None:
     count, steps = 5, 40
-    env = Env("playground/Clock", count).build(seed=1)
+    env: Any = Env("playground/Clock", count).build(seed=1)
     now = env.reset()["observation"]
     assert now.shape == (count, 2) and len(now[:, 0].unique()) == count and not now[:, 1].any()
     lengths = set()
@@ -229,7 +227,7 @@ def test_every_transition_of_jax_is_there_once() -> None:
 @PLAYGROUND
 @pytest.mark.usefixtures("clocks")
 def test_an_action_lasts_as_long_as_the_task_says() -> None:
-    env = Env("playground/Twice", 1).build(seed=1)
+    env: Any = Env("playground/Twice", 1).build(seed=1)
     env.reset()
     step = env._step(TensorDict({"action": torch.zeros(1, 2)}, [1]))
     assert step["reward"].item() == 1 + 2 and step["observation"][0, 1] == 2
@@ -256,7 +254,7 @@ def test_robots_are_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_playgrounds_physics_is_mujocos() -> None:
     count, steps = 3, 100
     mujoco = module("mujoco")
-    env = Env("playground/PendulumSwingup", count).build(seed=2)
+    env: Any = Env("playground/PendulumSwingup", count).build(seed=2)
     seen = env.reset()["observation"]
     assert len(seen[:, 0].unique()) == count
     suite = module("mujoco_playground").dm_control_suite
