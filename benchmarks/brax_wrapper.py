@@ -1,6 +1,8 @@
 """Frames per second of TorchRL's BraxWrapper as it comes, without its cache clearing, and of `brax/TASK` here.
 
 python benchmarks/brax_wrapper.py [TASK] [COUNT]
+
+With playground/TASK, of that alone.
 """
 
 import sys
@@ -11,7 +13,7 @@ import torch
 
 from sac_torchrl import Env
 
-TASK, COUNT = (*sys.argv[1:], "inverted_pendulum", "64")[:2] if len(sys.argv) < 3 else sys.argv[1:3]
+TASK, COUNT = [*sys.argv[1:], *("inverted_pendulum", "64")[len(sys.argv) - 1 :]]
 STEPS = 20
 
 
@@ -21,14 +23,15 @@ def main() -> None:
     from torchrl.envs import BraxEnv
 
     count = int(COUNT)
-    makers = {
-        f"brax/{TASK}": lambda: Env(f"brax/{TASK}", count).build(),
+    id = TASK if TASK.startswith("playground/") else f"brax/{TASK}"
+    ours = {id: lambda: Env(id, count).build()}
+    others = {
         "BraxEnv(cache_clear_frequency=False)": lambda: BraxEnv(
             TASK, batch_size=[count], device="cpu", cache_clear_frequency=False
         ),
         "BraxEnv": lambda: BraxEnv(TASK, batch_size=[count], device="cpu"),
     }
-    for name, make in makers.items():
+    for name, make in (ours if id == TASK else ours | others).items():
         env = make()
         env.set_seed(0)
         with torch.no_grad():

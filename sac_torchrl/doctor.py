@@ -18,6 +18,8 @@ _OPTIONAL = {
     "dm-control": "DeepMind Control: pip install 'sac_torchrl[dmc]'",
     "imageio-ffmpeg": "video: pip install 'sac_torchrl[video]'",
     "pygame": "pictures of Gymnasium's small tasks: pip install 'sac_torchrl[video]'",
+    "brax": "brax/TASK: pip install 'sac_torchrl[brax]'",
+    "playground": "MuJoCo Playground: pip install 'sac_torchrl[playground]'",
     "ray": "collection on several machines: pip install 'ray[default]'",
 }
 _DRAW = """

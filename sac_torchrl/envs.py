@@ -25,7 +25,7 @@ from sac_torchrl.spaces import Edge, Forgiving, short
 
 _SUITE = "dmc/"
 _TORCH = "torch/"
-_BRAX = "brax/"
+_JAX = {"brax/": "Brax", "playground/": "Playground"}
 _POOL = "envpool/"
 
 
@@ -33,8 +33,8 @@ _POOL = "envpool/"
 class Env:
     """A Gymnasium id, or `dmc/DOMAIN-TASK` for DeepMind Control, and how many of it are stepped together.
 
-    `torch/pendulum`, `torch/cartpole` and `brax/TASK` are simulators of tensors, for thousands of environments, and
-    `envpool/TASK` is stepped by EnvPool's threads.
+    `torch/pendulum`, `torch/cartpole`, `brax/TASK` and `playground/TASK` are simulators of tensors, for thousands of
+    environments, and `envpool/TASK` is stepped by EnvPool's threads.
     `plugins` names modules imported before the id is looked up: importing one registers its environments.
     `faults` is how many of an environment's steps may raise or return what nothing can be learned from while
     transitions are collected: such a step is not stored and its episode is cut. The next one ends the run.
@@ -73,7 +73,7 @@ class Env:
         self._check(count)
         if self.id.startswith(_POOL):
             return self._pooled(count, seed=seed, render_mode=render_mode)
-        if self.id.startswith((_TORCH, _BRAX)):
+        if self.id.startswith((_TORCH, *_JAX)):
             return self._simulator(count, device or torch.device("cpu"), seed=seed, render_mode=render_mode)
         opening = partial(self.open, render_mode, forgiving=forgiving)
         # TorchRL resets the finished ones itself, by mask: every mode of Gymnasium's own autoreset either
@@ -87,7 +87,7 @@ class Env:
     @property
     def in_one(self) -> bool:
         """Whether the environments are one batch of tensors or one pool, which no worker can hold a part of."""
-        return self.id.startswith((_TORCH, _BRAX, _POOL))
+        return self.id.startswith((_TORCH, *_JAX, _POOL))
 
     def open(self, render_mode: str | None = None, *, forgiving: bool = False) -> gym.Env[Any, Any]:
         """Opens one Gymnasium environment, at the agent's edge; imports the plugins before.
@@ -122,9 +122,12 @@ class Env:
     def _simulator(self, count: int, device: torch.device, *, seed: int | None, render_mode: str | None) -> EnvBase:
         if render_mode is not None:
             raise ConfigError(f"env.id={self.id} cannot be rendered: its environments are tensors.")
-        if self.id.startswith(_BRAX):
+        if family := _JAX.get(self.id.partition("/")[0] + "/"):
+            for plugin in self.plugins:
+                _load(plugin)
             # Only who asks for it waits for JAX to be imported.
-            env: EnvBase = importlib.import_module("sac_torchrl.brax").Brax(self.id.removeprefix(_BRAX), count, device)
+            physics = importlib.import_module("sac_torchrl.jax_simulators")
+            env: EnvBase = getattr(physics, family)(self.id, count, device)
         else:
             name = self.id.removeprefix(_TORCH)
             if name not in TORCH:
@@ -179,7 +182,7 @@ def _gymnasium(id: str, render_mode: str | None) -> gym.Env[Any, Any]:
     entry = str(gym.registry[id].entry_point)
     options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        with _quiet(mujoco="mujoco" in entry):
+        with quiet(mujoco="mujoco" in entry):
             return gym.make(id, disable_env_checker=True, **options)
     except gym.error.DependencyNotInstalled as error:
         family = entry.removeprefix("gymnasium.envs.").partition(".")[0].partition(":")[0].replace("_", "-")
@@ -208,7 +211,7 @@ def _suite(id: str, render_mode: str | None) -> gym.Env[Any, Any]:
         raise ConfigError(
             f"env.id={id} is not a DeepMind Control task{nearest(id, [_SUITE + known for known in tasks])}"
         )
-    with _quiet(mujoco=True):
+    with quiet(mujoco=True):
         # Some tasks (lqr) draw their model from `random` when loaded. One model serves all environments of
         # a run, evaluation included; the episodes are seeded by reset(seed=...).
         task = suite.load(*tasks[name], task_kwargs={"random": 0})
@@ -265,7 +268,7 @@ def rendering() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(*, mujoco: bool) -> Iterator[None]:
+def quiet(*, mujoco: bool) -> Iterator[None]:
     """Drops remarks about ids, spaces and model files, which MuJoCo also writes to a file in this folder."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"\x1b\[33mWARN: ")
