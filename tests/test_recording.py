@@ -1,10 +1,11 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from sac_torchrl.recording import Recorded
+from sac_torchrl.recording import Recorded, SideBySide
 
 
 def assert_same(make: Callable[[], Callable[..., Sequence[Tensor]]], *shapes: tuple[int, ...]) -> None:
@@ -89,3 +90,56 @@ def test_equal_operations_are_computed_once() -> None:
     with torch.profiler.profile() as profile:
         recorded(torch.ones(3))
     assert sum(event.count for event in profile.key_averages() if event.key == "aten::exp") == 1
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+WEIGHTS = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def two_losses(x: Tensor) -> list[Tensor]:
+    first = (x + torch.randn(3, 4)) @ WEIGHTS[0]
+    second = (x + torch.randn(3, 4)) @ WEIGHTS[1]
+    return [first.sum(), x + 1, (second.relu() @ WEIGHTS[1]).mean(), (first @ WEIGHTS[0]).exp()]
+
+
+def noise_between(x: Tensor) -> list[Tensor]:
+    first, second = x @ WEIGHTS[0], x @ WEIGHTS[1]
+    return [torch.dropout(first, 0.5, train=True), torch.dropout(second, 0.5, train=True)]
+
+
+def in_place(x: Tensor) -> list[Tensor]:
+    shared = torch.zeros(3, 4)
+    first = x @ WEIGHTS[0] + shared.add_(x @ WEIGHTS[0])
+    return [first, x @ WEIGHTS[1] + shared]
+
+
+def joined(x: Tensor) -> list[Tensor]:
+    first, second = x @ WEIGHTS[0], x @ WEIGHTS[1]
+    return [first + second, first, second]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_losses_that_have_nothing_to_do_with_each_other_are_computed_side_by_side() -> None:
+    assert_same(lambda: two_losses, (3, 4))
+    recorded = Recorded(two_losses)
+    for _ in range(3):
+        recorded(torch.ones(3, 4))
+    assert isinstance(recorded._replay, SideBySide)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("function", [noise_between, in_place, joined])
+def test_what_hangs_together_stays_together(function: Callable[..., Sequence[Tensor]]) -> None:
+    assert_same(lambda: function, (3, 4))
+    recorded = Recorded(function)
+    for _ in range(2):
+        recorded(torch.ones(3, 4))
+    assert not isinstance(recorded._replay, SideBySide)

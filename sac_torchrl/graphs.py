@@ -1,0 +1,220 @@
+"""Recorded operations as a graph: rewritten without changing a bit of what they compute, and cut in two."""
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+# They hand their argument on, for autograd, without which a recording is replayed.
+NOTHING = {torch.ops.aten.alias.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh_copy.default}
+_PRODUCTS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
+}
+
+
+def simplify(graph: fx.Graph) -> None:
+    """Take out what changes nothing, and what nobody asks for."""
+    marks = []
+    for node in graph.nodes:
+        source: Any = node.args[0] if node.args else None
+        if node.target in NOTHING:
+            node.replace_all_uses_with(source)
+        elif getattr(node.target, "namespace", None) == "profiler":
+            marks.append(node)
+        elif node.target is torch.ops.aten.t.default and source.target is torch.ops.aten.t.default:
+            node.replace_all_uses_with(source.args[0])
+        elif node.target is torch.ops.aten.ones_like.default:
+            # Where the gradients of a sum begin: they ask for its shape alone.
+            like = node.meta["val"]
+            with graph.inserting_before(node):
+                ones = graph.call_function(
+                    torch.ops.aten.ones.default, (list(like.shape),), {"dtype": like.dtype, "device": like.device}
+                )
+            ones.meta = node.meta
+            node.replace_all_uses_with(ones)
+    for mark in reversed(marks):
+        graph.erase_node(mark)
+    graph.eliminate_dead_code()
+
+
+def compute_once(graph: fx.Graph, module: fx.GraphModule) -> None:
+    """Let equal operations on equal inputs share their result, unless one of them is changed in place or random."""
+    changed = {
+        _memory(it, module)
+        for node in graph.nodes
+        for argument, value in _arguments(node)
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for it in (value if isinstance(value, list | tuple) else [value])
+    }
+    seen: dict[object, fx.Node] = {}
+    for node in graph.nodes:
+        private = any(_memory(it, module) in changed for it in (node, *node.all_input_nodes))
+        # An empty tensor is memory to write to, not a value.
+        if node.op == "output" or node.is_impure() or private or node.target is torch.ops.aten.empty.memory_format:
+            continue
+        key = (node.op, node.target, _frozen(node.args), _frozen(node.kwargs))
+        first = seen.setdefault(key, node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def hoist(graph: fx.Graph, module: fx.GraphModule) -> list[Tensor]:
+    """Make placeholders of the constants and of views of them, whose memory never moves; return their tensors."""
+    values: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                values[node] = getattr(module, node.target)
+            elif node.op == "call_function" and _is_view(node) and all(it in values for it in node.all_input_nodes):
+                values[node] = node.target(*map_arg(node.args, values.__getitem__), **node.kwargs)
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    constants: list[Tensor] = []
+    for node, value in reversed(values.items()):
+        if any(user not in values for user in node.users):
+            with graph.inserting_before(first):
+                placeholder = graph.placeholder(f"constant_{len(constants)}")
+            placeholder.meta = node.meta
+            node.replace_all_uses_with(placeholder, delete_user_cb=lambda user: user not in values)
+            constants.append(value)
+        graph.erase_node(node)
+    return constants
+
+
+def keep_all(graph: fx.Graph) -> bool:
+    """Return from the graph also what nothing asks for; False where an operation returns nothing.
+
+    TorchScript leaves out draws without a use. Its tracer, operations without a result.
+    """
+    idle = [node for node in graph.nodes if node.op == "call_function" and not node.users]
+    output = graph.output_node()
+    wanted: Any = output.args[0]
+    output.args = ((*wanted, *idle),)
+    return bool(wanted) and all(_returns(node) for node in idle)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A graph in three: `halves` take the graph's inputs and the results of `before`, and nothing of each other.
+
+    `places` says for each result of the graph where it is: part 0 are the inputs and then the results of `before`, 1
+    and 2 those of the halves.
+    """
+
+    before: fx.GraphModule
+    halves: tuple[fx.GraphModule, fx.GraphModule]
+    places: list[tuple[int, int]]
+
+
+def cut(graph: fx.Graph) -> Parts | None:
+    """Cut behind the first matrix products what falls apart there, into halves of about as many of them.
+
+    None where it does not fall apart, or is kept together by what is drawn or changed in place: `before` comes first.
+    """
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    late = dict[fx.Node, None]()
+    for node in calls:
+        if node.target in _PRODUCTS or any(it in late for it in node.all_input_nodes):
+            late[node] = None
+    pieces = list[dict[fx.Node, None]]()
+    for node in late:
+        mine = [piece for piece in pieces if any(it in piece for it in node.all_input_nodes)]
+        joined = {one: None for piece in mine for one in piece} | {node: None}
+        pieces = [piece for piece in pieces if piece not in mine] + [joined]
+    shares: tuple[set[fx.Node], set[fx.Node]] = set(), set()
+    for piece in sorted(pieces, key=_products, reverse=True):
+        min(shares, key=_products).update(piece)
+    early = {node for node in calls if node not in late}
+    if not all(map(_products, shares)) or not all(_stays_within(node, (early, *shares)) for node in calls):
+        return None
+    wanted: Any = graph.output_node().args[0]
+    handed = [node for node in calls if node in early and (node in wanted or any(user in late for user in node.users))]
+    given = [*inputs, *handed]
+    results = [[node for node in dict.fromkeys(wanted) if node in share] for share in shares]
+    places = {node: (part, place) for part, held in enumerate((given, *results)) for place, node in enumerate(held)}
+    first, second = (
+        _part([node for node in calls if node in share], given, told)
+        for share, told in zip(shares, results, strict=True)
+    )
+    before = _part([node for node in calls if node in early], inputs, handed)
+    return Parts(before, (first, second), [places[node] for node in wanted])
+
+
+def _products(nodes: Iterable[fx.Node]) -> int:
+    return sum(node.target in _PRODUCTS for node in nodes)
+
+
+def _stays_within(node: fx.Node, parts: Iterable[set[fx.Node]]) -> bool:
+    """Whether a node may be computed at another time than between its neighbours in the graph."""
+    part = next(part for part in parts if node in part)
+    drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    if drawn and _products(part):
+        return False
+    written = (
+        it
+        for argument, value in _arguments(node)
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for it in (value if isinstance(value, list | tuple) else [value])
+    )
+    return all(_memory(it, None) in part for it in written)
+
+
+def _part(nodes: list[fx.Node], given: list[fx.Node], wanted: list[fx.Node]) -> fx.GraphModule:
+    """The computation of `wanted` from `given` by `nodes`."""
+    graph, known = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in given:
+        known[node] = graph.placeholder(node.name)
+    for node in nodes:
+        known[node] = graph.node_copy(node, known.__getitem__)
+    graph.output(tuple(known[node] for node in wanted))
+    return fx.GraphModule(torch.nn.Module(), graph)
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether the results of a node are its first argument's memory, unchanged."""
+    returns = _returns(node)
+    view = bool(returns) and all(it.alias_info is not None and not it.alias_info.is_write for it in returns)
+    return view or node.target is operator.getitem
+
+
+def _returns(node: fx.Node) -> Sequence[Any]:
+    """What the operation of a node says about its results."""
+    found: Sequence[Any] = getattr(getattr(node.target, "_schema", None), "returns", [])
+    return found
+
+
+def _memory(node: Any, module: Any) -> Any:
+    """Find what made the memory in which a node's value lies: a node, or the address of a constant."""
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        returns = _returns(node)
+        if node.target is not operator.getitem and all(it.alias_info is None for it in returns):
+            break
+        node = node.args[0]
+    constant = isinstance(node, fx.Node) and node.op == "get_attr"
+    return getattr(module, node.target).untyped_storage().data_ptr() if constant else node
+
+
+def _arguments(node: fx.Node) -> list[tuple[Any, Any]]:
+    """Pair what the operation of a node calls its arguments with their values."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return []
+    by_name = {it.name: it for it in schema.arguments}
+    return [*zip(schema.arguments, node.args, strict=False), *((by_name[key], it) for key, it in node.kwargs.items())]
+
+
+def _frozen(value: Any) -> Any:
+    """Make a key of arguments; 1, 1.0 and True are different ones."""
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(it) for it in value)
+    if isinstance(value, dict):
+        return tuple((key, _frozen(it)) for key, it in value.items())
+    return type(value), value
