@@ -181,6 +181,13 @@ def test_no_transition_is_lost_doubled_or_torn(count: int) -> None:
                 episode, step = episode + 1, 0
 
 
+def test_an_observation_is_not_overwritten_by_the_next() -> None:
+    env = Env("Counting-v0", plugins=["counting"]).open()  # it reuses its array
+    first = env.reset(seed=3)[0]
+    second = env.step(np.zeros(1))[0]
+    assert (first[2], second[2]) == (0, 1)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_both_ends_of_asymmetric_bounds_are_reached(register: Register, dtype: type[np.floating[Any]]) -> None:
     low, high = np.array([-3.0, 0.1, -1e9], dtype), np.array([1.0, 1000.0, 0.3], dtype)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tensordict.nn import NormalParamExtractor, TensorDictModule
+from test_checkpoint import files_of_at_most
 from torch import nn
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
@@ -96,6 +97,14 @@ def test_the_file_says_all(tmp_path: Path) -> None:
         "lengths": [4, 5],
     }
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_is_whole_or_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text("an older one")
+    with files_of_at_most(20), pytest.raises(OSError, match="File too large"):
+        write_evaluation(Evaluation([1.0, 3.0], [4, 5]), path, env="Pendulum-v1", frames=800, seed=3)
+    assert path.read_text() == "an older one"
 
 
 def test_a_wrong_plan_is_refused() -> None:

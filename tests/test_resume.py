@@ -133,6 +133,8 @@ def test_a_stopped_run_ends_in_the_digest_of_one_that_was_not(
     stop_at(stop)
     with pytest.raises(Preempted, match=f"SIGTERM came; saved at {stop} frames.*sac-torchrl resume"):
         train(configuration(tmp_path / "stopped", id, ratio=ratio))
+    with (tmp_path / "stopped" / "metrics.csv").open("a") as file:
+        file.write(f"{stop + 2}\n")  # a process that is killed leaves rows of after its checkpoint
     rewards.clear()
     stop_at(-1)
     train(configuration(tmp_path / "stopped", id, ratio=ratio))
