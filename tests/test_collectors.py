@@ -323,6 +323,7 @@ def test_steps_that_come_together_are_as_those_that_come_one_by_one(n_steps: int
 
 def test_no_row_spans_the_loss_of_a_worker() -> None:
     rows, done = a_script(8, n_steps=3)
+    done[7, 2] = True  # of an episode that began after the loss
     lost = Lost(torch.tensor([1, 2]))
     script: list[list[Steps | Lost]] = [
         [Steps(rows[:12], done[:4], slice(0, 3)), lost],
@@ -337,4 +338,4 @@ def test_no_row_spans_the_loss_of_a_worker() -> None:
     assert {(whose, step) for whose, _, step in start.int().tolist() if step < 6} == {
         (whose, step) for whose in range(3) for step in range(6)
     }
-    assert metrics["train/length"] == pytest.approx((3 + 6) / 2)
+    assert metrics["train/length"] == pytest.approx((3 + 6 + 4) / 3)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensordict import TensorDict
+from test_checkpoint import files_of_at_most
 from torchrl.data import (
     Bounded,
     Categorical,
@@ -176,6 +177,15 @@ def test_rows_that_do_not_fit_are_refused_with_the_numbers_and_no_file(tmp_path:
         with pytest.raises(error, match=r"1,000,000,000,000,000 replay rows need 40,000.0 TB .* replay.capacity"):
             Replay(huge, storage).build(tmp_path, BOX, rows=huge, batch_size=4, seed=0, device=CPU)
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    with (
+        files_of_at_most(1_000),
+        pytest.raises(DiskError, match=r"replay rows in .*: .* File too large") as failure,
+    ):
+        build(tmp_path, storage=Storage.disk, capacity=1_000)
+    assert "\n" not in str(failure.value)
 
 
 def test_the_cost_is_logged_and_never_more_rows_than_the_run_makes(
