@@ -291,6 +291,14 @@ def test_other_action_spaces_are_refused(register: Register, action: spaces.Spac
     assert problem in message and "\n" not in message
 
 
+def test_an_environment_that_cannot_be_used_is_closed(register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Toy] = []
+    monkeypatch.setattr(Toy, "close", lambda self: closed.append(self))
+    with pytest.raises(ConfigError):
+        Env(register(spaces.Text(3))).specs()
+    assert len(closed) == 1
+
+
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
