@@ -28,6 +28,7 @@ from sac_torchrl.actors import acting
 from sac_torchrl.collectors import Collecting
 from sac_torchrl.collectors.experience import Job, Lost, Steps
 from sac_torchrl.collectors.vector import VectorCollector
+from sac_torchrl.errors import CheckpointError
 from sac_torchrl.nstep import SPAN
 from sac_torchrl.replay import layout
 
@@ -141,6 +142,7 @@ def test_a_resumed_experience_goes_on_in_the_middle_of_its_episodes(tmp_path: Pa
     resumed, later = collect(tmp_path / "resumed", count=2, total_frames=30, random_frames=24, seed=4)
     torch.set_rng_state(taken.pop("draws"))
     resumed.load_state_dict(taken)
+    assert resumed.state_dict()["environments"] is taken["environments"], "nothing is lost before the first step"
     assert sum(resumed) == 20
     assert resumed.finished
     for key in ("observation", "action", ("next", "reward")):
@@ -149,6 +151,19 @@ def test_a_resumed_experience_goes_on_in_the_middle_of_its_episodes(tmp_path: Pa
     assert (later.storage[:20]["action"].flatten() == 1).tolist() == [False] * 14 + [True] * 6
     told = [one.metrics() for one in (whole, resumed)]
     assert told[0]["train/return"] == told[1]["train/return"]
+
+
+def test_environments_that_cannot_go_on_are_named(tmp_path: Path) -> None:
+    first, _ = collect(tmp_path / "first", count=1, total_frames=5)
+    list(first)
+    state = first.state_dict()
+    state["environments"]["state"]["envs"][0][-1]["class"] = "Calculating"  # as another version calls it
+    resumed, buffer = collect(tmp_path / "resumed", count=1, total_frames=10)
+    resumed.load_state_dict(state)
+    with pytest.raises(CheckpointError, match=r"environments at 5 frames cannot go on: .*Calculating") as failure:
+        list(resumed)
+    assert "\n" not in str(failure.value)
+    assert len(buffer) == 0
 
 
 def test_a_finished_experience_collects_nothing(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import check_env_specs
 
 from sac_torchrl.envs import Env
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.errors import ConfigError, EnvironmentFault, LearnerFault
+from sac_torchrl.spaces import Edge
 
 Register = Callable[..., str]
 BOX = spaces.Box(-1, 1, (2,))
@@ -297,6 +298,50 @@ def test_an_environment_that_cannot_be_used_is_closed(register: Register, monkey
     with pytest.raises(ConfigError):
         Env(register(spaces.Text(3))).specs()
     assert len(closed) == 1
+
+
+ONE_TO_THREE = spaces.Discrete(3, start=1)
+
+
+@pytest.mark.parametrize(
+    ("space", "result", "said"),
+    [
+        (BOX, (np.zeros(2), 0.0, False, "no", {}), "truncated='no', which is neither True nor False"),
+        (ONE_TO_THREE, (0, 0.0, False, False, {}), "observation 0, which is not one of 1 to 3"),
+        (ONE_TO_THREE, (4, 0.0, False, False, {}), "observation 4, which is not one of 1 to 3"),
+        (ONE_TO_THREE, (1.5, 0.0, False, False, {}), "observation 1.5, which is no index"),
+        (ONE_TO_THREE, (np.ones(1, int), 0.0, False, False, {}), "which is no index"),
+    ],
+)
+def test_a_step_that_cannot_be_learned_from_is_named(space: spaces.Space[Any], result: Any, said: str) -> None:
+    toy = Toy(space, CHOICE)
+    toy.step = lambda action: result  # type: ignore[method-assign]
+    with pytest.raises(EnvironmentFault, match=rf"env.id=Toy-v0 returned .*{said}, at step 1 "):
+        Edge(toy, "Toy-v0").step(0)
+
+
+def test_a_reward_may_be_an_array_without_dimensions() -> None:
+    toy = Toy(BOX, CHOICE)
+    toy.step = lambda action: (np.zeros(2), np.array(1.5), False, False, {"info": 1})  # type: ignore[method-assign]
+    assert Edge(toy, "Toy-v0").step(0)[1:] == (1.5, False, False, {})
+
+
+def test_a_wrong_reset_is_named() -> None:
+    toy = Toy(BOX, CHOICE)
+    toy.reset = lambda **_: np.zeros(2)  # type: ignore[method-assign,assignment,return-value]
+    with pytest.raises(EnvironmentFault, match=r"returned array.* when it was reset, not \(observation, info\)"):
+        Edge(toy, "Toy-v0").reset()
+    toy.reset = lambda **_: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+    with pytest.raises(EnvironmentFault, match=r"ZeroDivisionError: .* \(test_envs.py:\d+\) when it was reset"):
+        Edge(toy, "Toy-v0").reset()
+
+
+def test_an_index_that_is_no_action_never_reaches_the_environment() -> None:
+    toy = Toy(BOX, spaces.Discrete(3, start=1))
+    for wrong in (-1, 3):
+        with pytest.raises(LearnerFault, match=f"the action {wrong} .* is not one of 0 to 2"):
+            Edge(toy, "Toy-v0").step(wrong)
+    assert toy.actions == []
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from test_checkpoint import files_of_at_most
 from torch import nn
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
+from sac_torchrl import evaluation
 from sac_torchrl.envs import Env
-from sac_torchrl.errors import ConfigError, SacError
+from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError
 from sac_torchrl.evaluation import Evaluating, Evaluation, evaluate, record_video, write_evaluation
 
 COUNTING = Env("Counting-v0", plugins=["counting"])
@@ -75,6 +76,23 @@ def test_actions_are_deterministic_and_nothing_global_moves() -> None:
     torch.manual_seed(1)
     assert evaluate(actor, env, episodes=2, seed=5) == first
     assert evaluate(actor, env, episodes=2, seed=6) != first
+
+
+def test_an_episode_without_an_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "LONGEST", 30)
+    with pytest.raises(EnvironmentFault, match="no end after 30 frames: register the environment with max_episode"):
+        evaluate(still(1), Env("Endless-v0", plugins=["faulty"]).build(), episodes=1, seed=0)
+
+
+def test_nothing_is_kept_for_gradients() -> None:
+    asked: list[bool] = []
+
+    def act(seen: torch.Tensor) -> torch.Tensor:
+        asked.append(torch.is_grad_enabled())
+        return torch.zeros(len(seen), 1)
+
+    evaluate(TensorDictModule(act, ["observation"], ["action"]), COUNTING.build(seed=0), episodes=1, seed=0)
+    assert set(asked) == {False}
 
 
 def test_mean_and_population_deviation() -> None:
@@ -150,6 +168,7 @@ def test_what_cannot_be_drawn_is_said_in_one_line(tmp_path: Path) -> None:
     try:
         with pytest.raises(SacError, match=r"env.id=Blind-v0 cannot be rendered here \(RuntimeError\('no light'\)\)"):
             record_video(still(1), Env("Blind-v0"), tmp_path / "film.mp4", seed=0)
+        assert not (tmp_path / "film.mp4").exists()
     finally:
         gym.registry.pop("Blind-v0")
     with pytest.raises(ConfigError, match=r"env.id=Counting-v0 cannot be rendered"):

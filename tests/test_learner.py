@@ -443,6 +443,7 @@ def test_a_bad_learning_rate_is_refused(name: str, rate: float) -> None:
         ("eps", 0.0),
         ("betas", (0.9, 1.0)),
         ("weight_decay", -0.1),
+        ("resets", (0,)),
     ],
 )
 def test_a_field_out_of_range_is_refused(field: str, value: Any) -> None:
