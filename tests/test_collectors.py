@@ -2,6 +2,7 @@ import importlib.util
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import counting
@@ -140,10 +141,12 @@ def test_a_resumed_experience_goes_on_in_the_middle_of_its_episodes(tmp_path: Pa
         if whole.frames == 10:
             taken = whole.state_dict() | {"draws": torch.get_rng_state()}
     resumed, later = collect(tmp_path / "resumed", count=2, total_frames=30, random_frames=24, seed=4)
+    began = monotonic()
     torch.set_rng_state(taken.pop("draws"))
     resumed.load_state_dict(taken)
     assert resumed.state_dict()["environments"] is taken["environments"], "nothing is lost before the first step"
     assert sum(resumed) == 20
+    took = monotonic() - began
     assert resumed.finished
     for key in ("observation", "action", ("next", "reward")):
         assert torch.equal(later.storage[:20][key], rows.storage[10:30][key])
@@ -151,6 +154,7 @@ def test_a_resumed_experience_goes_on_in_the_middle_of_its_episodes(tmp_path: Pa
     assert (later.storage[:20]["action"].flatten() == 1).tolist() == [False] * 14 + [True] * 6
     told = [one.metrics() for one in (whole, resumed)]
     assert told[0]["train/return"] == told[1]["train/return"]
+    assert told[1]["time/frames_per_second"] <= 20 / took, "of its own frames"
 
 
 def test_environments_that_cannot_go_on_are_named(tmp_path: Path) -> None:

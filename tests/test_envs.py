@@ -225,6 +225,7 @@ def test_specs_have_no_batch_dimension(register: Register) -> None:
     vector = Env("InvertedPendulum-v5", count=5).specs()
     assert vector.observation == Unbounded(torch.Size([4]), dtype=torch.float32)
     assert vector.action == Bounded(-1, 1, torch.Size([1]), dtype=torch.float32)
+    assert Env(register(BOX)).specs().observation == Unbounded(torch.Size([2]), dtype=torch.float32), "many lie"
     index = Env(register(spaces.Discrete(6), spaces.Discrete(3, start=1)), count=5).specs()
     assert index.observation == Categorical(6, dtype=torch.int64)
     assert index.action == Categorical(3, dtype=torch.int64)
