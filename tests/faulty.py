@@ -189,6 +189,24 @@ class Borrowing(Sound):
         return super().step(action)
 
 
+class Worn(Sound):
+    """Wears off, and no reset mends it."""
+
+    wear = 0.0
+
+    def step(self, action: Any) -> Any:
+        self.wear += 0.01
+        return super().step(action * (1 - self.wear))
+
+
+class Pale(Sound):
+    """Is paid the same whatever it does, and sees itself in millimetres."""
+
+    def step(self, action: Any) -> Any:
+        observation, _, *rest = super().step(action)
+        return 1000 * observation, 1.0, *rest
+
+
 class Endless(Sound):
     """Never ends an episode."""
 
@@ -218,7 +236,21 @@ class Filling(Sound):
         return super().step(action)
 
 
-_CLASSES: tuple[Any, ...] = (Double, Glitch, Unseeded, Borrowing, Beyond, Filling, Sound, Opaque, Own, Slow, Stuck)
+_CLASSES: tuple[Any, ...] = (
+    Double,
+    Glitch,
+    Unseeded,
+    Borrowing,
+    Worn,
+    Pale,
+    Beyond,
+    Filling,
+    Sound,
+    Opaque,
+    Own,
+    Slow,
+    Stuck,
+)
 for _class in _CLASSES:
     gym.register(f"{_class.__name__}-v0", _class, max_episode_steps=10)
 gym.register("Endless-v0", cast(Any, Endless))

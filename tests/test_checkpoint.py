@@ -257,6 +257,7 @@ def test_a_resumed_run_saves_its_new_rows_only(tmp_path: Path) -> None:
     resumed.checkpoints.restore()
     resumed.collect(2)
     resumed.save()
+    assert snapshot.frames_in(run.folder) == [6, 4], "the one that it went on from stays, too"
     resumed.collect(25)  # more than the ring holds: the first fifteen are overwritten already
     resumed.save()
     names = [file.name.split(".")[0] for file in (run.folder / "rows").iterdir()]
@@ -630,6 +631,10 @@ def test_a_manifest_without_all_rows_is_refused(tmp_path: Path) -> None:
         reseal(path, manifest | {"rows": kept})
         with pytest.raises(CheckpointError, match="segments do not hold the rows 0 to 8"):
             snapshot.verify(path)
+    (run.folder / "rows" / "0-4.safetensors").rename(run.folder / "rows" / "-4-4.safetensors")
+    reseal(path, manifest | {"rows": [manifest["rows"][0] | {"start": -4}, manifest["rows"][1]]})
+    with pytest.raises(CheckpointError, match="holds rows: -4 to 4 are none"):
+        snapshot.verify(path)
 
 
 def test_a_plan_that_makes_no_sense_is_refused() -> None:

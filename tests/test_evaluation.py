@@ -149,6 +149,7 @@ class Blind(gym.Env[Any, Any]):
     observation_space = gym.spaces.Box(-1, 1, (1,))
     action_space = gym.spaces.Box(-1, 1, (1,))
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    closed = False
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
@@ -162,13 +163,18 @@ class Blind(gym.Env[Any, Any]):
     def render(self) -> Any:
         raise RuntimeError("no light")
 
+    def close(self) -> None:
+        Blind.closed = True
+
 
 def test_what_cannot_be_drawn_is_said_in_one_line(tmp_path: Path) -> None:
     gym.register("Blind-v0", lambda **options: Blind(**options))
+    (tmp_path / "film.mp4").write_text("an older one")
     try:
         with pytest.raises(SacError, match=r"env.id=Blind-v0 cannot be rendered here \(RuntimeError\('no light'\)\)"):
             record_video(still(1), Env("Blind-v0"), tmp_path / "film.mp4", seed=0)
-        assert not (tmp_path / "film.mp4").exists()
+        assert (tmp_path / "film.mp4").read_text() == "an older one"
+        assert Blind.closed
     finally:
         gym.registry.pop("Blind-v0")
     with pytest.raises(ConfigError, match=r"env.id=Counting-v0 cannot be rendered"):

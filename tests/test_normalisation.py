@@ -104,7 +104,7 @@ def test_losses_and_actions_are_those_of_normalised_observations(tmp_path: Path,
 
 @VARIANTS
 def test_captured_updates_follow_the_statistics_and_a_loaded_learner_has_them(tmp_path: Path, variant: Variant) -> None:
-    buffer = ring(tmp_path)
+    buffer = ring(tmp_path, 50)  # the first rows are gone
     learners = [
         Learning(execution=execution).build(build(variant)) for execution in (Execution.eager, Execution.captured)
     ]
