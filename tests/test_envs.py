@@ -321,8 +321,10 @@ def test_a_step_that_cannot_be_learned_from_is_named(space: spaces.Space[Any], r
         Edge(toy, "Toy-v0").step(0)
 
 
-def test_a_reward_may_be_an_array_without_dimensions() -> None:
+def test_a_reward_may_be_an_array_without_dimensions_and_infos_stay_behind() -> None:
     toy = Toy(BOX, CHOICE)
+    toy.reset = lambda **_: (np.zeros(2), {"info": 1})  # type: ignore[method-assign,assignment]
+    assert Edge(toy, "Toy-v0").reset()[1] == {}
     toy.step = lambda action: (np.zeros(2), np.array(1.5), False, False, {"info": 1})  # type: ignore[method-assign]
     assert Edge(toy, "Toy-v0").step(0)[1:] == (1.5, False, False, {})
 
