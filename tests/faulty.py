@@ -183,10 +183,22 @@ class Unseeded(Sound):
 class Borrowing(Sound):
     """Draws from the generators that everybody uses."""
 
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        random.gauss(), np.random.normal(), torch.randn(())
+        return super().reset(seed=seed)
+
     def step(self, action: Any) -> Any:
         drawn = [random.gauss(), *np.random.normal(size=1), float(torch.randn(()))]
         self.point = self.point + 0.1 * np.float32(sum(drawn))
         return super().step(action)
+
+
+class Closed(Borrowing):
+    """Draws from them, and holds what cannot be written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._socket = Handle()
 
 
 class Worn(Sound):
@@ -241,6 +253,7 @@ _CLASSES: tuple[Any, ...] = (
     Glitch,
     Unseeded,
     Borrowing,
+    Closed,
     Worn,
     Pale,
     Beyond,

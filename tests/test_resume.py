@@ -149,13 +149,13 @@ def test_where_a_state_cannot_be_captured_both_runs_cut_the_episode(
     tmp_path: Path, stop_at: Callable[[int], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     def cutting(folder: Path) -> Training:
-        config = configuration(folder, "Opaque-v0", plugins=["faulty"])
+        config = configuration(folder, "Closed-v0", plugins=["faulty"])
         config.checkpoint.every = 66  # in the middle of episodes of ten steps
         config.n_steps = 3  # rows are held back
         return config
 
     train(cutting(tmp_path / "whole"))
-    assert "episodes are cut at every checkpoint: Opaque._socket is a faulty.Handle" in caplog.text
+    assert "episodes are cut at every checkpoint: Closed._socket is a faulty.Handle" in caplog.text
     assert caplog.text.count("episodes are cut") == 1
     stop_at(132)
     with pytest.raises(Preempted):
