@@ -144,12 +144,13 @@ def test_one_episode_is_filmed(tmp_path: Path) -> None:
 
 
 class Blind(gym.Env[Any, Any]):
-    """Can be asked for pictures, but fails to draw them."""
+    """Can be asked for pictures, but fails to draw the third."""
 
     observation_space = gym.spaces.Box(-1, 1, (1,))
     action_space = gym.spaces.Box(-1, 1, (1,))
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     closed = False
+    drawn = 0
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
@@ -158,10 +159,13 @@ class Blind(gym.Env[Any, Any]):
         return np.zeros(1, np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        return np.zeros(1, np.float32), 0.0, True, False, {}
+        return np.zeros(1, np.float32), 0.0, False, False, {}
 
     def render(self) -> Any:
-        raise RuntimeError("no light")
+        self.drawn += 1
+        if self.drawn == 3:
+            raise RuntimeError("no light")
+        return np.zeros((64, 64, 3), np.uint8)
 
     def close(self) -> None:
         Blind.closed = True

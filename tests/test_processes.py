@@ -363,8 +363,11 @@ def test_a_worker_that_takes_nothing_is_found() -> None:
     listen([worker])
     worker.receive()
     os.kill(worker.pid or 0, signal.SIGSTOP)
-    with pytest.raises(WorkerDied, match=r"did not answer for 0\.5 s"):
-        worker.send(bytes(10_000_000))
+    try:
+        with pytest.raises(WorkerDied, match=r"did not answer for 0\.5 s"):
+            worker.send(bytes(10_000_000))
+    finally:
+        worker.kill()
 
 
 @pytest.mark.parametrize("kind", KINDS)
