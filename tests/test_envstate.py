@@ -76,6 +76,9 @@ def test_contacts_and_options_of_a_simulation_are_there_before_the_next_step() -
     while one.data.ncon == 0:
         _, root = play(env, root, [torch.zeros(1, 6)])
     one.model.opt.gravity[2] = -3.0
+    other.reset()
+    two.set_state(two.init_qpos + 5 * np.eye(9)[1], two.init_qvel)
+    assert two.data.ncon == 0, "it flies"
     restore(other, through_json(capture(env)))
     assert two.data.ncon > 0
     assert two.model.opt.gravity.tolist() == [0, 0, -3]
