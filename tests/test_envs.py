@@ -315,26 +315,26 @@ ONE_TO_THREE = spaces.Discrete(3, start=1)
     ],
 )
 def test_a_step_that_cannot_be_learned_from_is_named(space: spaces.Space[Any], result: Any, said: str) -> None:
-    toy = Toy(space, CHOICE)
-    toy.step = lambda action: result  # type: ignore[method-assign]
+    toy: Any = Toy(space, CHOICE)
+    toy.step = lambda action: result
     with pytest.raises(EnvironmentFault, match=rf"env.id=Toy-v0 returned .*{said}, at step 1 "):
         Edge(toy, "Toy-v0").step(0)
 
 
 def test_a_reward_may_be_an_array_without_dimensions_and_infos_stay_behind() -> None:
-    toy = Toy(BOX, CHOICE)
-    toy.reset = lambda **_: (np.zeros(2), {"info": 1})  # type: ignore[method-assign,assignment]
+    toy: Any = Toy(BOX, CHOICE)
+    toy.reset = lambda **_: (np.zeros(2), {"info": 1})
     assert Edge(toy, "Toy-v0").reset()[1] == {}
-    toy.step = lambda action: (np.zeros(2), np.array(1.5), False, False, {"info": 1})  # type: ignore[method-assign]
+    toy.step = lambda action: (np.zeros(2), np.array(1.5), False, False, {"info": 1})
     assert Edge(toy, "Toy-v0").step(0)[1:] == (1.5, False, False, {})
 
 
 def test_a_wrong_reset_is_named() -> None:
-    toy = Toy(BOX, CHOICE)
-    toy.reset = lambda **_: np.zeros(2)  # type: ignore[method-assign,assignment,return-value]
+    toy: Any = Toy(BOX, CHOICE)
+    toy.reset = lambda **_: np.zeros(2)
     with pytest.raises(EnvironmentFault, match=r"returned array.* when it was reset, not \(observation, info\)"):
         Edge(toy, "Toy-v0").reset()
-    toy.reset = lambda **_: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+    toy.reset = lambda **_: 1 / 0
     with pytest.raises(EnvironmentFault, match=r"ZeroDivisionError: .* \(test_envs.py:\d+\) when it was reset"):
         Edge(toy, "Toy-v0").reset()
 
