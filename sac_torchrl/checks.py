@@ -16,6 +16,7 @@ from sac_torchrl.spaces import short
 FRAMES = 10_000
 EPISODES = 3
 REPEATED = 300
+LARGE = 100.0  # numbers that a network takes as they are lie around 1
 
 
 class Kind(Enum):
@@ -81,11 +82,14 @@ def _play(edge: Any) -> Iterator[Finding]:
     edge.action_space.seed(0)
     edge.reset(seed=0)
     lengths, length = list[int](), 0
+    rewards, largest = set[float](), np.zeros(edge.observation_space.shape)
     for _ in range(FRAMES):
         if not strange and (what := _outside(space, seen.observation)):
             strange = True
             yield Finding(Kind.warning, what)
-        _, _, terminated, truncated, _ = edge.step(edge.action_space.sample())
+        observation, reward, terminated, truncated, _ = edge.step(edge.action_space.sample())
+        rewards.add(reward)
+        largest = np.maximum(largest, np.abs(observation))
         length += 1
         if terminated or truncated:
             lengths.append(length)
@@ -103,6 +107,16 @@ def _play(edge: Any) -> Iterator[Finding]:
             f"no episode ended in {FRAMES:,} frames and there is no time limit: register it with max_episode_steps, or "
             "wrap it in gymnasium.wrappers.TimeLimit",
         )
+    if len(rewards) == 1:
+        yield Finding(
+            Kind.note,
+            f"the reward was {rewards.pop():g} in every frame: only when episodes end tells one action from another",
+        )
+    if largest.ndim and largest.max() > LARGE:
+        yield Finding(
+            Kind.note,
+            f"observes up to {largest.max():.3g} at index {largest.argmax()}: try normalise=true, or scale it",
+        )
 
 
 def _outside(space: Any, observation: Any) -> str:
@@ -117,19 +131,29 @@ def _outside(space: Any, observation: Any) -> str:
 
 
 def _repeat(plan: Env) -> Iterator[Finding]:
-    """The same seed and actions twice."""
-    first, second = (_trajectory(plan, seed=1) for _ in range(2))
+    """The same seed and actions twice, and once more where another episode was played before."""
+    first, second, third = (_trajectory(plan, seed=1, used=used) for used in (False, False, True))
     if first != second:
         yield Finding(
             Kind.warning,
             "the same seed and actions give another episode: draw from self.np_random, which reset(seed=...) seeds; "
             "runs cannot be repeated",
         )
+    elif first != third:
+        yield Finding(
+            Kind.warning,
+            "an episode depends on what was played before it: have reset(seed=...) put everything back",
+        )
 
 
-def _trajectory(plan: Env, *, seed: int) -> list[Any]:
+def _trajectory(plan: Env, *, seed: int, used: bool) -> list[Any]:
     env: Any = plan.open()
     try:
+        if used:
+            env.reset(seed=seed + 1)
+            for _ in range(REPEATED // 10):
+                if any(env.step(env.action_space.sample())[2:4]):
+                    break
         env.action_space.seed(seed)
         seen = [env.reset(seed=seed)[0]]
         for _ in range(REPEATED):

@@ -260,7 +260,6 @@ def _put_data(encoded: Tree, data: Any) -> None:
     mujoco.mj_forward(data.model, data)  # finds the contacts and makes room for what depends on them
     # What is derived from the state belongs to the step before: the next reward may be a difference from it.
     _unpack(encoded, data)
-    mujoco.mj_setState(data.model, data, state, kind)
 
 
 def _arrays(holder: Any) -> dict[str, Any]:

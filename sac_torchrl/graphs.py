@@ -56,8 +56,7 @@ def compute_once(graph: fx.Graph, module: fx.GraphModule) -> None:
     seen: dict[object, fx.Node] = {}
     for node in graph.nodes:
         private = any(_memory(it, module) in changed for it in (node, *node.all_input_nodes))
-        # An empty tensor is memory to write to, not a value.
-        if node.op == "output" or node.is_impure() or private or node.target is torch.ops.aten.empty.memory_format:
+        if node.op == "output" or node.is_impure() or private:
             continue
         key = (node.op, node.target, _frozen(node.args), _frozen(node.kwargs))
         first = seen.setdefault(key, node)

@@ -162,16 +162,16 @@ def generator(buffer: TensorDictReplayBuffer) -> torch.Generator:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what `LazyMemmapStorage` made in `folder` in an earlier run, and nothing else."""
-    (folder / "_-single-tensor-_.memmap").unlink(missing_ok=True)
+    """Make `folder`, without what `LazyMemmapStorage` made in it in an earlier run; nothing else is removed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "_-single-tensor-_.memmap").unlink(missing_ok=True)
+    except OSError as error:
+        raise DiskError(f"cannot make the replay folder {folder}: {error.strerror}.") from error
 
 
 def _check_disk(folder: Path, needed: int, *, rows: int) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise DiskError(f"cannot make the replay folder {folder}: {error.strerror}.") from error
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise DiskError(
             f"{rows:,} replay rows need {_size(needed)} and {folder} has {_size(free)} free: "

@@ -183,10 +183,40 @@ class Unseeded(Sound):
 class Borrowing(Sound):
     """Draws from the generators that everybody uses."""
 
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        random.gauss(), np.random.normal(), torch.randn(())
+        return super().reset(seed=seed)
+
     def step(self, action: Any) -> Any:
         drawn = [random.gauss(), *np.random.normal(size=1), float(torch.randn(()))]
         self.point = self.point + 0.1 * np.float32(sum(drawn))
         return super().step(action)
+
+
+class Closed(Borrowing):
+    """Draws from them, and holds what cannot be written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._socket = Handle()
+
+
+class Worn(Sound):
+    """Wears off, and no reset mends it."""
+
+    wear = 0.0
+
+    def step(self, action: Any) -> Any:
+        self.wear += 0.01
+        return super().step(action * (1 - self.wear))
+
+
+class Pale(Sound):
+    """Is paid the same whatever it does, and sees itself in millimetres."""
+
+    def step(self, action: Any) -> Any:
+        observation, _, *rest = super().step(action)
+        return 1000 * observation, 1.0, *rest
 
 
 class Endless(Sound):
@@ -218,7 +248,22 @@ class Filling(Sound):
         return super().step(action)
 
 
-_CLASSES: tuple[Any, ...] = (Double, Glitch, Unseeded, Borrowing, Beyond, Filling, Sound, Opaque, Own, Slow, Stuck)
+_CLASSES: tuple[Any, ...] = (
+    Double,
+    Glitch,
+    Unseeded,
+    Borrowing,
+    Closed,
+    Worn,
+    Pale,
+    Beyond,
+    Filling,
+    Sound,
+    Opaque,
+    Own,
+    Slow,
+    Stuck,
+)
 for _class in _CLASSES:
     gym.register(f"{_class.__name__}-v0", _class, max_episode_steps=10)
 gym.register("Endless-v0", cast(Any, Endless))

@@ -148,7 +148,13 @@ def test_checkpoints_that_somebody_removes_or_shortens_are_made_good_by_the_next
 def test_a_tree_comes_back_exactly(tmp_path: Path) -> None:
     shared = torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
     tree = {
-        "a/b~c": {"view": shared.T, "shared": shared, "scalar": torch.tensor(1.5), "none": torch.zeros(0, 3)},
+        "a/b~c": {
+            "view": shared.T,
+            "shared": shared,
+            "twice": shared,
+            "scalar": torch.tensor(1.5),
+            "none": torch.zeros(0, 3),
+        },
         "rng": torch.get_rng_state(),
         "flag": True,
         "one": 1,
@@ -251,6 +257,7 @@ def test_a_resumed_run_saves_its_new_rows_only(tmp_path: Path) -> None:
     resumed.checkpoints.restore()
     resumed.collect(2)
     resumed.save()
+    assert snapshot.frames_in(run.folder) == [6, 4], "the one that it went on from stays, too"
     resumed.collect(25)  # more than the ring holds: the first fifteen are overwritten already
     resumed.save()
     names = [file.name.split(".")[0] for file in (run.folder / "rows").iterdir()]
@@ -373,10 +380,20 @@ def test_a_checkpoint_under_another_name_or_of_another_format_is_not_taken(tmp_p
         snapshot.verify(path)
     (path / "prefetch.pkl").unlink()
     seal = json.loads((path / "manifest.json").read_bytes())
+    reseal(path, seal["manifest"] | {"format": snapshot.FORMAT + 1})
+    with pytest.raises(CheckpointError, match=rf"has format {snapshot.FORMAT + 1}, this version reads"):
+        snapshot.verify(path)
     seal["manifest"]["frames"] = 5
     (path / "manifest.json").write_text(json.dumps(seal, separators=(",", ":")))
     with pytest.raises(CheckpointError, match=r"manifest.json: its SHA-256"):
         snapshot.verify(path)
+
+
+def reseal(path: Path, manifest: dict[str, Any]) -> None:
+    """Give a checkpoint another manifest, with the hash that belongs to it."""
+    text = json.dumps(manifest, separators=(",", ":"))
+    seal = {"manifest": manifest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    (path / "manifest.json").write_text(json.dumps(seal, separators=(",", ":")))
 
 
 @dataclass(frozen=True)
@@ -417,6 +434,19 @@ def test_networks_of_another_size_are_refused_and_stay_as_they_were(tmp_path: Pa
     with pytest.raises(CheckpointError, match=r"'fitted' .* size mismatch for weight"):
         wider.checkpoints.restore()
     assert wider.everything() == before
+
+
+def test_rows_of_another_environment_are_refused(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    run.advance(4)
+    run.save()
+    specs = Specs(SPECS.observation, Bounded(-1, 1, shape=torch.Size([1])))
+    buffer = Replay(10, Storage.ram).build(tmp_path, specs, rows=10, batch_size=4, seed=0, device=CPU)
+    before = run.everything()
+    with pytest.raises(CheckpointError, match=r"column 'action' .* is torch.float32 \(2,\) and this run's .* \(1,\)"):
+        Checkpointing().build(run.folder, buffer, fitted=run.fitted).restore()
+    assert run.everything() == before
+    assert len(buffer) == 0
 
 
 @pytest.mark.parametrize(
@@ -598,11 +628,13 @@ def test_a_manifest_without_all_rows_is_refused(tmp_path: Path) -> None:
     manifest = json.loads((path / "manifest.json").read_bytes())["manifest"]
     cuts: list[Any] = [[], manifest["rows"][:1], manifest["rows"][1:], manifest["rows"][::-1]]
     for kept in cuts:
-        text = json.dumps(manifest | {"rows": kept}, separators=(",", ":"))
-        seal = {"manifest": manifest | {"rows": kept}, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-        (path / "manifest.json").write_text(json.dumps(seal, separators=(",", ":")))
+        reseal(path, manifest | {"rows": kept})
         with pytest.raises(CheckpointError, match="segments do not hold the rows 0 to 8"):
             snapshot.verify(path)
+    (run.folder / "rows" / "0-4.safetensors").rename(run.folder / "rows" / "-4-4.safetensors")
+    reseal(path, manifest | {"rows": [manifest["rows"][0] | {"start": -4}, manifest["rows"][1]]})
+    with pytest.raises(CheckpointError, match="holds rows: -4 to 4 are none"):
+        snapshot.verify(path)
 
 
 def test_a_plan_that_makes_no_sense_is_refused() -> None:

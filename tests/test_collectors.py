@@ -2,6 +2,7 @@ import importlib.util
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import counting
@@ -28,6 +29,7 @@ from sac_torchrl.actors import acting
 from sac_torchrl.collectors import Collecting
 from sac_torchrl.collectors.experience import Job, Lost, Steps
 from sac_torchrl.collectors.vector import VectorCollector
+from sac_torchrl.errors import CheckpointError
 from sac_torchrl.nstep import SPAN
 from sac_torchrl.replay import layout
 
@@ -139,9 +141,12 @@ def test_a_resumed_experience_goes_on_in_the_middle_of_its_episodes(tmp_path: Pa
         if whole.frames == 10:
             taken = whole.state_dict() | {"draws": torch.get_rng_state()}
     resumed, later = collect(tmp_path / "resumed", count=2, total_frames=30, random_frames=24, seed=4)
+    began = monotonic()
     torch.set_rng_state(taken.pop("draws"))
     resumed.load_state_dict(taken)
+    assert resumed.state_dict()["environments"] is taken["environments"], "nothing is lost before the first step"
     assert sum(resumed) == 20
+    took = monotonic() - began
     assert resumed.finished
     for key in ("observation", "action", ("next", "reward")):
         assert torch.equal(later.storage[:20][key], rows.storage[10:30][key])
@@ -149,6 +154,20 @@ def test_a_resumed_experience_goes_on_in_the_middle_of_its_episodes(tmp_path: Pa
     assert (later.storage[:20]["action"].flatten() == 1).tolist() == [False] * 14 + [True] * 6
     told = [one.metrics() for one in (whole, resumed)]
     assert told[0]["train/return"] == told[1]["train/return"]
+    assert told[1]["time/frames_per_second"] <= 20 / took, "of its own frames"
+
+
+def test_environments_that_cannot_go_on_are_named(tmp_path: Path) -> None:
+    first, _ = collect(tmp_path / "first", count=1, total_frames=5)
+    list(first)
+    state = first.state_dict()
+    state["environments"]["state"]["envs"][0][-1]["class"] = "Calculating"  # as another version calls it
+    resumed, buffer = collect(tmp_path / "resumed", count=1, total_frames=10)
+    resumed.load_state_dict(state)
+    with pytest.raises(CheckpointError, match=r"environments at 5 frames cannot go on: .*Calculating") as failure:
+        list(resumed)
+    assert "\n" not in str(failure.value)
+    assert len(buffer) == 0
 
 
 def test_a_finished_experience_collects_nothing(tmp_path: Path) -> None:
@@ -323,6 +342,7 @@ def test_steps_that_come_together_are_as_those_that_come_one_by_one(n_steps: int
 
 def test_no_row_spans_the_loss_of_a_worker() -> None:
     rows, done = a_script(8, n_steps=3)
+    done[7, 2] = True  # of an episode that began after the loss
     lost = Lost(torch.tensor([1, 2]))
     script: list[list[Steps | Lost]] = [
         [Steps(rows[:12], done[:4], slice(0, 3)), lost],
@@ -337,4 +357,4 @@ def test_no_row_spans_the_loss_of_a_worker() -> None:
     assert {(whose, step) for whose, _, step in start.int().tolist() if step < 6} == {
         (whose, step) for whose in range(3) for step in range(6)
     }
-    assert metrics["train/length"] == pytest.approx((3 + 6) / 2)
+    assert metrics["train/length"] == pytest.approx((3 + 6 + 4) / 3)

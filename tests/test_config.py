@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -24,11 +25,13 @@ from sac_torchrl.config import (
     plan,
 )
 from sac_torchrl.config.files import read
+from sac_torchrl.envs import Env
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.learner import Execution
 from sac_torchrl.losses import Combine
 from sac_torchrl.networks import Init, Network
-from sac_torchrl.replay import Storage
+from sac_torchrl.offline import Offline
+from sac_torchrl.replay import Replay, Storage
 from sac_torchrl.variants import REDQ, SAC, DiscreteSAC, SACv1
 
 ROOT = Path(sac_torchrl.__file__).parents[1]
@@ -195,6 +198,22 @@ def test_all_mistakes_are_in_one_message(recipe: Recipe, tmp_path: Path) -> None
     ):
         assert said in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"total_frames": 0}, "total_frames=0: give 1 or more."),
+        ({"env": Env(count=300), "replay": Replay(256)}, "env.count=300: a step of all does not fit into"),
+        (
+            {"variant": DiscreteSAC(entropy_penalty=0.5), "offline": Offline("some/data-v0")},
+            "its rows do not tell the entropy of the policy",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Continuous(**wrong)
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, 1_000), (0, 0), (700, 700)])
@@ -393,6 +412,12 @@ def test_a_saved_configuration_that_was_edited_badly_is_refused(
     outcome = recipe("run.folder=one", opened=True)
     assert outcome.code == 64
     assert outcome.configs == []
+
+
+def test_a_saved_configuration_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"recipe: \xff")
+    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read as YAML"):
+        load(tmp_path)
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import check_env_specs
 
 from sac_torchrl.envs import Env
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.errors import ConfigError, EnvironmentFault, LearnerFault
+from sac_torchrl.spaces import Edge
 
 Register = Callable[..., str]
 BOX = spaces.Box(-1, 1, (2,))
@@ -181,6 +182,13 @@ def test_no_transition_is_lost_doubled_or_torn(count: int) -> None:
                 episode, step = episode + 1, 0
 
 
+def test_an_observation_is_not_overwritten_by_the_next() -> None:
+    env = Env("Counting-v0", plugins=["counting"]).open()  # it reuses its array
+    first = env.reset(seed=3)[0]
+    second = env.step(np.zeros(1))[0]
+    assert (first[2], second[2]) == (0, 1)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_both_ends_of_asymmetric_bounds_are_reached(register: Register, dtype: type[np.floating[Any]]) -> None:
     low, high = np.array([-3.0, 0.1, -1e9], dtype), np.array([1.0, 1000.0, 0.3], dtype)
@@ -217,6 +225,7 @@ def test_specs_have_no_batch_dimension(register: Register) -> None:
     vector = Env("InvertedPendulum-v5", count=5).specs()
     assert vector.observation == Unbounded(torch.Size([4]), dtype=torch.float32)
     assert vector.action == Bounded(-1, 1, torch.Size([1]), dtype=torch.float32)
+    assert Env(register(BOX)).specs().observation == Unbounded(torch.Size([2]), dtype=torch.float32), "many lie"
     index = Env(register(spaces.Discrete(6), spaces.Discrete(3, start=1)), count=5).specs()
     assert index.observation == Categorical(6, dtype=torch.int64)
     assert index.action == Categorical(3, dtype=torch.int64)
@@ -282,6 +291,60 @@ def test_other_action_spaces_are_refused(register: Register, action: spaces.Spac
     message = str(refusal.value)
     assert message.startswith(f"env.id={id}: the action space is {' '.join(str(action).split())}, ")
     assert problem in message and "\n" not in message
+
+
+def test_an_environment_that_cannot_be_used_is_closed(register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Toy] = []
+    monkeypatch.setattr(Toy, "close", lambda self: closed.append(self))
+    with pytest.raises(ConfigError):
+        Env(register(spaces.Text(3))).specs()
+    assert len(closed) == 1
+
+
+ONE_TO_THREE = spaces.Discrete(3, start=1)
+
+
+@pytest.mark.parametrize(
+    ("space", "result", "said"),
+    [
+        (BOX, (np.zeros(2), 0.0, False, "no", {}), "truncated='no', which is neither True nor False"),
+        (ONE_TO_THREE, (0, 0.0, False, False, {}), "observation 0, which is not one of 1 to 3"),
+        (ONE_TO_THREE, (4, 0.0, False, False, {}), "observation 4, which is not one of 1 to 3"),
+        (ONE_TO_THREE, (1.5, 0.0, False, False, {}), "observation 1.5, which is no index"),
+        (ONE_TO_THREE, (np.ones(1, int), 0.0, False, False, {}), "which is no index"),
+    ],
+)
+def test_a_step_that_cannot_be_learned_from_is_named(space: spaces.Space[Any], result: Any, said: str) -> None:
+    toy: Any = Toy(space, CHOICE)
+    toy.step = lambda action: result
+    with pytest.raises(EnvironmentFault, match=rf"env.id=Toy-v0 returned .*{said}, at step 1 "):
+        Edge(toy, "Toy-v0").step(0)
+
+
+def test_a_reward_may_be_an_array_without_dimensions_and_infos_stay_behind() -> None:
+    toy: Any = Toy(BOX, CHOICE)
+    toy.reset = lambda **_: (np.zeros(2), {"info": 1})
+    assert Edge(toy, "Toy-v0").reset()[1] == {}
+    toy.step = lambda action: (np.zeros(2), np.array(1.5), False, False, {"info": 1})
+    assert Edge(toy, "Toy-v0").step(0)[1:] == (1.5, False, False, {})
+
+
+def test_a_wrong_reset_is_named() -> None:
+    toy: Any = Toy(BOX, CHOICE)
+    toy.reset = lambda **_: np.zeros(2)
+    with pytest.raises(EnvironmentFault, match=r"returned array.* when it was reset, not \(observation, info\)"):
+        Edge(toy, "Toy-v0").reset()
+    toy.reset = lambda **_: 1 / 0
+    with pytest.raises(EnvironmentFault, match=r"ZeroDivisionError: .* \(test_envs.py:\d+\) when it was reset"):
+        Edge(toy, "Toy-v0").reset()
+
+
+def test_an_index_that_is_no_action_never_reaches_the_environment() -> None:
+    toy = Toy(BOX, spaces.Discrete(3, start=1))
+    for wrong in (-1, 3):
+        with pytest.raises(LearnerFault, match=f"the action {wrong} .* is not one of 0 to 2"):
+            Edge(toy, "Toy-v0").step(wrong)
+    assert toy.actions == []
 
 
 @pytest.mark.parametrize(

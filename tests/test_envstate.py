@@ -69,6 +69,21 @@ def test_an_environment_goes_on_bit_for_bit_from_the_middle_of_an_episode(id: st
     assert found == expected
 
 
+def test_contacts_and_options_of_a_simulation_are_there_before_the_next_step() -> None:
+    env, other = (Env("HalfCheetah-v5").build(seed=seed) for seed in (3, 9))
+    one, two = (cast(Any, each)._env.envs[0].unwrapped for each in (env, other))
+    root = env.reset()
+    while one.data.ncon == 0:
+        _, root = play(env, root, [torch.zeros(1, 6)])
+    one.model.opt.gravity[2] = -3.0
+    other.reset()
+    two.set_state(two.init_qpos + 5 * np.eye(9)[1], two.init_qvel)
+    assert two.data.ncon == 0, "it flies"
+    restore(other, through_json(capture(env)))
+    assert two.data.ncon > 0
+    assert two.model.opt.gravity.tolist() == [0, 0, -3]
+
+
 def test_a_tensor_environment_goes_on_with_its_own_generator() -> None:
     def build() -> EnvBase:
         return TransformedEnv(PendulumEnv(seed=1), StepCounter(max_steps=7))  # type: ignore[no-untyped-call]

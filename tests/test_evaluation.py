@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from tensordict.nn import NormalParamExtractor, TensorDictModule
+from test_checkpoint import files_of_at_most
 from torch import nn
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
+from sac_torchrl import evaluation
 from sac_torchrl.envs import Env
-from sac_torchrl.errors import ConfigError, SacError
+from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError
 from sac_torchrl.evaluation import Evaluating, Evaluation, evaluate, record_video, write_evaluation
 
 COUNTING = Env("Counting-v0", plugins=["counting"])
@@ -76,6 +78,23 @@ def test_actions_are_deterministic_and_nothing_global_moves() -> None:
     assert evaluate(actor, env, episodes=2, seed=6) != first
 
 
+def test_an_episode_without_an_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "LONGEST", 30)
+    with pytest.raises(EnvironmentFault, match="no end after 30 frames: register the environment with max_episode"):
+        evaluate(still(1), Env("Endless-v0", plugins=["faulty"]).build(), episodes=1, seed=0)
+
+
+def test_nothing_is_kept_for_gradients() -> None:
+    asked: list[bool] = []
+
+    def act(seen: torch.Tensor) -> torch.Tensor:
+        asked.append(torch.is_grad_enabled())
+        return torch.zeros(len(seen), 1)
+
+    evaluate(TensorDictModule(act, ["observation"], ["action"]), COUNTING.build(seed=0), episodes=1, seed=0)
+    assert set(asked) == {False}
+
+
 def test_mean_and_population_deviation() -> None:
     evaluation = Evaluation([1.0, 2.0, 6.0], [4, 5, 6])
     assert evaluation.mean == 3.0
@@ -98,6 +117,14 @@ def test_the_file_says_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_file_is_whole_or_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text("an older one")
+    with files_of_at_most(20), pytest.raises(OSError, match="File too large"):
+        write_evaluation(Evaluation([1.0, 3.0], [4, 5]), path, env="Pendulum-v1", frames=800, seed=3)
+    assert path.read_text() == "an older one"
+
+
 def test_a_wrong_plan_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"evaluate.every=0"):
         Evaluating(every=0)
@@ -117,11 +144,13 @@ def test_one_episode_is_filmed(tmp_path: Path) -> None:
 
 
 class Blind(gym.Env[Any, Any]):
-    """Can be asked for pictures, but fails to draw them."""
+    """Can be asked for pictures, but fails to draw the third."""
 
     observation_space = gym.spaces.Box(-1, 1, (1,))
     action_space = gym.spaces.Box(-1, 1, (1,))
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    closed = False
+    drawn = 0
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
@@ -130,17 +159,26 @@ class Blind(gym.Env[Any, Any]):
         return np.zeros(1, np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        return np.zeros(1, np.float32), 0.0, True, False, {}
+        return np.zeros(1, np.float32), 0.0, False, False, {}
 
     def render(self) -> Any:
-        raise RuntimeError("no light")
+        self.drawn += 1
+        if self.drawn == 3:
+            raise RuntimeError("no light")
+        return np.zeros((64, 64, 3), np.uint8)
+
+    def close(self) -> None:
+        Blind.closed = True
 
 
 def test_what_cannot_be_drawn_is_said_in_one_line(tmp_path: Path) -> None:
     gym.register("Blind-v0", lambda **options: Blind(**options))
+    (tmp_path / "film.mp4").write_text("an older one")
     try:
         with pytest.raises(SacError, match=r"env.id=Blind-v0 cannot be rendered here \(RuntimeError\('no light'\)\)"):
             record_video(still(1), Env("Blind-v0"), tmp_path / "film.mp4", seed=0)
+        assert (tmp_path / "film.mp4").read_text() == "an older one"
+        assert Blind.closed
     finally:
         gym.registry.pop("Blind-v0")
     with pytest.raises(ConfigError, match=r"env.id=Counting-v0 cannot be rendered"):

@@ -44,6 +44,8 @@ def test_a_row_is_in_the_file_when_log_returns(tmp_path: Path) -> None:
     for frames in (1, 2, 3):
         logger.log(frames, {"train/return": frames})
         assert len(table(tmp_path)) == frames
+    logger.log(4, {})
+    assert len(table(tmp_path)) == 3, "nothing to say"
     logger.close()
 
 

@@ -1,7 +1,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -104,7 +104,7 @@ def test_losses_and_actions_are_those_of_normalised_observations(tmp_path: Path,
 
 @VARIANTS
 def test_captured_updates_follow_the_statistics_and_a_loaded_learner_has_them(tmp_path: Path, variant: Variant) -> None:
-    buffer = ring(tmp_path)
+    buffer = ring(tmp_path, 50)  # the first rows are gone
     learners = [
         Learning(execution=execution).build(build(variant)) for execution in (Execution.eager, Execution.captured)
     ]
@@ -120,6 +120,7 @@ def test_captured_updates_follow_the_statistics_and_a_loaded_learner_has_them(tm
         assert first == second
     other = Learning(execution=Execution.captured).build(build(variant, seed=9))
     step(other, 5)
+    cast(Any, other.agent.observers[0]).seen.zero_()  # another number of rows
     other.load_state_dict(copy.deepcopy(learners[0].state_dict()))
     buffer.extend(transitions(20, seed=7))
     assert step(other, 8) == step(learners[0], 8)

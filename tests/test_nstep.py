@@ -105,10 +105,18 @@ def test_rows_held_back_are_saved_and_go_on_after_a_resume(tmp_path: Path, count
     first, before = collect(tmp_path / "first", n_steps=3, count=count, frames=frames)
     assert sum(first) == frames
     resumed, after = collect(tmp_path / "resumed", n_steps=3, count=count, frames=2 * frames)
-    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    state = copy.deepcopy(first.state_dict())
+    kept = copy.deepcopy(state["held"])
+    resumed.load_state_dict(state)
     assert sum(resumed) == frames
+    assert all(torch.equal(value, state["held"][name]) for name, value in kept.items()), "nothing is shared"
     assert stored(before.storage[:]) + stored(after.storage[:]) == stored(undisturbed.storage[:])
     assert len(before) < frames
+
+
+def test_rows_held_back_of_another_span_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"rows of \(2, 4\) steps and environments do not fit"):
+        NStep(4, gamma=GAMMA, count=4).load_state_dict(NStep(3, gamma=GAMMA, count=4).state_dict())
 
 
 def test_environments_that_come_one_at_a_time_are_not_mixed() -> None:

@@ -23,6 +23,7 @@ from sac_torchrl import (
     Env,
     Experience,
     Processes,
+    Ray,
     Replay,
     ReplayRatio,
     SacError,
@@ -30,7 +31,9 @@ from sac_torchrl import (
     tanh_normal_actor,
 )
 from sac_torchrl.collectors import Collecting
-from sac_torchrl.collectors.workers import split
+from sac_torchrl.collectors.processes import _serve
+from sac_torchrl.collectors.workers import Worker, default_workers, listen, split
+from sac_torchrl.errors import ConfigError, WorkerDied
 
 CPU = torch.device("cpu")
 
@@ -105,8 +108,27 @@ def test_every_transition_is_there_once_and_updates_are_exact(kind: str, count: 
     assert 20 * count <= experience.frames < 21 * count
     numbers, seeded = counting.check(rows(), environments=None), {seed % 9973 for seed in counting.seeds(3, count)}
     assert numbers <= seeded, "the seeds are the same for every kind"
+    first = {row["observation"][0].item(): row["action"].item() for row in reversed(list(rows()))}
+    assert len(set(first.values())) == len(first), "every environment is explored for itself"
     # Free-running workers may have made all frames before one of them has begun.
     assert numbers == seeded or kind == "async"
+
+
+@pytest.mark.parametrize("kind", list(KINDS)[1:])
+def test_a_resumed_run_plays_other_episodes_and_the_rest_of_its_random_frames(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, _ = start(KINDS[kind], count=3, frames=30, random_frames=30)
+    assert sum(first) >= 30
+    resumed, rows = start(KINDS[kind], count=3, frames=120, random_frames=first.frames + 15)
+    resumed.load_state_dict(first.state_dict())
+    with caplog.at_level(logging.INFO):
+        assert sum(resumed) == resumed.frames - first.frames
+    assert "new episodes, of other seeds" in caplog.text
+    assert counting.check(rows(), environments=None).isdisjoint(seed % 9973 for seed in counting.seeds(3, 3))
+    for number in rows()["observation"][:, 0].unique():
+        own = rows()[rows()["observation"][:, 0] == number]
+        assert (own["action"].flatten() == 1).tolist() == [step >= 5 for step in range(len(own))]
 
 
 class Told(nn.Module):
@@ -286,6 +308,80 @@ def test_a_killed_worker_with_a_policy_is_replaced(kind: str, caplog: pytest.Log
     assert math.isfinite(experience.metrics()["train/length"])
 
 
+@pytest.mark.parametrize("kind", list(KINDS)[1:])
+def test_every_worker_that_replaces_another_plays_episodes_of_its_own(kind: str) -> None:
+    collector = dataclasses.replace(cast(Any, KINDS[kind]), workers=1, restarts=2)
+    experience, rows = start(collector, count=1, frames=200_000, random_frames=0)
+    kills = 0
+    for _ in experience:
+        if len(rows()["observation"][:, 0].unique()) == kills + 1:
+            if kills == 2:
+                break
+            os.kill(worker_pids()[0], signal.SIGKILL)
+            kills += 1
+    counting.check(rows(), environments=3)
+
+
+def test_a_policy_is_given_no_new_weights_before_it_has_taken_the_last() -> None:
+    policy = Told()
+    experience, _ = start(KINDS["async"], count=1, frames=1_000_000, policy=policy, random_frames=0)
+    steps = iter(experience)
+    next(steps)
+    (acting,) = cast(Any, experience)._crew
+    os.kill(acting.worker.pid, signal.SIGSTOP)
+    actor = cast(Any, experience)._job.actor
+    for told in (0.5, 0.9):  # at the latest the second comes while others are on their way
+        policy.told.data.fill_(told)
+        acting.refresh(actor, learned=0)
+    assert 0.9 not in [round(value.item(), 6) for value in acting._weights.state_dict().values()]
+    os.kill(acting.worker.pid, signal.SIGCONT)
+    cast(Any, steps).close()
+
+
+def test_policies_are_refreshed_no_sooner_than_asked() -> None:
+    policy = Told()
+    collector = dataclasses.replace(cast(Any, KINDS["async"]), refresh=10_000)
+    experience, rows = start(collector, count=2, frames=400, policy=policy, random_frames=0)
+    for _ in experience:
+        policy.told.data.fill_(0.5)
+    assert rows()["action"].abs().max() < 0.1
+
+
+def test_a_worker_has_more_time_to_start_than_to_answer() -> None:
+    plan = Env("Counting-v0", plugins=["counting"])
+    worker = Worker(_serve, range(1), plan, env=plan, timeout=0.01)
+    try:
+        assert listen([worker]) == [worker]
+        assert worker.receive() == (plan.open().observation_space, plan.open().action_space)
+    finally:
+        worker.kill()
+
+
+def test_a_worker_that_takes_nothing_is_found() -> None:
+    plan = Env("Counting-v0", plugins=["counting"])
+    worker = Worker(_serve, range(1), plan, env=plan, timeout=0.5)
+    listen([worker])
+    worker.receive()
+    os.kill(worker.pid or 0, signal.SIGSTOP)
+    try:
+        with pytest.raises(WorkerDied, match=r"did not answer for 0\.5 s"):
+            worker.send(bytes(10_000_000))
+    finally:
+        worker.kill()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_environments_are_closed_at_the_end(kind: str, faulty: Callable[..., Env], tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    env = faulty(at_close=f"with open({str(closed)!r}, 'a') as file: file.write('x')")
+    experience, _ = start(KINDS[kind], count=2, frames=1_000_000, env=env)
+    closed.write_text("")
+    steps = iter(experience)
+    next(steps)
+    cast(Any, steps).close()
+    assert closed.read_text() == "xx"
+
+
 @pytest.mark.parametrize("kind", ["processes", "pipelined", "async"])
 def test_a_worker_that_stands_still_is_found_without_spinning(kind: str) -> None:
     experience, _ = start(dataclasses.replace(cast(Any, KINDS[kind]), timeout=5), count=2, frames=1_000_000)
@@ -317,6 +413,8 @@ class Faulty(gym.Env):
         self.steps += 1
         {at_step}
         return np.full(1, {observation}, np.float32), 1.0, False, self.steps == 5, {{}}
+    def close(self):
+        {at_close}
 
 gym.register("{name}-v0", Faulty)
 """
@@ -324,15 +422,29 @@ gym.register("{name}-v0", Faulty)
 
 @pytest.fixture
 def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[..., Env]:
-    def make(*, at_reset: str = "pass", at_step: str = "pass", observation: str = "0.0", count: int = 2) -> Env:
+    def make(
+        *,
+        at_reset: str = "pass",
+        at_step: str = "pass",
+        at_close: str = "pass",
+        observation: str = "0.0",
+        count: int = 2,
+    ) -> Env:
         name = re.sub(r"\W", "", request.node.name).title()[:40]
         tmp_path.joinpath(f"{name}_plugin.py").write_text(
-            PLUGIN.format(name=name, at_reset=at_reset, at_step=at_step, observation=observation)
+            PLUGIN.format(name=name, at_reset=at_reset, at_step=at_step, at_close=at_close, observation=observation)
         )
         monkeypatch.syspath_prepend(tmp_path)
         return Env(f"{name}-v0", count, plugins=[f"{name}_plugin"])
 
     return make
+
+
+def test_what_an_environment_raises_when_it_is_reset_names_it(faulty: Callable[..., Env]) -> None:
+    env = faulty(at_reset=f"assert seed != {counting.seeds(3, 3)[1]}", count=3)
+    experience, _ = start(Processes(workers=1, timeout=100), count=3, frames=102, env=env)
+    with pytest.raises(SacError, match=r"environment 1 of .* raised AssertionError"):
+        list(experience)
 
 
 def test_what_an_environment_raises_arrives_with_its_name_and_traceback(faulty: Callable[..., Env]) -> None:
@@ -361,8 +473,35 @@ def test_a_crash_loop_ends_with_the_budget(faulty: Callable[..., Env], tmp_path:
     assert time.monotonic() - began < 200
 
 
-@pytest.mark.parametrize("wrong", [{"workers": 0}, {"timeout": 0.0}, {"restarts": -1}])
-def test_a_plan_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (Processes, {"workers": 0}),
+        (Processes, {"timeout": 0.0}),
+        (Processes, {"restarts": -1}),
+        (Processes, {"steps": 0}),
+        (Async, {"workers": 0}),
+        (Async, {"refresh": 0}),
+        (Async, {"slack": 0}),
+        (Ray, {"workers": 0}),
+        (Ray, {"steps": 0}),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(kind: Callable[..., Collecting], wrong: dict[str, float]) -> None:
     ((key, _),) = wrong.items()
-    with pytest.raises(SacError, match=f"collector.{key}="):
-        Processes(**wrong)  # type: ignore[arg-type]  # one of them is a float
+    with pytest.raises(ConfigError, match=f"collector.{key}="):
+        kind(**wrong)
+
+
+def test_a_slack_below_one_step_of_all_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"collector\.slack=2: give at least 3"):
+        start(Async(slack=2), count=3, frames=30)
+
+
+def test_there_are_as_many_workers_as_the_process_has_cores() -> None:
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(mine)})
+    try:
+        assert default_workers() == 1
+    finally:
+        os.sched_setaffinity(0, mine)

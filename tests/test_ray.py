@@ -68,11 +68,16 @@ def test_every_transition_is_there_once_although_a_worker_dies(
     assert processes_of("ray::Collector") == []
 
 
-def test_a_cluster_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [{}, {"RAY_AUTH_TOKEN": "secret"}, {"RAY_AUTH_MODE": "token"}])
+def test_a_cluster_without_a_token_is_refused(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     env = Env("Counting-v0", 1, plugins=["counting"])
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():  # one without the other
+        monkeypatch.setenv(name, value)
     with pytest.raises(SacError, match=r"collector\.address=10\.0\.0\.1:6379.*RAY_AUTH_MODE=token") as caught:
         Ray(address="10.0.0.1:6379").build(
             env,

@@ -35,7 +35,7 @@ def test_calls_are_replayed_and_not_made_again() -> None:
 
 
 def test_random_numbers_are_drawn_from_torchs_generator_in_the_same_order() -> None:
-    assert_same(lambda: lambda x: [x + torch.randn_like(x), torch.randn(4), torch.rand(2)], (3,))
+    assert_same(lambda: lambda x: [x + torch.randn_like(x), torch.randn(4), torch.randn(4), torch.rand(2)], (3,))
 
 
 def test_what_is_drawn_for_nothing_is_drawn_all_the_same() -> None:
@@ -78,6 +78,12 @@ def test_an_optimizer_goes_on_in_the_state_that_it_has() -> None:
         return function
 
     assert_same(make, (4,))
+
+
+def test_equal_numbers_of_other_types_are_other_operations() -> None:
+    recorded = Recorded(lambda x: [x + 1, x + 1.0])
+    types = [[result.dtype for result in recorded(torch.ones(2, dtype=torch.int64))] for _ in range(3)]
+    assert types == 3 * [[torch.int64, torch.float32]]
 
 
 def test_equal_operations_are_computed_once() -> None:

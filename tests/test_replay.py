@@ -1,5 +1,8 @@
+import errno
 import logging
+import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -176,6 +179,21 @@ def test_rows_that_do_not_fit_are_refused_with_the_numbers_and_no_file(tmp_path:
         with pytest.raises(error, match=r"1,000,000,000,000,000 replay rows need 40,000.0 TB .* replay.capacity"):
             Replay(huge, storage).build(tmp_path, BOX, rows=huge, batch_size=4, seed=0, device=CPU)
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match=r"cannot make the replay folder .*file/replay: Not a directory"):
+        build(tmp_path / "file" / "replay", storage=Storage.disk)
+
+
+def test_blocks_that_cannot_be_reserved_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with pytest.raises(DiskError, match=r"cannot reserve 40 kB for .*memmap: No space left"):
+        build(tmp_path, storage=Storage.disk, capacity=1_000)
 
 
 def test_the_cost_is_logged_and_never_more_rows_than_the_run_makes(

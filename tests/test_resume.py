@@ -133,6 +133,8 @@ def test_a_stopped_run_ends_in_the_digest_of_one_that_was_not(
     stop_at(stop)
     with pytest.raises(Preempted, match=f"SIGTERM came; saved at {stop} frames.*sac-torchrl resume"):
         train(configuration(tmp_path / "stopped", id, ratio=ratio))
+    with (tmp_path / "stopped" / "metrics.csv").open("a") as file:
+        file.write(f"{stop + 2}\n")  # a process that is killed leaves rows of after its checkpoint
     rewards.clear()
     stop_at(-1)
     train(configuration(tmp_path / "stopped", id, ratio=ratio))
@@ -146,14 +148,20 @@ def test_a_stopped_run_ends_in_the_digest_of_one_that_was_not(
 def test_where_a_state_cannot_be_captured_both_runs_cut_the_episode(
     tmp_path: Path, stop_at: Callable[[int], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    train(configuration(tmp_path / "whole", "Opaque-v0", plugins=["faulty"]))
-    assert "episodes are cut at every checkpoint: Opaque._socket is a faulty.Handle" in caplog.text
+    def cutting(folder: Path) -> Training:
+        config = configuration(folder, "Closed-v0", plugins=["faulty"])
+        config.checkpoint.every = 66  # in the middle of episodes of ten steps
+        config.n_steps = 3  # rows are held back
+        return config
+
+    train(cutting(tmp_path / "whole"))
+    assert "episodes are cut at every checkpoint: Closed._socket is a faulty.Handle" in caplog.text
     assert caplog.text.count("episodes are cut") == 1
-    stop_at(120)
+    stop_at(132)
     with pytest.raises(Preempted):
-        train(configuration(tmp_path / "stopped", "Opaque-v0", plugins=["faulty"]))
+        train(cutting(tmp_path / "stopped"))
     stop_at(-1)
-    train(configuration(tmp_path / "stopped", "Opaque-v0", plugins=["faulty"]))
+    train(cutting(tmp_path / "stopped"))
     assert table(tmp_path / "stopped") == table(tmp_path / "whole")
     assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
 

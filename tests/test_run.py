@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from pathlib import Path
 from typing import NoReturn
@@ -13,7 +14,16 @@ import pytest
 import torch
 
 import sac_torchrl.run
-from sac_torchrl.errors import ConfigError, DiskError, Preempted, RunFolderInUse
+from sac_torchrl.errors import (
+    CheckpointError,
+    ConfigError,
+    DiskError,
+    EnvironmentFault,
+    LearnerFault,
+    Preempted,
+    RunFolderInUse,
+    WorkerDied,
+)
 from sac_torchrl.run import STOPPING, Running, Seeds, exit_codes, resolve_device
 
 
@@ -67,10 +77,47 @@ def test_a_folder_with_other_files_is_refused_untouched(tmp_path: Path) -> None:
 
 
 def test_what_a_crash_before_the_first_line_leaves_is_no_obstacle(tmp_path: Path) -> None:
-    (tmp_path / ".lock").write_text("123")
+    (tmp_path / ".lock").write_text("123456789")
     (tmp_path / ".config.yaml.half").write_text("see")
     with Running(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
         assert not run.resumed
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes").touch()
+    with pytest.raises(ConfigError, match="notes is a file"):
+        Running(str(tmp_path / "notes")).saved()
+
+
+def test_a_folder_that_is_taken_in_the_same_moment_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = sac_torchrl.run._lock
+
+    def late(folder: Path) -> int:
+        (folder / "config.yaml").write_text("another's\n")  # who has ended again meanwhile
+        return lock(folder)
+
+    monkeypatch.setattr(sac_torchrl.run, "_lock", late)
+    with pytest.raises(RunFolderInUse, match="taken by another process just now"):
+        Running(str(tmp_path)).open("mine\n", name="x", seed=0, device="cpu").__enter__()
+    assert (tmp_path / "config.yaml").read_text() == "another's\n"
+
+
+def test_a_run_may_be_in_a_thread_of_its_own(tmp_path: Path) -> None:
+    def open_one() -> Path:
+        with Running(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
+            return run.folder
+
+    with ThreadPoolExecutor() as pool:  # where Python lets nobody handle signals
+        assert pool.submit(open_one).result() == tmp_path
+
+
+def test_numbers_too_small_to_be_normal_are_nought_in_a_run(tmp_path: Path) -> None:
+    torch.set_flush_denormal(False)
+    with Running(str(tmp_path)).open("", name="x", seed=0, device="cpu"):
+        assert (torch.full((8,), 1e-38) * 0.1 == 0).all()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -214,7 +261,13 @@ def test_auto_takes_a_gpu_where_there_is_one() -> None:
     ("error", "code", "line"),
     [
         (ConfigError("seed=-1: give 0 or more."), 64, "error: seed=-1: give 0 or more.\n"),
+        (CheckpointError("torn."), 65, "error: torn.\n"),
+        (WorkerDied("gone.", environment=0), 69, "error: gone.\n"),
+        (EnvironmentFault("raised."), 69, "error: raised.\n"),
+        (LearnerFault("nan."), 70, "error: nan.\n"),
+        (RunFolderInUse("taken."), 73, "error: taken.\n"),
         (DiskError("no room."), 74, "error: no room.\n"),
+        (Preempted("SIGTERM came."), 75, "stopped: SIGTERM came.\n"),
         (KeyboardInterrupt(), 130, "error: interrupted.\n"),
         *(
             (
@@ -240,3 +293,7 @@ def test_an_unforeseen_failure_shows_where_it_happened(capsys: pytest.CaptureFix
         _ = 1 / 0
     assert exit.value.code == 70
     assert "_ = 1 / 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit, exit_codes():
+        Path("not there").read_text()
+    assert exit.value.code == 70, "a bug, and no disk that is full"
+    assert "FileNotFoundError" in capsys.readouterr().err

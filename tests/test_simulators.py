@@ -21,6 +21,7 @@ from sac_torchrl import (
     Learning,
     Network,
     Processes,
+    Ray,
     Replay,
     ReplayRatio,
     SacError,
@@ -314,7 +315,7 @@ def test_a_simulation_goes_on_bit_for_bit_from_the_middle_of_its_episodes(id: st
             restore(Env(id, 2).build(), state)
 
 
-@pytest.mark.parametrize("collector", [Processes(), Async()])
+@pytest.mark.parametrize("collector", [Processes(), Async(), Ray()])
 def test_workers_refuse_a_batch_of_tensors(collector: Collecting) -> None:
     with pytest.raises(SacError, match="use collector=direct"):
         collector.build(

@@ -148,7 +148,6 @@ class Experience(ABC):
             "returns": going(self._returns),
             "lengths": going(self._lengths),
             "ended": self._ended.clone(),
-            "behind": self._behind,
             "faults": self._faults,
             "environments": environments,
         } | self._n_step.state_dict()
@@ -160,7 +159,6 @@ class Experience(ABC):
         self._n_step.load_state_dict(state)
         self._resumed = state["environments"]
         self.frames = self._told_frames = state["frames"]
-        self._behind = state["behind"]
         self._faults = state.get("faults", 0)  # checkpoints of before there was any have none
         for mine, saved in (
             (self._returns, state["returns"]),

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from multiprocessing import forkserver, util
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -403,6 +403,7 @@ class _signals_blocked:  # noqa: N801 - read as a verb
     _blocked = STOPPING
 
     def __enter__(self) -> None:
+        resource_tracker.ensure_running()  # starting it takes SIGINT and SIGTERM out of the mask
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
         # A mask is inherited, from here through the server to its children; so is the name of its folder.
         forkserver.set_forkserver_preload(["sac_torchrl.collectors.server"])

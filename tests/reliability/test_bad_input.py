@@ -324,9 +324,9 @@ def test_a_poisoned_learner_is_neither_logged_nor_saved_and_the_last_checkpoint_
     if poison == "parameter":
         parameter.data.view(-1)[0] = float("inf")
     elif poison == "moment":
-        one.optimizers["loss_qvalue"].state[one.optimizers["loss_qvalue"].param_groups[0]["params"][0]]["exp_avg"].view(
-            -1
-        )[0] = float("nan")
+        # Adam divides by it: the parameters stay finite, and stand still.
+        moments = next(iter(one.optimizers["loss_qvalue"].state.values()))
+        moments["exp_avg_sq"].view(-1)[0] = float("inf")
     elif poison == "alpha":
         one.agent.loss.log_alpha.data.fill_(float("nan"))
     one.update(batch(float("nan") if poison == "batch" else 0.0))

@@ -193,3 +193,12 @@ def test_a_manifest_that_lies_is_refused(tmp_path: Path, rows: str) -> None:
     (path / "manifest.json").write_text(json.dumps(seal, separators=(",", ":")))
     with pytest.raises(CheckpointError):
         snapshot.verify(path)
+
+
+def test_a_manifest_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    run.advance(4)
+    path = run.save()
+    (path / "manifest.json").write_bytes(b"[" * 1_000_000)
+    with pytest.raises(CheckpointError, match=r"manifest\.json: is not JSON"):
+        snapshot.verify(path)

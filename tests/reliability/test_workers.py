@@ -53,7 +53,7 @@ def test_nothing_outlives_a_killed_run_whose_worker_is_stuck(
 
 
 SCRIPT = """
-import sys, time
+import multiprocessing, os, signal, sys, time
 from pathlib import Path
 import torch
 from sac_torchrl import Async, Env, Processes, Replay, Storage, tanh_normal_actor
@@ -74,7 +74,12 @@ def main(kind, ending):
     actor = tanh_normal_actor(torch.nn.Linear(2, 2), specs)
     steps = iter(PLANS[kind].build(
         env, actor, buffer, specs=specs, total_frames=10**6, random_frames=0, seed=3))
-    taken = 0
+    next(steps)
+    # As a terminal and a scheduler send them, to the whole group: they are the main process's business.
+    for worker in multiprocessing.active_children():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(worker.pid, number)
+    taken = 1
     # The step that one is stuck in is made in the user's turn: none in lock-step, the next one where pipelined.
     while taken < {"processes": 10, "pipelined": 29, "async": 10**6}[kind] and not stuck.exists():
         next(steps)
