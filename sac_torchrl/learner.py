@@ -39,7 +39,9 @@ class Execution(Enum):
 
     `eager` runs the loss module and autograd as they are, `captured` records them once as a flat list of tensor
     operations and replays it without their overhead, `compiled` gives that list to torch.compile. On a GPU `captured`
-    holds the whole update, optimizers and targets included, in one CUDA graph.
+    holds the whole update, optimizers and targets included, in one CUDA graph. On a CPU where PyTorch has several
+    threads it computes losses that have nothing to do with each other (those of `Order.together`) side by side in two
+    halves of them, and leaves the calling thread its half: `torch.get_num_threads()` is less from then on.
     """
 
     eager = "eager"

@@ -71,10 +71,13 @@ class SideBySide:
     """Computes the halves of a recording in two threads, with half of PyTorch's threads each.
 
     A matrix product of some hundred rows is over too soon to be worth the meeting of two threads at its end; here they
-    meet once. TorchScript leaves Python's lock alone.
+    meet once. TorchScript leaves Python's lock alone. The calling thread keeps its half of PyTorch's threads for what
+    it does in between: more of OpenMP's, which spin for a while, would take their cores from the other half.
     """
 
     def __init__(self, parts: Parts, inputs: Sequence[Tensor]) -> None:
+        threads = torch.get_num_threads()
+        self._threads = threads - threads // 2, threads // 2
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             given = [*inputs, *parts.before(*(tensor.clone() for tensor in inputs))]
         self._before = _scripted(parts.before.forward, inputs)
@@ -83,17 +86,14 @@ class SideBySide:
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """Compute all results from the inputs of the recording."""
-        threads = torch.get_num_threads()
+        torch.set_num_threads(self._threads[0])
         given = [*inputs, *self._before(*inputs)]
-        try:
-            second = _second_thread().submit(self._half, 1, given, max(1, threads // 2))
-            found = given, self._half(0, given, max(1, threads - threads // 2)), second.result()
-        finally:
-            torch.set_num_threads(threads)
+        second = _second_thread().submit(self._half, 1, given)
+        found = given, self._half(0, given), second.result()
         return [found[part][place] for part, place in self._places]
 
-    def _half(self, number: int, given: Sequence[Tensor], threads: int) -> Sequence[Tensor]:
-        torch.set_num_threads(threads)  # this thread's
+    def _half(self, number: int, given: Sequence[Tensor]) -> Sequence[Tensor]:
+        torch.set_num_threads(self._threads[number])  # of this thread
         with torch.inference_mode(), optimized_execution(False):
             return self._halves[number](*given)
 
