@@ -54,11 +54,14 @@ class _Seen(gym.Wrapper[Any, Any, Any, Any]):
 def examine(plan: Env) -> Iterator[Finding]:
     """Open the environments of `plan`, play with random actions, and tell what is found, as it is found."""
     try:
-        edge: Any = plan.open()
+        specs = plan.specs()
+        edge: Any = None if plan.in_one else plan.open()
     except ConfigError as error:
         yield Finding(Kind.fault, str(error))
         return
-    specs = plan.specs()
+    if edge is None:
+        yield Finding(Kind.note, f"{plan.id} steps all its environments at once: there is none to look at alone")
+        return
     yield Finding(Kind.note, f"observes {short(edge.env.observation_space)}, acts in {short(edge.env.action_space)}")
     yield Finding(
         Kind.note,

@@ -141,7 +141,7 @@ def _scripted(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
         # Deprecated, and yet nothing else calls torch's operations one by one without Python.
-        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        warnings.filterwarnings("ignore", "`torch.jit")
         try:
             script: Callable[..., Sequence[Tensor]] = torch.jit.trace(  # type: ignore[no-untyped-call]  # as torch has it
                 function, tuple(tensor.clone() for tensor in inputs), check_trace=False

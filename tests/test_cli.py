@@ -137,6 +137,8 @@ def test_verify_looks_at_every_checkpoint_and_shows_digests(
         ("Faulty-reward-none-v0", 64, "fault", "returned the reward None"),
         ("Faulty-raises-v0", 64, "fault", "raised ArithmeticError: the arm is stuck"),
         ("Sond-v0", 64, "fault", "did you mean Sound-v0?"),
+        ("torch/pendulum", 0, "note", "steps all its environments at once"),
+        ("torch/pendulm", 64, "fault", "did you mean torch/pendulum?"),
     ],
 )
 def test_check_env_tells_what_it_finds(
