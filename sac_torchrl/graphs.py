@@ -46,13 +46,7 @@ def simplify(graph: fx.Graph) -> None:
 
 def compute_once(graph: fx.Graph, module: fx.GraphModule) -> None:
     """Let equal operations on equal inputs share their result, unless one of them is changed in place or random."""
-    changed = {
-        _memory(it, module)
-        for node in graph.nodes
-        for argument, value in _arguments(node)
-        if argument.alias_info is not None and argument.alias_info.is_write
-        for it in (value if isinstance(value, list | tuple) else [value])
-    }
+    changed = set[Any]().union(*(_written(node, module) for node in graph.nodes))
     seen: dict[object, fx.Node] = {}
     for node in graph.nodes:
         private = any(_memory(it, module) in changed for it in (node, *node.all_input_nodes))
@@ -119,10 +113,13 @@ def cut(graph: fx.Graph) -> Parts | None:
     """
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     calls = [node for node in graph.nodes if node.op == "call_function"]
-    late = dict[fx.Node, None]()
+    late, read = dict[fx.Node, None](), set[Any]()
     for node in calls:
         if node.target in _PRODUCTS or any(it in late for it in node.all_input_nodes):
             late[node] = None
+            read.update(_memory(it, None) for it in node.all_input_nodes)
+        elif read & _written(node, None):  # it would come before who reads what it changes
+            return None
     pieces = list[dict[fx.Node, None]]()
     for node in late:
         mine = [piece for piece in pieces if any(it in piece for it in node.all_input_nodes)]
@@ -157,13 +154,7 @@ def _stays_within(node: fx.Node, parts: Iterable[set[fx.Node]]) -> bool:
     drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     if drawn and _products(part):
         return False
-    written = (
-        it
-        for argument, value in _arguments(node)
-        if argument.alias_info is not None and argument.alias_info.is_write
-        for it in (value if isinstance(value, list | tuple) else [value])
-    )
-    return all(_memory(it, None) in part for it in written)
+    return part >= _written(node, None)
 
 
 def _part(nodes: list[fx.Node], given: list[fx.Node], wanted: list[fx.Node]) -> fx.GraphModule:
@@ -199,6 +190,16 @@ def _memory(node: Any, module: Any) -> Any:
         node = node.args[0]
     constant = isinstance(node, fx.Node) and node.op == "get_attr"
     return getattr(module, node.target).untyped_storage().data_ptr() if constant else node
+
+
+def _written(node: fx.Node, module: Any) -> set[Any]:
+    """Find what made the memory that a node changes in place, as `_memory` does."""
+    return {
+        _memory(it, module)
+        for argument, value in _arguments(node)
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for it in (value if isinstance(value, list | tuple) else [value])
+    }
 
 
 def _arguments(node: fx.Node) -> list[tuple[Any, Any]]:

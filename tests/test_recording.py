@@ -126,6 +126,12 @@ def in_place(x: Tensor) -> list[Tensor]:
     return [first, x @ WEIGHTS[1] + shared]
 
 
+def changed_afterwards(x: Tensor) -> list[Tensor]:
+    shared = torch.zeros(3, 4)
+    first, second = x @ WEIGHTS[0] + shared, x @ WEIGHTS[1]
+    return [first, second, shared.add_(x)]
+
+
 def joined(x: Tensor) -> list[Tensor]:
     first, second = x @ WEIGHTS[0], x @ WEIGHTS[1]
     return [first + second, first, second]
@@ -143,7 +149,7 @@ def test_losses_that_have_nothing_to_do_with_each_other_are_computed_side_by_sid
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("function", [noise_between, in_place, joined])
+@pytest.mark.parametrize("function", [noise_between, in_place, changed_afterwards, joined])
 def test_what_hangs_together_stays_together(function: Callable[..., Sequence[Tensor]]) -> None:
     assert_same(lambda: function, (3, 4))
     recorded = Recorded(function)
