@@ -22,6 +22,7 @@ from gymnasium.spaces import Space
 from torchrl.data import TensorSpec
 from torchrl.envs import EnvBase, GymWrapper, TransformedEnv
 
+from sac_torchrl.envs import Envs
 from sac_torchrl.simulators import Simulator
 from sac_torchrl.spaces import Forgiving
 from sac_torchrl.trees import Tree
@@ -31,7 +32,6 @@ _STATIC = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, part
 _CONTAINERS: dict[type, str] = {list: "list", tuple: "tuple", set: "set", deque: "deque"}
 # Drawing and names: large, and no step reads them.
 _UNUSED = ("mesh_", "skin_", "bvh_", "tex_", "oct_", "name", "text_", "paths", "_")
-_VECTOR = ("_env_obs", "_rewards", "_terminations", "_truncations", "_autoreset_envs")
 
 
 class Uncapturable(Exception):
@@ -46,9 +46,8 @@ def capture(env: EnvBase) -> Tree:
     if isinstance(env, TransformedEnv):
         return {"base": capture(env.base_env), "transforms": dict(env.transform.state_dict())}
     vector = getattr(env, "_env", None)
-    if isinstance(env, GymWrapper) and isinstance(vector, gym.vector.SyncVectorEnv):
-        arrays = {name: _encode(getattr(vector, name), name) for name in _VECTOR}
-        return {"vector": arrays, "envs": [_gymnasium(one) for one in vector.envs]}
+    if isinstance(env, GymWrapper) and isinstance(vector, Envs):
+        return {"envs": [_gymnasium(one) for one in vector.envs]}
     if env.batch_locked and not isinstance(env, Simulator):
         raise Uncapturable(f"{type(env).__name__} keeps its state outside of the tensordict")
     return {"buffers": dict(env.state_dict()), "attributes": _attributes(env, type(env).__name__)}
@@ -64,11 +63,9 @@ def restore(env: EnvBase, state: Tree) -> None:
         env.transform.load_state_dict(state["transforms"])
         return
     vector = getattr(env, "_env", None)
-    if isinstance(env, GymWrapper) and isinstance(vector, gym.vector.SyncVectorEnv):
+    if isinstance(env, GymWrapper) and isinstance(vector, Envs):
         if len(state["envs"]) != vector.num_envs:
             raise ValueError(f"{len(state['envs'])} environments were saved and there are {vector.num_envs}")
-        for name in _VECTOR:
-            setattr(vector, name, _decode(state["vector"][name], getattr(vector, name)))
         for one, saved in zip(vector.envs, state["envs"], strict=True):
             _put_gymnasium(one, saved)
         return

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from torchrl.modules import ProbabilisticActor
@@ -30,7 +29,7 @@ from sac_torchrl.collectors.workers import (
     EnvironmentFailed,
     begin,
     check,
-    open_numbered,
+    open_slice,
     refuse_simulator,
     split,
     tell_resumed,
@@ -239,9 +238,7 @@ def _open(env: Env, environments: range, words: list[int], exploration: int) -> 
     """Open a slice of the environments, in a worker."""
     torch.manual_seed(exploration)
     busy = SimpleNamespace(value=0)
-    envs = SyncVectorEnv(
-        [partial(open_numbered, env, number, busy) for number in environments], autoreset_mode=AutoresetMode.DISABLED
-    )
+    envs = open_slice(env, environments, busy)
     envs.reset(seed=list(words))
     return wrapped(envs)
 

@@ -18,12 +18,12 @@ from sac_torchrl.collectors.experience import Collecting, Experience, Job, Lost,
 from sac_torchrl.collectors.remote import Pipelined
 from sac_torchrl.collectors.workers import (
     Budget,
-    Slice,
     Worker,
     check,
     close,
     default_workers,
     listen,
+    open_slice,
     refuse_simulator,
     split,
     tell_resumed,
@@ -230,7 +230,7 @@ class ProcessEnvs(VectorEnv[Any, Any, Any]):
 
 def _serve(connection: Connection, environments: range, busy: Any, env: Env) -> None:
     """Step a slice of the environments as the main process says."""
-    with closing(Slice(env, environments, busy)) as envs:
+    with closing(open_slice(env, environments, busy)) as envs:
         space = envs.action_space
         connection.send((envs.single_observation_space, envs.single_action_space))
         while (message := connection.recv()) is not None:

@@ -18,12 +18,12 @@ from sac_torchrl.collectors.experience import Experience, Job, Lost, Steps
 from sac_torchrl.collectors.workers import (
     Beginning,
     Budget,
-    Slice,
     Worker,
     begin,
     close,
     default_workers,
     listen,
+    open_slice,
     split,
     starting,
     tell_resumed,
@@ -272,7 +272,7 @@ def _serve(
     beginning: Beginning,
 ) -> None:
     """Make the steps that are granted."""
-    envs = Slice(env, environments, busy)
+    envs = open_slice(env, environments, busy)
     envs.reset(seed=list(beginning.seeds))
     torch.manual_seed(beginning.exploration)
     actor, packing = copy.deepcopy(weights), Packing(layout(specs))

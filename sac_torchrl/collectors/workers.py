@@ -24,11 +24,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 
 from sac_torchrl.collectors.experience import Job
-from sac_torchrl.envs import Env, seeds
+from sac_torchrl.envs import Env, Envs, seeds
 from sac_torchrl.errors import ConfigError, EnvironmentFault, WorkerDied
 from sac_torchrl.run import STOPPING
 from sac_torchrl.spaces import short
@@ -90,7 +88,7 @@ class Numbered(gym.Wrapper[Any, Any, Any, Any]):
             raise EnvironmentFailed(self._number, _said(error)) from error
 
 
-def open_numbered(env: Env, number: int, busy: Any) -> gym.Env[Any, Any]:
+def _open_numbered(env: Env, number: int, busy: Any) -> gym.Env[Any, Any]:
     """Open one environment of a worker."""
     busy.value = number
     try:
@@ -99,49 +97,9 @@ def open_numbered(env: Env, number: int, busy: Any) -> gym.Env[Any, Any]:
         raise EnvironmentFailed(number, _said(error)) from error
 
 
-class Slice(VectorEnv[Any, Any, Any]):
-    """A worker's environments, stepped one after the other, autoreset disabled.
-
-    Gymnasium's SyncVectorEnv takes twice the time, most of it after a wait, when nothing is in the processor's caches.
-    """
-
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012 - as its base declares it
-    autoreset_mode = AutoresetMode.DISABLED
-    render_mode = None
-
-    def __init__(self, env: Env, environments: range, busy: Any) -> None:
-        self._envs = [open_numbered(env, number, busy) for number in environments]
-        self.num_envs = len(self._envs)
-        self.single_observation_space = self._envs[0].observation_space
-        self.single_action_space = self._envs[0].action_space
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._observations = np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
-
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Start episodes, those of `options["reset_mask"]` or all; `seed` is a list of one for each."""
-        given = seed if isinstance(seed, list) else [None] * self.num_envs
-        mask = [True] * self.num_envs if options is None else options["reset_mask"]
-        for number, (env, wanted, own) in enumerate(zip(self._envs, mask, given, strict=True)):
-            if wanted:
-                self._observations[number], _ = env.reset(seed=own)
-        return self._observations.copy(), {}
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Take an action in every environment."""
-        rewards = np.zeros(self.num_envs)
-        terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
-        for number, env in enumerate(self._envs):
-            result = env.step(actions[number])
-            self._observations[number], rewards[number], terminated[number], truncated[number], _ = result
-        return self._observations.copy(), rewards, terminated, truncated, {}
-
-    def close_extras(self, **options: Any) -> None:
-        """Close them."""
-        for env in self._envs:
-            env.close()
+def open_slice(env: Env, environments: range, busy: Any) -> Envs:
+    """Open a worker's environments."""
+    return Envs([_open_numbered(env, number, busy) for number in environments])
 
 
 @dataclass(frozen=True)
