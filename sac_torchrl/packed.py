@@ -11,6 +11,12 @@ Key = tuple[str, ...]
 Layout = dict[Key, tuple[torch.dtype, torch.Size]]
 
 
+def unchecked(tree: dict[str, Any], count: int) -> TensorDict:
+    """A TensorDict `(count,)` of tensors that are known to fit; to check them takes longer than to step a simulator."""
+    made: TensorDict = TensorDict._new_unsafe(tree, batch_size=torch.Size([count]))
+    return made
+
+
 class Packing:
     """Turns rows of columns into rows of bytes, `(rows, width)` uint8, and back.
 
@@ -19,7 +25,6 @@ class Packing:
     """
 
     def __init__(self, columns: Layout) -> None:
-        self._columns: list[tuple[Key, torch.dtype, torch.Size, slice]] = []
         self._groups: list[tuple[torch.dtype, slice, list[tuple[Key, torch.Size]]]] = []
         offset = 0
         # Not a set, whose order differs from process to process: workers send packed rows.
@@ -27,10 +32,7 @@ class Packing:
         for dtype in sorted(dtypes, key=lambda dtype: -dtype.itemsize):
             group = [(key, shape) for key, (kind, shape) in columns.items() if kind == dtype]
             start = offset
-            for key, shape in group:
-                width = dtype.itemsize * shape.numel()
-                self._columns.append((key, dtype, shape, slice(offset, offset + width)))
-                offset += width
+            offset += dtype.itemsize * sum(shape.numel() for _, shape in group)
             self._groups.append((dtype, slice(start, offset), group))
         largest = max(dtype.itemsize for dtype, _ in columns.values())
         self.width = -(-offset // largest) * largest
@@ -42,7 +44,7 @@ class Packing:
         broadcast it, or fail after moving its cursor.
         """
         count = len(rows)
-        branches: dict[Key, TensorDictBase | None] = {(): rows}
+        branches: dict[Key, dict[str, Any]] = {(): dict(rows.items())}
         packed: Tensor | None = None
         for dtype, place, group in self._groups:
             columns = []
@@ -50,9 +52,9 @@ class Packing:
                 *path, name = key
                 parent = tuple(path)
                 if parent not in branches:
-                    branches[parent] = rows.get(parent, None)
-                branch = branches[parent]
-                column = None if branch is None else branch.get(name, None)
+                    branch = rows.get(parent, None)
+                    branches[parent] = {} if branch is None else dict(branch.items())
+                column = branches[parent].get(name)
                 if column is None:
                     raise ValueError(f"rows for the replay buffer have no {'.'.join(key)!r}: collect it too.")
                 if column.dtype != dtype or column.shape[1:] != shape:
@@ -69,14 +71,16 @@ class Packing:
 
     def unpack(self, packed: Tensor) -> TensorDict:
         """View bytes `(n, width)` as rows `(n,)`."""
+        count = len(packed)
         tree: dict[str, Any] = {}
-        for (*path, name), dtype, shape, place in self._columns:
-            branch = tree
-            for step in path:
-                branch = branch.setdefault(step, {})
-            column = packed[:, place].view(dtype)
-            branch[name] = column if len(shape) == 1 else column.view(len(packed), *shape)
-        return TensorDict(tree, batch_size=[len(packed)])
+        for dtype, place, group in self._groups:
+            columns = torch.split(packed[:, place].view(dtype), [shape.numel() for _, shape in group], dim=1)
+            for ((*path, name), shape), column in zip(group, columns, strict=True):
+                branch = tree
+                for step in path:
+                    branch = branch.setdefault(step, {})
+                branch[name] = column if len(shape) == 1 else column.view(count, *shape)
+        return unchecked(tree, count)
 
 
 class _PackedRows(LazyTensorStorage):

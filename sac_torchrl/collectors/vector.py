@@ -11,6 +11,7 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from sac_torchrl.packed import unchecked
 from sac_torchrl.recording import Recorded
 
 
@@ -58,7 +59,7 @@ class VectorCollector(Collector):
         if done.any():
             following = torch.from_numpy(self._vector.reset(options={"reset_mask": done})[0])
         self._carrier.set("observation", following)
-        return TensorDict(transitions, batch_size=self.env.batch_size)
+        return unchecked(transitions, len(done))
 
     def _choose(self, observation: Tensor) -> list[Tensor]:
         seen = TensorDict({"observation": observation}, batch_size=self.env.batch_size)
