@@ -3,6 +3,7 @@
 import math
 from enum import Enum
 
+import torch
 from tensordict.nn import InteractionType, TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torch.distributions import Categorical
@@ -65,6 +66,22 @@ class WithEntropy(nn.Module):
         return logits, entropy
 
 
+class SquashedNormal(TanhNormal):
+    """TorchRL's TanhNormal of vectors in [-1, 1], which draws and scores an action in a third of the operations."""
+
+    def rsample_and_log_prob(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+        """Actions tanh(u) `(*sample_shape, ..., n)`, u = loc + scale x noise, and their densities' logarithms.
+
+        These, `(*sample_shape, ...)`, are the sum over dimensions of log N(u) - 2 (log 2 - u - softplus(-2u)), from the
+        noise itself, which TorchRL computes again from u.
+        """
+        noise = torch.randn(torch.Size((*sample_shape, *self.loc.shape)), dtype=self.loc.dtype, device=self.loc.device)
+        u = torch.addcmul(self.loc, self.scale, noise)
+        minus = torch.add(self.scale.log(), noise.square(), alpha=0.5).sub(u + softplus(-2.0 * u), alpha=2.0)
+        constant = -(math.log(2.0 * math.pi) / 2.0 + 2.0 * math.log(2.0)) * u.shape[-1]
+        return u.tanh(), constant - minus.sum(-1)
+
+
 def tanh_normal_actor(network: nn.Module, specs: Specs, *, std: Std = Std.clip) -> ProbabilisticActor:
     """A policy tanh(N(mean, std)) over actions `(..., n)` in [-1, 1] (Haarnoja et al. 2018b, appendix C).
 
@@ -78,7 +95,7 @@ def tanh_normal_actor(network: nn.Module, specs: Specs, *, std: Std = Std.clip) 
         ),
         in_keys=["loc", "scale"],
         spec=specs.action,
-        distribution_class=TanhNormal,
+        distribution_class=SquashedNormal,
         distribution_kwargs={"low": -1.0, "high": 1.0, "safe_tanh": False},
         default_interaction_type=InteractionType.RANDOM,
     )

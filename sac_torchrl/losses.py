@@ -91,13 +91,15 @@ class _WithTerms:
         self._vmap_qnetworkN0 = self._combined
 
     def _combined(self, tensordict: TensorDictBase, parameters: TensorDictBase) -> TensorDictBase:
-        """What TorchRL takes the minimum of: one value already, but for the critics' own loss."""
+        """What TorchRL takes the minimum of: one value already where another one is asked for."""
         if parameters is self.qvalue_network_params:
             asked: TensorDictBase = self._every_critic(tensordict, parameters)
             return asked
         of_actor = parameters is self._cached_detached_qvalue_params
         combine = self.terms.actor_q if of_actor else self.terms.target_q
         asked = self._every_critic(tensordict, parameters if of_actor else self._of_target(parameters))
+        if combine is Combine.min:
+            return asked
         [key] = self.qvalue_network.out_keys
         return asked[:1].set(key, combine(asked.get(key)).unsqueeze(0))
 

@@ -10,7 +10,7 @@ from torchrl.data import Bounded, Categorical, Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
-from sac_torchrl.actors import NormalParameters, Std, acting, categorical_actor, tanh_normal_actor
+from sac_torchrl.actors import NormalParameters, SquashedNormal, Std, acting, categorical_actor, tanh_normal_actor
 from sac_torchrl.agent import Specs
 
 DTYPES = [torch.float32, torch.float64]
@@ -93,6 +93,20 @@ def test_the_gradients_of_the_log_probability_hold_in_saturation(loc: float, sca
     torch.testing.assert_close(of_mean, pull)
     torch.testing.assert_close(of_log_std, pull * std * noise - 1)
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(action.sum(), [means, log_stds]))
+
+
+def test_an_action_is_drawn_and_scored_as_by_torchrls_distribution() -> None:
+    torch.manual_seed(0)
+    loc, scale = torch.randn(7, 3, dtype=torch.float64), torch.rand(7, 3, dtype=torch.float64) + 0.1
+    found = []
+    for kind in (TanhNormal, SquashedNormal):
+        parameters = loc.clone().requires_grad_(), scale.clone().requires_grad_()
+        torch.manual_seed(1)
+        action, log_prob = kind(*parameters, safe_tanh=False).rsample_and_log_prob((5,))
+        gradients = [torch.autograd.grad(of.sum(), parameters, retain_graph=True) for of in (action, log_prob)]
+        found.append([action, log_prob, *gradients[0], *gradients[1]])
+    assert [tuple(value.shape) for value in found[1][:2]] == [(5, 7, 3), (5, 7)]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("bound", [-1.0, 1.0])
