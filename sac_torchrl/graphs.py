@@ -9,14 +9,24 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+_ATEN = torch.ops.aten
 # They hand their argument on, for autograd, without which a recording is replayed.
-NOTHING = {torch.ops.aten.alias.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh_copy.default}
+NOTHING = {_ATEN.alias.default, _ATEN.detach.default, _ATEN.lift_fresh_copy.default}
 _PRODUCTS = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten.baddbmm.default,
+    _ATEN.mm.default,
+    _ATEN.addmm.default,
+    _ATEN.bmm.default,
+    _ATEN.baddbmm.default,
 }
+
+_BY_ONE = {_ATEN.mul.Tensor, _ATEN.pow.Tensor_Scalar}
+_CREATIONS = {_ATEN.ones.default, _ATEN.zeros.default, _ATEN.scalar_tensor.default}
+# What does the same in place, and the argument that it writes to where that is not the first.
+_IN_PLACE = {
+    _ATEN.relu.default: (_ATEN.relu_.default, None),
+    _ATEN.threshold_backward.default: (_ATEN.threshold_backward.grad_input, "grad_input"),
+}
+_FEW = 32
 
 
 def simplify(graph: fx.Graph) -> None:
@@ -28,14 +38,16 @@ def simplify(graph: fx.Graph) -> None:
             node.replace_all_uses_with(source)
         elif getattr(node.target, "namespace", None) == "profiler":
             marks.append(node)
-        elif node.target is torch.ops.aten.t.default and source.target is torch.ops.aten.t.default:
+        elif node.target is _ATEN.t.default and source.target is _ATEN.t.default:
             node.replace_all_uses_with(source.args[0])
-        elif node.target is torch.ops.aten.ones_like.default:
+        elif node.target in _BY_ONE and node.args[1] == 1 and node.meta["val"].dtype == source.meta["val"].dtype:
+            node.replace_all_uses_with(source)
+        elif node.target is _ATEN.ones_like.default:
             # Where the gradients of a sum begin: they ask for its shape alone.
             like = node.meta["val"]
             with graph.inserting_before(node):
                 ones = graph.call_function(
-                    torch.ops.aten.ones.default, (list(like.shape),), {"dtype": like.dtype, "device": like.device}
+                    _ATEN.ones.default, (list(like.shape),), {"dtype": like.dtype, "device": like.device}
                 )
             ones.meta = node.meta
             node.replace_all_uses_with(ones)
@@ -46,7 +58,7 @@ def simplify(graph: fx.Graph) -> None:
 
 def compute_once(graph: fx.Graph, module: fx.GraphModule) -> None:
     """Let equal operations on equal inputs share their result, unless one of them is changed in place or random."""
-    changed = set[Any]().union(*(_written(node, module) for node in graph.nodes))
+    changed = _changed(graph, module)
     seen: dict[object, fx.Node] = {}
     for node in graph.nodes:
         private = any(_memory(it, module) in changed for it in (node, *node.all_input_nodes))
@@ -56,6 +68,78 @@ def compute_once(graph: fx.Graph, module: fx.GraphModule) -> None:
         first = seen.setdefault(key, node)
         if first is not node:
             node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def fold(graph: fx.Graph, module: fx.GraphModule) -> None:
+    """Make constants of what is computed from nothing but constants of the graph itself."""
+    changed = _changed(graph, module)
+    values: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        made = node.target in _CREATIONS or bool(node.all_input_nodes)
+        fixed = node.op == "call_function" and made and all(it in values for it in node.all_input_nodes)
+        kept = graph.output_node() in node.users or _memory(node, module) in changed
+        if fixed and not kept and not _is_random(node):
+            values[node] = node.target(*map_arg(node.args, values.__getitem__), **node.kwargs)
+    for node, value in values.items():
+        if any(user not in values for user in node.users) and isinstance(value, Tensor):
+            name = f"folded_{node.name}"
+            module.register_buffer(name, value)
+            with graph.inserting_before(node):
+                constant = graph.get_attr(name)
+            constant.meta = node.meta
+            node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in values)
+    graph.eliminate_dead_code()
+
+
+def turn(graph: fx.Graph) -> None:
+    """Compute products with a few columns, and parts of them, as the transpose of one with a few rows.
+
+    BLAS takes half the time for them. Where it does not get the same bits from it they stay as they are. Products of a
+    column and a row are computed without it.
+    """
+    for node in list(graph.nodes):
+        if node.target not in (_ATEN.mm.default, _ATEN.addmm.default) or not node.meta["val"].is_cpu:
+            continue
+        *bias, left, right = node.args
+        (rows, inner), columns = left.meta["val"].shape, right.meta["val"].shape[1]
+        if inner == 1 and not bias:
+            with graph.inserting_before(node):
+                outer = graph.call_function(_ATEN.mul.Tensor, node.args)
+            outer.meta = node.meta
+            node.replace_all_uses_with(outer)
+        if not 1 < columns <= _FEW < min(rows, inner):
+            continue
+        part, only = (0, columns), next(iter(node.users))
+        if not bias and len(node.users) == 1 and only.target is _ATEN.slice.Tensor and only.args[1] == 1:
+            part, node = only.args[2:], only
+        if _turns([*bias, left, right], part):
+            with graph.inserting_before(node):
+                few = graph.call_function(_ATEN.slice.Tensor, (right, 1, *part))
+                factors = [graph.call_function(_ATEN.t.default, (it,)) for it in (few, left)]
+                upright = [graph.call_function(_ATEN.unsqueeze.default, (it, 1)) for it in bias]
+                product = graph.call_function(_ATEN.addmm.default if bias else _ATEN.mm.default, (*upright, *factors))
+                turned = graph.call_function(_ATEN.t.default, (product,))
+                copied = graph.call_function(_ATEN.clone.default, (turned,), {"memory_format": torch.contiguous_format})
+            copied.meta = node.meta
+            node.replace_all_uses_with(copied)
+    graph.eliminate_dead_code()
+
+
+def reuse(graph: fx.Graph, module: fx.GraphModule) -> None:
+    """Have operations on single elements write over what they read, where nobody else reads it."""
+    for node in list(graph.nodes):
+        if node.target not in _IN_PLACE:
+            continue
+        source = node.args[0]
+        made = source.op == "call_function" and _memory(source, module) is source
+        like, own = source.meta["val"], node.meta["val"]
+        if made and len(source.users) == 1 and (like.shape, like.dtype) == (own.shape, own.dtype):
+            target, out = _IN_PLACE[node.target]
+            with graph.inserting_before(node):
+                written = graph.call_function(target, node.args, {out: source} if out else {})
+            written.meta = node.meta
+            node.replace_all_uses_with(written)
             graph.erase_node(node)
 
 
@@ -144,6 +228,20 @@ def cut(graph: fx.Graph) -> Parts | None:
     return Parts(before, (first, second), [places[node] for node in wanted])
 
 
+def _turns(factors: Sequence[fx.Node], part: Sequence[int]) -> bool:
+    """Whether BLAS gets the same bits for some columns of a product and for the same rows of the transposed one."""
+    random = torch.Generator().manual_seed(0)
+    values = []
+    for node in factors:
+        like = node.meta["val"]
+        values.append(torch.empty_strided(like.shape, like.stride(), dtype=like.dtype).normal_(generator=random))
+    *bias, left, right = values
+    few = right[:, part[0] : part[1]].t()
+    whole = torch.addmm(bias[0], left, right) if bias else left @ right
+    turned = torch.addmm(bias[0].unsqueeze(1), few, left.t()) if bias else few @ left.t()
+    return torch.equal(whole[:, part[0] : part[1]], turned.t())
+
+
 def _products(nodes: Iterable[fx.Node]) -> int:
     return sum(node.target in _PRODUCTS for node in nodes)
 
@@ -151,10 +249,18 @@ def _products(nodes: Iterable[fx.Node]) -> int:
 def _stays_within(node: fx.Node, parts: Iterable[set[fx.Node]]) -> bool:
     """Whether a node may be computed at another time than between its neighbours in the graph."""
     part = next(part for part in parts if node in part)
-    drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    if drawn and _products(part):
+    if _is_random(node) and _products(part):
         return False
     return part >= _written(node, None)
+
+
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _changed(graph: fx.Graph, module: Any) -> set[Any]:
+    """Find what made the memory that anything in the graph changes in place, as `_memory` does."""
+    return set[Any]().union(*(_written(node, module) for node in graph.nodes))
 
 
 def _part(nodes: list[fx.Node], given: list[fx.Node], wanted: list[fx.Node]) -> fx.GraphModule:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.jit._fuser import optimized_execution
 
-from sac_torchrl.graphs import Parts, compute_once, cut, hoist, keep_all, simplify
+from sac_torchrl.graphs import Parts, compute_once, cut, fold, hoist, keep_all, reuse, simplify, turn
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,11 @@ class Recorded:
         graph = recording.graph
         simplify(graph)
         compute_once(graph, recording)
+        fold(graph, recording)
+        if not self._compiled:
+            turn(graph)
+            simplify(graph)
+            reuse(graph, recording)
         self._constants, self._results = hoist(graph, recording), len(results)
         scriptable = not self._compiled and inputs[0].is_cpu and keep_all(graph)
         parts = cut(graph) if scriptable and torch.get_num_threads() > 1 else None

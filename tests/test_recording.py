@@ -7,6 +7,8 @@ from torch.optim import Adam
 
 from sac_torchrl.recording import Recorded, SideBySide
 
+SQUARE = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+
 
 def assert_same(make: Callable[[], Callable[..., Sequence[Tensor]]], *shapes: tuple[int, ...]) -> None:
     """Six calls of a recorded function and of a plain one, with the same inputs and random numbers, give the same."""
@@ -90,12 +92,69 @@ def test_equal_operations_are_computed_once() -> None:
     def function(x: Tensor) -> list[Tensor]:
         return [x.exp() + 1, x.exp() + 2, x.exp().sum()]
 
+    assert called(function, torch.ones(3))["aten::exp"] == 1
+
+
+def called(function: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> dict[str, int]:
+    """How often a replay of the recorded function calls each of torch's operations."""
     recorded = Recorded(function)
     for _ in range(2):
-        recorded(torch.ones(3))
+        recorded(*inputs)
     with torch.profiler.profile() as profile:
-        recorded(torch.ones(3))
-    assert sum(event.count for event in profile.key_averages() if event.key == "aten::exp") == 1
+        recorded(*inputs)
+    return {event.key: event.count for event in profile.key_averages()}
+
+
+def test_what_follows_from_nothing_but_constants_is_computed_once_and_for_all() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        scale, written = torch.ones(3).div(3), torch.zeros(3)
+        return [x * scale, written.add_(x), torch.full((), 2.0) * 3, torch.zeros(2)]
+
+    assert_same(lambda: function, (3,))
+    assert "aten::div" not in called(function, torch.ones(3))
+
+
+def test_a_constant_that_is_returned_is_the_callers_own() -> None:
+    recorded = Recorded(lambda x: [x + 1, torch.ones(3)])
+    returned = [recorded(torch.zeros(3))[1] for _ in range(4)]
+    assert len({ones.data_ptr() for ones in returned}) == 4
+
+
+def test_an_operation_writes_over_what_nobody_else_reads() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        alone, shared, gradient = x @ SQUARE, x @ SQUARE.t(), x.t() @ SQUARE
+        return [alone.relu(), shared, shared.relu(), torch.ops.aten.threshold_backward(gradient, x, 0), x.relu()]
+
+    assert_same(lambda: function, (4, 4))
+    calls = called(function, torch.randn(4, 4))
+    assert (calls["aten::relu_"], calls["aten::relu"]) == (1, 2)
+
+
+@pytest.mark.parametrize("columns", [2, 12, 23, 32, 33])
+def test_products_with_few_columns_are_the_same_turned_over(columns: int) -> None:
+    narrow = torch.randn(256, columns, generator=torch.Generator().manual_seed(0))
+    bias = torch.arange(float(columns))
+
+    def function(x: Tensor) -> list[Tensor]:
+        whole = x @ narrow
+        return [(x @ narrow)[:, 1:2] + 1, x.t() @ narrow[:64], torch.addmm(bias, x, narrow), whole, whole.exp()[:, :1]]
+
+    assert_same(lambda: function, (64, 256))
+
+
+def test_turned_products_lie_in_memory_like_the_others() -> None:
+    # An optimizer goes through a parameter and its gradient in the order of their memory.
+    narrow = torch.randn(256, 23, generator=torch.Generator().manual_seed(0))
+    recorded = Recorded(lambda x: [x @ narrow])
+    assert all(recorded(torch.randn(64, 256))[0].is_contiguous() for _ in range(3))
+
+
+def test_a_column_times_a_row_is_no_product_of_matrices() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        return [x[:, :1] @ x[:1]]
+
+    assert_same(lambda: function, (4, 5))
+    assert "aten::mm" not in called(function, torch.randn(4, 5))
 
 
 @pytest.fixture
