@@ -18,7 +18,7 @@ from sac_torchrl.plots import curve
 from sac_torchrl.replay import Replay, Storage
 from sac_torchrl.run import Running
 from sac_torchrl.schedule import Every, ReplayRatio
-from sac_torchrl.variants import REDQ, SAC, TQC, CrossQ, DiscreteSAC, DroQ, SACv1, SimBa
+from sac_torchrl.variants import REDQ, SAC, TQC, CrossQ, DiscreteSAC, DroQ, FastSAC, SACv1, SimBa
 
 __all__ = [
     "REDQ",
@@ -40,6 +40,7 @@ __all__ = [
     "Every",
     "Execution",
     "Experience",
+    "FastSAC",
     "Learner",
     "Learning",
     "Logger",

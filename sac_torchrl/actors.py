@@ -57,6 +57,19 @@ class NormalParameters(nn.Module):
         return mean, self.std(output)
 
 
+class BoundedLogStd(nn.Module):
+    """Maps the second half of `(..., 2n)`, the logarithms of standard deviations, between two bounds by a tanh."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.middle, self.reach = (high + low) / 2, (high - low) / 2
+
+    def forward(self, parameters: Tensor) -> Tensor:
+        """Leave the means as they are."""
+        mean, log_std = parameters.chunk(2, -1)
+        return torch.cat([mean, self.reach * log_std.tanh() + self.middle], -1)
+
+
 class WithEntropy(nn.Module):
     """Adds the entropy `(...)` of the categorical distribution, in nats, to its logits `(..., actions)`."""
 

@@ -244,7 +244,7 @@ def test_fastsac_updates_as_often_whatever_is_simulated(recipe: Recipe) -> None:
     config = recipe("preset=fastsac").config
     assert config.replay_ratio * config.env.count == 8
     assert config.replay.capacity == 1024 * config.env.count
-    assert (config.learner.actor_every, config.batch_size) == (4, 8192)
+    assert (config.learner.actor_every, config.batch_size, config.normalise) == (4, 8192, True)
 
 
 def test_keys_on_the_command_line_win_over_a_preset(recipe: Recipe) -> None:

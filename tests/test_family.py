@@ -20,7 +20,7 @@ from sac_torchrl.errors import ConfigError
 from sac_torchrl.learner import Execution, Learner, Learning, Order, trained_parameters
 from sac_torchrl.losses import AlphaForm
 from sac_torchrl.networks import Init, Network
-from sac_torchrl.variants import REDQ, TQC, CrossQ, DroQ, SimBa, Variant
+from sac_torchrl.variants import REDQ, TQC, CrossQ, DroQ, FastSAC, SimBa, Variant
 
 CPU = torch.device("cpu")
 OBSERVED, DIMENSIONS, ROWS = 3, 2, 8
@@ -33,6 +33,7 @@ FAMILY: dict[str, Callable[..., Variant]] = {
     "crossq": lambda **fields: CrossQ(network=SMALL, critic_hidden=[16, 16], **fields),
     "tqc": lambda **fields: TQC(network=SMALL, critic_hidden=[16], critics=3, quantiles=5, **fields),
     "simba": lambda **fields: SimBa(actor_width=8, critic_width=8, **fields),
+    "fastsac": lambda **fields: FastSAC(network=SMALL, critic_hidden=[16], atoms=11, **fields),
 }
 VARIANTS = pytest.mark.parametrize("name", FAMILY)
 
@@ -72,6 +73,9 @@ def batches(count: int, *, rows: int = ROWS) -> list[TensorDict]:
 @VARIANTS
 def test_each_loss_trains_its_own_parameters(name: str) -> None:
     loss = build(name).loss
+    with torch.no_grad():
+        for parameter in loss.parameters():  # behind a layer of zeros none is reached
+            parameter.add_(0.1 * torch.randn_like(parameter))
     found = loss(batches(1)[0])
     for owner, parameters in trained_parameters(loss).items():
         assert parameters
@@ -135,6 +139,10 @@ def test_discrete_states_are_taken(name: str) -> None:
         (lambda: TQC(quantiles=0), "variant.quantiles=0: "),
         (lambda: TQC(dropped=25), "variant.dropped=25: give 0 to below 25"),
         (lambda: SimBa(actor_blocks=0), "variant.actor_blocks=0: "),
+        (lambda: FastSAC(atoms=1), "variant.atoms=1: give at least 2"),
+        (lambda: FastSAC(v_min=20.0), "variant.v_min=20.0: give less than variant.v_max=20.0"),
+        (lambda: FastSAC(v_max=math.inf), "variant.v_min=-20.0: give less than variant.v_max=inf"),
+        (lambda: FastSAC(reward_scale=0.0), "variant.reward_scale=0.0: "),
         (lambda: CrossQ(momentum=1.0), "variant.momentum=1.0: "),
         (lambda: CrossQ(warmup=-1), "variant.warmup=-1: "),
         (lambda: CrossQ(critic_hidden=[0]), "variant.critic_hidden=[0]: "),
@@ -202,7 +210,9 @@ def stacked(loss: LossModule, which: str) -> list[dict[str, Tensor]]:
     return [{key: leaf[i] for key, leaf in flat.items()} for i in range(loss.num_qvalue_nets)]
 
 
-def perceptron(named: dict[str, Tensor], x: Tensor, *, dropout: float = 0.0) -> Tensor:
+def perceptron(
+    named: dict[str, Tensor], x: Tensor, *, dropout: float = 0.0, activation: Callable[[Tensor], Tensor] = torch.relu
+) -> Tensor:
     """Linear layers, each hidden one followed by dropout, layer norm where there is one, and a ReLU."""
     layers: dict[int, dict[str, Tensor]] = {}
     for key, leaf in named.items():
@@ -218,7 +228,7 @@ def perceptron(named: dict[str, Tensor], x: Tensor, *, dropout: float = 0.0) -> 
                 x = x * torch.empty_like(x).bernoulli_(1 - dropout).div_(1 - dropout)
         followed_by_norm = position + 1 < len(ordered) and ordered[position + 1]["weight"].ndim == 1
         if position < len(ordered) - 1 and not followed_by_norm:
-            x = x.relu()
+            x = activation(x)
     return x
 
 
@@ -452,6 +462,78 @@ def test_tqc_is_its_equations(dropped: int) -> None:
     online = [{key: leaf.detach() for key, leaf in named.items()} for named in stacked(loss, "qvalue_network_params")]
     value = torch.stack([perceptron(named, inputs) for named in online]).mean((0, 2))
     assert_same(loss, found, {"loss_qvalue": expected} | of_policy(loss, log_prob, value))
+
+
+def silu(x: Tensor) -> Tensor:
+    return x / (1 + (-x).exp())
+
+
+@pytest.mark.usefixtures("float64")
+def test_fastsac_is_its_equations() -> None:
+    """Each critic on the projection of its own target, atom by atom (Bellemare et al. 2017, algorithm 1)."""
+    torch.manual_seed(3)
+    variant = FastSAC(
+        network=SMALL,
+        critic_hidden=[16, 12],
+        atoms=7,
+        v_min=-2,
+        v_max=1,
+        gamma=GAMMA,
+        alpha=ALPHA,
+        reward_scale=0.5,
+    )
+    loss = moved(variant.build(SPECS, device=CPU))
+    with torch.no_grad():
+        for parameter in loss.actor_network_params.values(True, True):
+            parameter.add_(torch.randn_like(parameter))
+    [batch] = batches(1)
+    batch["next", "reward"] = batch["next", "reward"].round()  # on the atoms, between them and beyond them
+    torch.manual_seed(5)
+    found = loss(batch.clone())
+    torch.manual_seed(5)
+
+    def chosen(observation: Tensor) -> tuple[Tensor, Tensor]:
+        mean, output = perceptron(stacked(loss, "actor_network_params")[0], observation, activation=silu).chunk(2, -1)
+        log_std = 2.5 * output.tanh() - 2.5
+        noise = torch.randn_like(mean)
+        u = mean + log_std.exp() * noise
+        normal = -(noise**2) / 2 - log_std - math.log(2 * math.pi) / 2
+        return u.tanh(), (normal - 2 * (math.log(2) - u - softplus(-2 * u))).sum(-1)
+
+    atoms = torch.linspace(-2, 1, 7)
+    following = batch["next", "observation"]
+    with torch.no_grad():
+        action, log_prob = chosen(following)
+    inputs, now = torch.cat([following, action], -1), torch.cat([batch["observation"], batch["action"]], -1)
+    expected, beyond = torch.zeros(()), 0.0
+    critics = zip(stacked(loss, "target_qvalue_network_params"), stacked(loss, "qvalue_network_params"), strict=True)
+    for target_critic, critic in critics:
+        probabilities = perceptron(target_critic, inputs, activation=silu).softmax(-1)
+        predicted = perceptron(critic, now, activation=silu).softmax(-1).log()
+        for row in range(ROWS):
+            projected = torch.zeros(7)
+            alive = not batch["next", "terminated"][row]
+            for probability, atom in zip(probabilities[row], atoms, strict=True):
+                y = 0.5 * batch["next", "reward"][row] + GAMMA * alive * (atom - ALPHA * log_prob[row])
+                beyond += float(probability * ((y < -2) | (y > 1))) / (2 * ROWS)
+                projected += probability * (1 - (y.clamp(-2, 1) - atoms).abs() / 0.5).clamp(min=0)
+            assert float(projected.sum()) == pytest.approx(1)
+            expected = expected - (projected.detach() * predicted[row]).sum() / ROWS
+    action, log_prob = chosen(batch["observation"])
+    inputs = torch.cat([batch["observation"], action], -1)
+    online = [{key: leaf.detach() for key, leaf in named.items()} for named in stacked(loss, "qvalue_network_params")]
+    value = sum((perceptron(named, inputs, activation=silu).softmax(-1) * atoms).sum(-1) for named in online) / 2
+    assert 0.1 < beyond < 0.9
+    assert float(found.pop("clipped")) == pytest.approx(beyond)
+    rest = of_policy(loss, log_prob, torch.as_tensor(value), target_entropy=0, form="alpha")
+    assert_same(loss, found, {"loss_qvalue": expected} | rest)
+
+
+def test_a_new_policy_of_fastsac_stays_near_the_middle() -> None:
+    actor = FastSAC().build(SPECS, device=CPU).actor
+    policy = actor.get_dist(TensorDict({"observation": torch.randn(5, OBSERVED)}, [5]))
+    assert torch.equal(policy.loc, torch.zeros(5, DIMENSIONS))
+    torch.testing.assert_close(policy.scale, torch.full((5, DIMENSIONS), math.exp(-2.5)))
 
 
 @pytest.mark.usefixtures("float64")

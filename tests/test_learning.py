@@ -22,6 +22,7 @@ from sac_torchrl import (
     DiscreteSAC,
     DroQ,
     Env,
+    FastSAC,
     Learning,
     Network,
     Replay,
@@ -117,6 +118,9 @@ def train(tmp_path: Path) -> Callable[..., Agent]:
         CrossQ(network=SMALL, critic_hidden=[32, 32], alpha=0.1, fixed_alpha=True),
         TQC(network=SMALL, critic_hidden=[32, 32], critics=2, alpha=0.1, fixed_alpha=True, tau=0.05),
         SimBa(actor_width=16, critic_width=16, alpha=0.1, fixed_alpha=True, tau=0.05),
+        FastSAC(
+            network=SMALL, critic_hidden=[32, 32], alpha=0.1, fixed_alpha=True, tau=0.05, gamma=0.0, v_min=-3, v_max=0
+        ),
         SACv1(network=SMALL, reward_scale=10.0, tau=0.05),
     ],
     ids=lambda variant: type(variant).__name__,

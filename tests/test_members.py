@@ -15,7 +15,7 @@ from training import assert_equal_state, tensors, train
 
 import sac_torchrl
 from sac_torchrl import Continuous, Discrete, Execution, Learner, Learning, Network, Order, Specs
-from sac_torchrl.variants import REDQ, SAC, TQC, CrossQ, DiscreteSAC, DroQ, SACv1, SimBa, Variant
+from sac_torchrl.variants import REDQ, SAC, TQC, CrossQ, DiscreteSAC, DroQ, FastSAC, SACv1, SimBa, Variant
 
 PAGES = Path(sac_torchrl.__file__).parents[1] / "docs" / "variants"
 OBSERVED, DIMENSIONS, ACTIONS, ROWS = 3, 2, 4, 8
@@ -29,6 +29,7 @@ MEMBERS: dict[str, Variant] = {
     "crossq": CrossQ(network=SMALL, critic_hidden=[16, 16], warmup=50),
     "tqc": TQC(network=SMALL, critic_hidden=[16], critics=3, quantiles=5),
     "simba": SimBa(actor_width=8, critic_width=8),
+    "fastsac": FastSAC(network=SMALL, critic_hidden=[16], atoms=11),
 }
 EVERY = pytest.mark.parametrize("name", MEMBERS)
 

@@ -19,6 +19,7 @@ from sac_torchrl import (
     DiscreteSAC,
     Env,
     Experience,
+    FastSAC,
     Network,
     Replay,
     Specs,
@@ -171,12 +172,12 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("variant", [SAC, DiscreteSAC, REDQ, CrossQ, TQC])
+@pytest.mark.parametrize("variant", [SAC, DiscreteSAC, REDQ, CrossQ, TQC, FastSAC])
 @pytest.mark.usefixtures("float64")
 def test_a_row_that_spans_k_frames_is_discounted_by_gamma_to_the_k(variant: Callable[..., Variant]) -> None:
     discrete = variant is DiscreteSAC
     specs = Specs(Unbounded(shape=3), Categorical(4) if discrete else Bounded(-1, 1, shape=2))
-    small = {"network": Network([8])} | ({"critic_hidden": [8]} if variant in (CrossQ, TQC) else {})
+    small = {"network": Network([8])} | ({"critic_hidden": [8]} if variant in (CrossQ, TQC, FastSAC) else {})
     torch.manual_seed(1)
     batch = TensorDict(
         {

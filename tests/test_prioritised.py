@@ -8,7 +8,7 @@ import torchrl.data.replay_buffers.samplers.prioritized as trees
 from tensordict import TensorDict
 from torchrl.data import Bounded, Categorical, TensorDictReplayBuffer, Unbounded
 
-from sac_torchrl import SAC, TQC, CrossQ, DiscreteSAC, DroQ, Network, Replay, SimBa, Specs, Storage
+from sac_torchrl import SAC, TQC, CrossQ, DiscreteSAC, DroQ, FastSAC, Network, Replay, SimBa, Specs, Storage
 from sac_torchrl.checkpoint import Checkpointing
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.learner import Execution, Learning, Order
@@ -27,6 +27,7 @@ VARIANTS = pytest.mark.parametrize(
         CrossQ(network=SMALL, critic_hidden=[8], alpha=0.3),
         TQC(network=SMALL, critic_hidden=[8], quantiles=3, alpha=0.3),
         SimBa(actor_width=4, critic_width=4, alpha=0.3),
+        FastSAC(network=SMALL, critic_hidden=[8], atoms=5, alpha=0.3),
     ],
     ids=lambda variant: type(variant).__name__,
 )

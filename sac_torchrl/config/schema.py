@@ -20,7 +20,7 @@ from sac_torchrl.normalisation import normalised
 from sac_torchrl.offline import Offline
 from sac_torchrl.replay import Replay
 from sac_torchrl.run import Running, resolve_device
-from sac_torchrl.variants import REDQ, SAC, TQC, CrossQ, DiscreteSAC, DroQ, SACv1, SimBa, Variant
+from sac_torchrl.variants import REDQ, SAC, TQC, CrossQ, DiscreteSAC, DroQ, FastSAC, SACv1, SimBa, Variant
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Training:
         "crossq": CrossQ,
         "tqc": TQC,
         "simba": SimBa,
+        "fastsac": FastSAC,
     }
     collectors: ClassVar[dict[str, type[Collecting]]] = {
         "direct": Direct,

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from sac_torchrl.actors import BoundedLogStd
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.losses import AlphaForm, SACv2Loss, Terms
@@ -60,7 +61,7 @@ class SimBa(Ensemble):
             specs,
             device,
             actor=lambda actions: nn.Sequential(
-                network(self.actor_width, self.actor_blocks, outputs=2 * actions), BoundedLogStd()
+                network(self.actor_width, self.actor_blocks, outputs=2 * actions), BoundedLogStd(-10.0, 2.0)
             ),
             critic=lambda actions: network(self.critic_width, self.critic_blocks, inputs=actions, outputs=1),
             loss=partial(SACv2Loss, loss_function="l2", terms=Terms(alpha_form=self.alpha_form)),
@@ -103,12 +104,3 @@ class Block(nn.Module):
         """Map `(..., width)` to `(..., width)`."""
         output: Tensor = x + self.inner(x)
         return output
-
-
-class BoundedLogStd(nn.Module):
-    """Maps the second half of `(..., 2n)`, the logarithms of standard deviations, into [-10, 2] by a tanh."""
-
-    def forward(self, parameters: Tensor) -> Tensor:
-        """Leave the means as they are."""
-        mean, log_std = parameters.chunk(2, -1)
-        return torch.cat([mean, 6 * log_std.tanh() - 4], -1)
