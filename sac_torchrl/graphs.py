@@ -166,15 +166,15 @@ def hoist(graph: fx.Graph, module: fx.GraphModule) -> list[Tensor]:
 
 
 def keep_all(graph: fx.Graph) -> bool:
-    """Return from the graph also what nothing asks for; False where an operation returns nothing.
+    """Return from the graph also what nothing asks for, since TorchScript leaves it out.
 
-    TorchScript leaves out draws without a use. Its tracer, operations without a result.
+    False where an operation has no result, and would be left out for all that.
     """
     idle = [node for node in graph.nodes if node.op == "call_function" and not node.users]
     output = graph.output_node()
     wanted: Any = output.args[0]
     output.args = ((*wanted, *idle),)
-    return bool(wanted) and all(_returns(node) for node in idle)
+    return all(map(_returns, idle))
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from functools import cache
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.jit._fuser import optimized_execution
 
 from sac_torchrl.graphs import Parts, compute_once, cut, fold, hoist, keep_all, reuse, simplify, turn
+from sac_torchrl.spaces import short
 
 log = logging.getLogger(__name__)
 
@@ -59,16 +61,14 @@ class Recorded:
             simplify(graph)
             reuse(graph, recording)
         self._constants, self._results = hoist(graph, recording), len(results)
-        scriptable = not self._compiled and inputs[0].is_cpu and keep_all(graph)
-        parts = cut(graph) if scriptable and torch.get_num_threads() > 1 else None
-        self._replay = fx.GraphModule(torch.nn.Module(), graph).forward
+        whole = fx.GraphModule(torch.nn.Module(), graph)
+        self._replay = whole
         if self._compiled:
             # Inductor has a random number generator of its own; these are to be torch's draws.
-            self._replay = torch.compile(self._replay, options={"fallback_random": True})
-        elif parts is not None:
-            self._replay = SideBySide(parts, [*inputs, *self._constants])
-        elif scriptable:
-            self._replay = _scripted(self._replay, [*inputs, *self._constants])
+            self._replay = torch.compile(whole, options={"fallback_random": True})
+        elif inputs[0].is_cpu and keep_all(graph):
+            parts = cut(graph) if torch.get_num_threads() > 1 else None
+            self._replay = _scripted(whole) if parts is None else SideBySide(parts)
         return results
 
 
@@ -80,13 +80,11 @@ class SideBySide:
     it does in between: more of OpenMP's, which spin for a while, would take their cores from the other half.
     """
 
-    def __init__(self, parts: Parts, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, parts: Parts) -> None:
         threads = torch.get_num_threads()
         self._threads = threads - threads // 2, threads // 2
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            given = [*inputs, *parts.before(*(tensor.clone() for tensor in inputs))]
-        self._before = _scripted(parts.before.forward, inputs)
-        self._halves = [_scripted(half.forward, given) for half in parts.halves]
+        self._before = _scripted(parts.before)
+        self._halves = [_scripted(half) for half in parts.halves]
         self._places = parts.places
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
@@ -139,21 +137,19 @@ class CudaGraph:
         return [tensor.clone() for tensor in self._outputs]
 
 
-def _scripted(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """Have TorchScript call the operations of `function`, which takes it less time than Python, if it knows them all.
-
-    What `function` does to `inputs` is done to copies here, and what it draws is drawn again.
-    """
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
+def _scripted(module: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
+    """Have TorchScript call the operations of `module`, which takes it less time than Python, if it knows them all."""
+    for node in module.graph.nodes:
+        if isinstance(node.target, OpOverload):
+            # It finds the same overload again by the types of the arguments.
+            node.target = node.target.overloadpacket
+    module.recompile()
+    with warnings.catch_warnings():
         # Deprecated, and yet nothing else calls torch's operations one by one without Python.
-        warnings.filterwarnings("ignore", "`torch.jit")
+        warnings.filterwarnings("ignore", "`torch.jit|The TorchScript type system")
         try:
-            script: Callable[..., Sequence[Tensor]] = torch.jit.trace(  # type: ignore[no-untyped-call]  # as torch has it
-                function, tuple(tensor.clone() for tensor in inputs), check_trace=False
-            )
+            script: Callable[..., Sequence[Tensor]] = torch.jit.script(module)
         except RuntimeError as error:
-            if "unsupported argument type" not in str(error):
-                raise
-            log.debug("a recording is replayed by Python: TorchScript cannot hand on what one of its operations takes")
-            return function
+            log.debug("a recording is replayed by Python: TorchScript does not take it (%s)", short(error))
+            return module
     return script

@@ -480,7 +480,7 @@ def test_a_script_has_help_and_exit_codes(tmp_path: Path) -> None:
     for said in (
         f"python {script} preset=hopper",
         "runs/",
-        "variant: crossq, droq, redq, sac, ",
+        "variant: crossq, droq, fastsac, redq, ",
         "halfcheetah",
         "total_frames: 10000",
     ):
