@@ -40,8 +40,6 @@ def simplify(graph: fx.Graph) -> None:
             marks.append(node)
         elif node.target is _ATEN.t.default and source.target is _ATEN.t.default:
             node.replace_all_uses_with(source.args[0])
-        elif node.target in _BY_ONE and node.args[1] == 1 and node.meta["val"].dtype == source.meta["val"].dtype:
-            node.replace_all_uses_with(source)
         elif node.target is _ATEN.ones_like.default:
             # Where the gradients of a sum begin: they ask for its shape alone.
             like = node.meta["val"]
@@ -72,15 +70,17 @@ def compute_once(graph: fx.Graph, module: fx.GraphModule) -> None:
 
 
 def fold(graph: fx.Graph, module: fx.GraphModule) -> None:
-    """Make constants of what is computed from nothing but constants of the graph itself."""
+    """Make constants of what is computed from nothing but constants of the graph itself, and leave out factors of 1."""
     changed = _changed(graph, module)
     values: dict[fx.Node, Any] = {}
     for node in graph.nodes:
+        if node.op != "call_function" or graph.output_node() in node.users or _memory(node, module) in changed:
+            continue
         made = node.target in _CREATIONS or bool(node.all_input_nodes)
-        fixed = node.op == "call_function" and made and all(it in values for it in node.all_input_nodes)
-        kept = graph.output_node() in node.users or _memory(node, module) in changed
-        if fixed and not kept and not _is_random(node):
+        if made and all(it in values for it in node.all_input_nodes) and not _is_random(node):
             values[node] = node.target(*map_arg(node.args, values.__getitem__), **node.kwargs)
+        elif _is_its_first(node) and _memory(node.args[0], module) not in changed:
+            node.replace_all_uses_with(node.args[0])
     for node, value in values.items():
         if any(user not in values for user in node.users) and isinstance(value, Tensor):
             name = f"folded_{node.name}"
@@ -102,6 +102,8 @@ def turn(graph: fx.Graph) -> None:
         if node.target not in (_ATEN.mm.default, _ATEN.addmm.default) or not node.meta["val"].is_cpu:
             continue
         *bias, left, right = node.args
+        if node.kwargs or any(it.meta["val"].ndim != 1 for it in bias):
+            continue
         (rows, inner), columns = left.meta["val"].shape, right.meta["val"].shape[1]
         if inner == 1 and not bias:
             with graph.inserting_before(node):
@@ -111,7 +113,8 @@ def turn(graph: fx.Graph) -> None:
         if not 1 < columns <= _FEW < min(rows, inner):
             continue
         part, only = (0, columns), next(iter(node.users))
-        if not bias and len(node.users) == 1 and only.target is _ATEN.slice.Tensor and only.args[1] == 1:
+        cut_out = only.target is _ATEN.slice.Tensor and only.args[1:2] == (1,) and len(only.args) == 4
+        if cut_out and not bias and len(node.users) == 1:
             part, node = only.args[2:], only
         if _turns([*bias, left, right], part):
             with graph.inserting_before(node):
@@ -226,6 +229,14 @@ def cut(graph: fx.Graph) -> Parts | None:
     )
     before = _part([node for node in calls if node in early], inputs, handed)
     return Parts(before, (first, second), [places[node] for node in wanted])
+
+
+def _is_its_first(node: fx.Node) -> bool:
+    """Whether a node is its first argument times 1 or to the power of 1, in the same type."""
+    if node.target not in _BY_ONE or node.args[1] != 1:
+        return False
+    source: Any = node.args[0]
+    return bool(node.meta["val"].dtype == source.meta["val"].dtype)
 
 
 def _turns(factors: Sequence[fx.Node], part: Sequence[int]) -> bool:

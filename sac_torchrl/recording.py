@@ -62,10 +62,10 @@ class Recorded:
             reuse(graph, recording)
         self._constants, self._results = hoist(graph, recording), len(results)
         whole = fx.GraphModule(torch.nn.Module(), graph)
-        self._replay = whole
+        self._replay = whole.forward
         if self._compiled:
             # Inductor has a random number generator of its own; these are to be torch's draws.
-            self._replay = torch.compile(whole, options={"fallback_random": True})
+            self._replay = torch.compile(self._replay, options={"fallback_random": True})
         elif inputs[0].is_cpu and keep_all(graph):
             parts = cut(graph) if torch.get_num_threads() > 1 else None
             self._replay = _scripted(whole) if parts is None else SideBySide(parts)
@@ -151,5 +151,5 @@ def _scripted(module: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
             script: Callable[..., Sequence[Tensor]] = torch.jit.script(module)
         except RuntimeError as error:
             log.debug("a recording is replayed by Python: TorchScript does not take it (%s)", short(error))
-            return module
+            return module.forward
     return script

@@ -114,6 +114,19 @@ def test_what_follows_from_nothing_but_constants_is_computed_once_and_for_all() 
     assert "aten::div" not in called(function, torch.ones(3))
 
 
+def test_a_factor_of_one_is_left_out_where_nobody_can_tell() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        kept, counted = x.exp(), torch.arange(3)
+        copied = kept * 1.0
+        kept.add_(1)
+        return [copied + x, (x * 1.0).sin(), x * 1.0, counted * 1.0 + 1, (x**1).cos()]
+
+    assert_same(lambda: function, (3,))
+    x, recorded = torch.ones(3), Recorded(function)
+    assert all(result.data_ptr() != x.data_ptr() for _ in range(3) for result in recorded(x))
+    assert called(function, x)["aten::mul"] == 3
+
+
 def test_a_constant_that_is_returned_is_the_callers_own() -> None:
     recorded = Recorded(lambda x: [x + 1, torch.ones(3)])
     returned = [recorded(torch.zeros(3))[1] for _ in range(4)]
