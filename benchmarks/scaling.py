@@ -1,4 +1,4 @@
-"""How cost grows: `python benchmarks/scaling.py [--output PICTURE.png]`; one thread, about three minutes.
+"""How cost grows: `python benchmarks/scaling.py [--output PICTURE.png]`; one thread, about four minutes.
 
 Milliseconds of an update by batch, width of the two layers and number of critics; of a step of all environments by
 their number; of a frame by replay ratio; microseconds of a sample by the rows to sample from, on disk. The sizes are
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from tensordict import TensorDict
 from torchrl.data import Bounded, Unbounded
 
-from sac_torchrl import SAC, Direct, Env, Learner, Learning, Network, Replay, ReplayRatio, Specs, Storage
+from sac_torchrl import SAC, Direct, Env, Learner, Learning, Network, Precision, Replay, ReplayRatio, Specs, Storage
 from sac_torchrl.replay import layout
 
 TASK = "HalfCheetah-v5"
@@ -41,16 +41,17 @@ def main() -> None:
         "updates a frame": ("frame, ms", {ratio: loop(ratio) for ratio in (0.25, 1.0, 4.0, 20.0)}),
         "rows": ("sample, us", {count: sampling(count) for count in (10**4, 10**5, 10**6, 10**7)}),
     }
-    for name, (unit, points) in tables.items():
+    reduced = {size: update(batch=size, precision=Precision.bfloat16) for size in (64, 256, 1024, 4096)}
+    for name, (unit, points) in {**tables, "batch, bfloat16": ("update, ms", reduced)}.items():
         print(f"\n| {name} | {' | '.join(f'{x:,g}' for x in points)} |\n|---|{'---|' * len(points)}")
         print(f"| {unit} | {' | '.join(f'{y:.3g}' for y in points.values())} |", flush=True)
     if given.output:
         draw(tables, given.output)
 
 
-def update(*, batch: int = 256, width: int = 256, critics: int = 2) -> float:
+def update(*, batch: int = 256, width: int = 256, critics: int = 2, precision: Precision = Precision.float32) -> float:
     """Milliseconds of `Learner.update`."""
-    trained = learner(width=width, critics=critics)
+    trained = learner(width=width, critics=critics, precision=precision)
     data = transitions(batch)
     return median(lambda: trained.update(data)) * 1e3
 
@@ -97,10 +98,10 @@ def sampling(rows: int) -> float:
         return median(buffer.sample) * 1e6
 
 
-def learner(*, width: int = 256, critics: int = 2) -> Learner:
+def learner(*, width: int = 256, critics: int = 2, precision: Precision = Precision.float32) -> Learner:
     """Make a learner of the recipe's, but for its size."""
     agent = SAC(network=Network([width, width]), critics=critics).build(SPECS, device=CPU)
-    return Learning().build(agent)
+    return Learning(precision=precision).build(agent)
 
 
 def _experience(count: int, *, actor_of: Learner) -> Iterator[int]:
