@@ -370,23 +370,29 @@ def test_a_worker_that_takes_nothing_is_found() -> None:
         worker.kill()
 
 
+def working(experience: Experience) -> Iterator[int]:
+    """The steps of an experience once all its workers are at work; `async` begins with the first that is."""
+    steps = iter(experience)
+    next(steps)
+    while not all(acting.ready for acting in getattr(experience, "_crew", [])):
+        next(steps)
+    return steps
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_environments_are_closed_at_the_end(kind: str, faulty: Callable[..., Env], tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     env = faulty(at_close=f"with open({str(closed)!r}, 'a') as file: file.write('x')")
     experience, _ = start(KINDS[kind], count=2, frames=1_000_000, env=env)
     closed.write_text("")
-    steps = iter(experience)
-    next(steps)
-    cast(Any, steps).close()
+    cast(Any, working(experience)).close()
     assert closed.read_text() == "xx"
 
 
 @pytest.mark.parametrize("kind", ["processes", "pipelined", "async"])
 def test_a_worker_that_stands_still_is_found_without_spinning(kind: str) -> None:
     experience, _ = start(dataclasses.replace(cast(Any, KINDS[kind]), timeout=5), count=2, frames=1_000_000)
-    steps = iter(experience)
-    next(steps)
+    steps = working(experience)
     os.kill(worker_pids()[0], signal.SIGSTOP)
     began, busy = time.monotonic(), time.process_time()
     with pytest.raises(SacError, match=r"did not answer for 5 s"):
