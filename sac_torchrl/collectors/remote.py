@@ -280,7 +280,8 @@ def _serve(
     granted, used = 0, 0
     connection.send(None)
     random_frames = beginning.random_steps * len(environments)
-    with closing(stepping(wrapped(envs), actor, random_frames=random_frames)) as batches:
+    # What has not made a step yet closes nothing.
+    with closing(envs), closing(stepping(wrapped(envs), actor, random_frames=random_frames)) as batches:
         while True:
             while granted == 0 or connection.poll(0):
                 if (message := connection.recv()) is None:
