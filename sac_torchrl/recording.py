@@ -148,7 +148,7 @@ def _scripted(module: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
         # Deprecated, and yet nothing else calls torch's operations one by one without Python.
         warnings.filterwarnings("ignore", "`torch.jit|The TorchScript type system")
         try:
-            script: Callable[..., Sequence[Tensor]] = torch.jit.script(module)
+            script: Callable[..., Sequence[Tensor]] = torch.jit.script(module).forward
         except RuntimeError as error:
             log.debug("a recording is replayed by Python: TorchScript does not take it (%s)", short(error))
             return module.forward

@@ -19,7 +19,7 @@ from torchrl.data import (
 from sac_torchrl.agent import Specs
 from sac_torchrl.errors import ConfigError, DiskError
 from sac_torchrl.packed import Packing
-from sac_torchrl.replay import Replay, Storage, layout, row_bytes, rows
+from sac_torchrl.replay import Replay, Storage, generator, layout, row_bytes, rows
 
 CPU = torch.device("cpu")
 BOX = Specs(Unbounded(shape=torch.Size([3])), Bounded(-1, 1, shape=torch.Size([2])))
@@ -220,3 +220,19 @@ def test_packed_columns_lie_in_the_order_of_the_layout_so_that_another_process_r
     packing = Packing({(name,): (columns[name].dtype, torch.Size([1])) for name in names})
     packed = packing.pack(TensorDict(columns, batch_size=[2]))
     assert packed.tolist() == torch.cat([columns[name].view(torch.uint8) for name in names], dim=1).tolist()
+
+
+@pytest.mark.parametrize("prioritised", [False, True], ids=["uniform", "prioritised"])
+def test_samples_are_those_of_torchrl_bit_for_bit(tmp_path: Path, prioritised: bool) -> None:
+    buffer = Replay(100, Storage.ram, prioritised=prioritised).build(
+        tmp_path, BOX, rows=100, batch_size=4, seed=0, device=CPU
+    )
+    buffer.extend(rows(collected(BOX, (50,)), BOX))
+    state, torch_state = generator(buffer).get_state(), torch.get_rng_state()
+    ours = [buffer.sample() for _ in range(3)]
+    generator(buffer).set_state(state)
+    torch.set_rng_state(torch_state)
+    for batch in ours:
+        theirs = TensorDictReplayBuffer.sample(buffer)
+        assert set(batch.keys(True, True)) == set(theirs.keys(True, True))
+        assert (batch == theirs).all()

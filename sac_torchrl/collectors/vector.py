@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -51,9 +52,9 @@ class VectorCollector(Collector):
             **chosen,
             "next": {
                 "observation": following,
-                "reward": torch.from_numpy(reward).float().unsqueeze(-1),
-                "terminated": torch.from_numpy(terminated).unsqueeze(-1),
-                "done": torch.from_numpy(done).unsqueeze(-1),
+                "reward": torch.from_numpy(reward.astype(np.float32)[:, None]),
+                "terminated": torch.from_numpy(terminated[:, None]),
+                "done": torch.from_numpy(done[:, None]),
             },
         }
         if done.any():
