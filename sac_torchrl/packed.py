@@ -145,10 +145,13 @@ class PackedReplayBuffer(TensorDictReplayBuffer):
         self, batch_size: int | None = None, return_info: bool = False, include_info: bool | None = None
     ) -> TensorDictBase:
         """Draw rows `(batch_size,)`, by default as many as the buffer was built for; `index` is where they are."""
-        if batch_size is not None or return_info or include_info is not None or self._prefetch or self._delayed_init:
+        asked = batch_size is not None or return_info or include_info is not None
+        # What TorchRL's own then has to wait for, to make, or to refuse.
+        held = self._prefetch or self._delayed_init or self._service_shutdown or self._sample_dependency is not None
+        if asked or held or self._batch_size is None:
             given: TensorDictBase = super().sample(batch_size, return_info, include_info)
             return given
-        # What TorchRL's own does then, without asking for what else might be: it takes half as long as the rows do.
+        # Without its other questions, which take as long as the rows do.
         rows, info = self._sample(self._batch_size)
         for name, value in info.items():
             rows.set(name, torch.as_tensor(value, device=rows.device))

@@ -15,10 +15,11 @@ from torchrl.data import (
     TensorDictReplayBuffer,
     Unbounded,
 )
+from torchrl.data.replay_buffers import RoundRobinWriter
 
 from sac_torchrl.agent import Specs
 from sac_torchrl.errors import ConfigError, DiskError
-from sac_torchrl.packed import Packing
+from sac_torchrl.packed import PackedReplayBuffer, PackedTensorStorage, Packing
 from sac_torchrl.replay import Replay, Storage, generator, layout, row_bytes, rows
 
 CPU = torch.device("cpu")
@@ -228,6 +229,8 @@ def test_samples_are_those_of_torchrl_bit_for_bit(tmp_path: Path, prioritised: b
         tmp_path, BOX, rows=100, batch_size=4, seed=0, device=CPU
     )
     buffer.extend(rows(collected(BOX, (50,)), BOX))
+    if prioritised:  # weights of their own
+        buffer.update_priority(torch.arange(50), torch.arange(1.0, 51.0))
     state, torch_state = generator(buffer).get_state(), torch.get_rng_state()
     ours = [buffer.sample() for _ in range(3)]
     generator(buffer).set_state(state)
@@ -236,3 +239,15 @@ def test_samples_are_those_of_torchrl_bit_for_bit(tmp_path: Path, prioritised: b
         theirs = TensorDictReplayBuffer.sample(buffer)
         assert set(batch.keys(True, True)) == set(theirs.keys(True, True))
         assert (batch == theirs).all()
+
+
+def test_a_buffer_that_is_shut_down_or_has_no_batch_size_refuses_to_sample_as_torchrl_does(tmp_path: Path) -> None:
+    unsized = PackedReplayBuffer(storage=PackedTensorStorage(10, layout(BOX)), writer=RoundRobinWriter())
+    unsized.extend(rows(collected(BOX, (6,)), BOX))
+    with pytest.raises(RuntimeError, match="batch_size not specified"):
+        unsized.sample()
+    closed = build(tmp_path, storage=Storage.ram)
+    closed.extend(rows(collected(BOX, (6,)), BOX))
+    closed.shutdown()
+    with pytest.raises(RuntimeError, match="shut down"):
+        closed.sample()

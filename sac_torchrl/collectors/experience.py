@@ -200,7 +200,7 @@ class Experience(ABC):
                 self._store(self._n_step(rows, done, steps.environments))
         self.frames += new
         self._behind += new * steps.behind
-        rewards = steps.rows.get("next").get("reward").reshape(steps.done.shape)
+        rewards = steps.rows["next", "reward"].reshape(steps.done.shape)
         if steps.done.is_cpu and not steps.done.any():
             self._returns[steps.environments] += rewards.sum(0, dtype=torch.float64)
             self._lengths[steps.environments] += len(rewards)
