@@ -43,7 +43,7 @@ def main() -> None:
     }
     reduced = {size: update(batch=size, precision=Precision.bfloat16) for size in (64, 256, 1024, 4096)}
     for name, (unit, points) in {**tables, "batch, bfloat16": ("update, ms", reduced)}.items():
-        print(f"\n| {name} | {' | '.join(f'{x:,g}' for x in points)} |\n|---|{'---|' * len(points)}")
+        print(f"\n| {name} | {' | '.join(f'{x:,.10g}' for x in points)} |\n|---|{'---|' * len(points)}")
         print(f"| {unit} | {' | '.join(f'{y:.3g}' for y in points.values())} |", flush=True)
     if given.output:
         draw(tables, given.output)

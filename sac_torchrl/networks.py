@@ -15,15 +15,15 @@ from sac_torchrl.errors import ConfigError
 class OneHot(nn.Module):
     """The index of a discrete state, int64 `(...)`, as a one-hot vector `(..., states)`."""
 
-    classes: Tensor
-
-    def __init__(self, states: int, *, device: torch.device | None = None) -> None:
+    def __init__(self, states: int) -> None:
         super().__init__()
-        self.register_buffer("classes", torch.arange(states, device=device), persistent=False)
+        self.states = states
 
     def forward(self, index: Tensor) -> Tensor:
         """Encode in torch's default floating point type, which is that of newly built networks."""
-        return (index.unsqueeze(-1) == self.classes).to(torch.get_default_dtype())
+        # Made here: tensors of every network's own would keep a recording from encoding once for all of them.
+        classes = torch.arange(self.states, device=index.device)
+        return (index.unsqueeze(-1) == classes).to(torch.get_default_dtype())
 
 
 class Encoded(nn.Module):
@@ -118,7 +118,7 @@ class Network:
             return network
         states = observation.space.n
         if self.embedding is None:
-            return Encoded(OneHot(states, device=device), network)
+            return Encoded(OneHot(states), network)
         return Encoded(nn.Embedding(states, self.embedding, device=device), network)
 
     def _perceptron(self, inputs: int, outputs: int) -> nn.Module:

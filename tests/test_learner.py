@@ -278,14 +278,15 @@ def test_recording_draws_no_random_numbers(discrete: bool) -> None:
 
 
 @VARIANTS
-def test_matrix_products_alone_are_reduced_in_precision(discrete: bool) -> None:
+def test_large_matrix_products_alone_are_reduced_in_precision(discrete: bool) -> None:
     """Captured, the numbers are those of eager bfloat16; both stay near float32, and weights are float32."""
     reduced = {"precision": Precision.bfloat16}
+    size: dict[str, Any] = {"discrete": discrete, "states": 256, "width": 256}
     eager, captured = (
-        build(discrete=discrete, execution=it, learning=reduced) for it in (Execution.eager, Execution.captured)
+        build(**size, lr=3e-4, execution=it, learning=reduced) for it in (Execution.eager, Execution.captured)
     )
-    exact = build(discrete=discrete)
-    data = batches(5, discrete=discrete)
+    exact = build(**size, lr=3e-4)
+    data = batches(5, discrete=discrete, states=256, rows=64)  # 64 x 256 x 256 are the smallest that are reduced
     found = train(eager, data)
     assert found == train(captured, data)
     assert_equal_state(eager, captured)
@@ -294,6 +295,14 @@ def test_matrix_products_alone_are_reduced_in_precision(discrete: bool) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, rel=0.05, abs=0.05)
     assert {parameter.dtype for parameter in eager.agent.loss.parameters()} == {torch.float32}
+
+
+@VARIANTS
+def test_small_matrix_products_are_exact_in_every_precision(discrete: bool) -> None:
+    size: dict[str, Any] = {"discrete": discrete, "states": 256, "width": 256}
+    reduced, exact = (build(**size, learning={"precision": precision}) for precision in Precision)
+    data = batches(2, discrete=discrete, states=256, rows=63)
+    assert train(reduced, data) == train(exact, data)
 
 
 def test_a_batch_of_another_shape_is_recorded_anew() -> None:

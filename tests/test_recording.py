@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.optim import Adam
+from torchrl.data import Categorical
 
+from sac_torchrl.networks import Network
 from sac_torchrl.recording import Recorded, SideBySide
 
 SQUARE = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
@@ -93,6 +95,15 @@ def test_equal_operations_are_computed_once() -> None:
         return [x.exp() + 1, x.exp() + 2, x.exp().sum()]
 
     assert called(function, torch.ones(3))["aten::exp"] == 1
+
+
+def test_a_state_is_encoded_once_for_all_networks() -> None:
+    networks = [Network([4]).build(Categorical(5), outputs=2, device=torch.device("cpu")) for _ in range(3)]
+
+    def function(state: Tensor) -> list[Tensor]:
+        return [network(state) for network in networks]
+
+    assert called(function, torch.tensor([0, 4]))["aten::eq"] == 1
 
 
 def called(function: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> dict[str, int]:
