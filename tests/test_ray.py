@@ -3,7 +3,12 @@ import logging
 import os
 import re
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import counting
@@ -11,6 +16,7 @@ import pytest
 import torch
 
 from sac_torchrl import Env, Ray, Replay, ReplayRatio, SacError, Storage, tanh_normal_actor
+from sac_torchrl.errors import WorkerDied
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray"),
@@ -89,3 +95,100 @@ def test_a_cluster_without_a_token_is_refused(
             seed=0,
         )
     assert caught.value.exit_code == 64
+
+
+def test_a_worker_that_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "only_here.py").write_text(
+        "import sys\nfrom counting import *\nif 'pytest' not in sys.modules:\n    raise ImportError('not there')\n"
+    )
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.syspath_prepend(tmp_path)
+    env = Env("Counting-v0", 2, plugins=["only_here"])
+    specs = env.specs()
+    buffer = Replay(storage=Storage.ram).build(Path(), specs, rows=9, batch_size=1, seed=0, device=torch.device("cpu"))
+    experience = Ray(workers=2).build(
+        env,
+        tanh_normal_actor(counting.AlwaysUp(), specs),
+        buffer,
+        specs=specs,
+        total_frames=9,
+        random_frames=0,
+        seed=3,
+    )
+    with pytest.raises(WorkerDied, match=r"cannot be started .*only_here, which cannot be imported \(not there\)"):
+        next(iter(experience))
+    until = time.monotonic() + 10
+    while processes_of("ray::Collector"):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[list[Callable[[str], subprocess.CompletedProcess[str]]]]:
+    """Two machines with one processor each as far as the network can tell; calling one runs a command on it."""
+    setup = """
+        ip netns add sac0 && ip netns add sac1
+        ip link add sac netns sac0 type veth peer name sac netns sac1
+        for i in 0 1; do
+            ip -n sac$i addr add 10.77.0.1$i/24 dev sac
+            ip -n sac$i link set sac up; ip -n sac$i link set lo up; ip -n sac$i route add default dev sac
+        done"""
+    if os.getuid() != 0 or subprocess.run(["sh", "-ec", setup], capture_output=True).returncode:
+        pytest.skip("the system allows no network namespaces")
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n10.77.0.10 machine0\n10.77.0.11 machine1\n")
+    (tmp_path / "token").write_text("d" * 64)
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    staying = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", f"sac{number}", "unshare", "-mu", "sh", "-c",
+             f"hostname machine{number}; mount --bind {tmp_path}/hosts /etc/hosts; echo up; exec sleep infinity"],
+            stdout=subprocess.PIPE,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+
+    def on(number: int, command: str) -> subprocess.CompletedProcess[str]:
+        into = ["nsenter", "-t", str(staying[number].pid), "-m", "-n", "-u", "sh", "-c", command]
+        return subprocess.run(into, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+
+    try:
+        for process in staying:
+            assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        head = "--head --node-ip-address=10.77.0.10 --port=6379 --include-dashboard=false"
+        for number, how in enumerate([head, "--address=10.77.0.10:6379"]):
+            started = on(number, f"ray start {how} --num-cpus=1 --disable-usage-stats")
+            assert started.returncode == 0, started.stderr
+        yield [partial(on, number) for number in range(2)]
+    finally:
+        on(0, "ray stop --force")
+        for number, process in enumerate(staying):
+            process.kill()
+            process.communicate()
+            subprocess.run(["ip", "netns", "del", f"sac{number}"], check=True)
+
+
+def test_workers_on_several_machines(
+    machines: list[Callable[[str], subprocess.CompletedProcess[str]]], tmp_path: Path
+) -> None:
+    """They are where processors are; a machine whose name leads nobody to it is refused in a line."""
+    recipe = Path(__file__).parent.parent / "recipes" / "continuous.py"
+    command = (
+        f"{sys.executable} {recipe} collector=ray collector.address=10.77.0.10:6379 collector.steps=8 env.count=2 "
+        "total_frames=400 random_frames=100 batch_size=32 evaluate.every=400 evaluate.episodes=1 "
+        f"run.folder={tmp_path}/"
+    )
+    here, there = machines
+    done = here(f"{command}both")
+    assert done.returncode == 0, done.stderr
+    assert "400/400 frames" in done.stderr
+    for machine, name, others in ((here, "machine0", 64), (there, "machine1", 69)):
+        assert machine("umount /etc/hosts").returncode == 0
+        refused = here(f"{command}{name}")
+        assert refused.returncode == others
+        assert re.search(rf"error: .*the name {name} stands for .*/etc/hosts", refused.stderr)
+        assert machine(f"mount --bind {tmp_path}/hosts /etc/hosts").returncode == 0

@@ -3,12 +3,16 @@
 import copy
 import importlib
 import importlib.util
+import ipaddress
 import logging
 import os
+import socket
 import sys
 import time
 import warnings
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,8 +95,7 @@ class InCluster(Experience):
         self._crew: list[_Remote] = []
         self._connect()
         try:
-            for environments in self._slices:
-                self._crew.append(self._recruit(environments))
+            self._recruit(*self._slices)
             while True:
                 collected = self._take_some()
                 if collected:
@@ -114,17 +117,55 @@ class InCluster(Experience):
         place = local if self._plan.address is None else {"address": self._plan.address}
         self._ray.init(include_dashboard=False if self._plan.address is None else None, log_to_driver=False,
                        logging_level=logging.ERROR, **place)  # fmt: skip
-        there = self._ray.cluster_resources().get("CPU", 0)
-        if there < len(self._slices):
+        try:
+            if (there := self._cpus()) < len(self._slices):
+                raise ConfigError(
+                    f"collector.workers={len(self._slices)}: the Ray cluster has {there:g} CPUs; give it more, or "
+                    "fewer workers."
+                )
+            machines = {node["NodeManagerAddress"] for node in self._ray.nodes() if node["Alive"]}
+            self._alone = len(machines) == 1
+            if not self._alone:
+                _check_name()
+        except ConfigError:
             self._ray.shutdown()
-            raise ConfigError(
-                f"collector.workers={len(self._slices)}: the Ray cluster has {there:g} CPUs; give it more, or fewer "
-                "workers."
-            )
+            raise
 
-    def _recruit(self, environments: range) -> "_Remote":
-        beginning = begin(self._job, environments, frames=self.frames, incarnation=self._incarnations)
-        return _Remote(self._ray, self._job, self._plan, environments, beginning, learned=self.frames)
+    def _recruit(self, *slices: range) -> None:
+        """Start their workers all at once: each takes a while to import what it needs."""
+
+        def one(environments: range) -> None:
+            beginning = begin(self._job, environments, frames=self.frames, incarnation=self._incarnations)
+            learned, alone = self.frames, self._alone
+            remote = _Remote(self._ray, self._job, self._plan, environments, beginning, learned=learned, alone=alone)
+            self._crew.append(remote)
+
+        with warnings.catch_warnings(), ThreadPoolExecutor(len(slices)) as pool:
+            # Of Ray and TorchRL about each other.
+            warnings.simplefilter("ignore")
+            list(pool.map(one, slices))
+
+    def _cpus(self) -> float:
+        """How many the cluster has."""
+        return float(self._ray.cluster_resources().get("CPU", 0))
+
+    def _replace(self, environments: range, died: WorkerDied) -> None:
+        """Start another worker; the machine of the one that died may be gone as well."""
+        while True:
+            self._budget.spend(died)
+            if (there := self._cpus()) < len(self._slices):
+                raise WorkerDied(
+                    f"{died} The Ray cluster has {there:g} CPUs left for {len(self._slices)} workers.",
+                    environment=died.environment,
+                    remote_traceback=died.remote_traceback,
+                ) from died
+            self._incarnations += 1
+            try:
+                self._recruit(environments)
+            except WorkerDied as again:
+                died = again
+            else:
+                return
 
     def _take_some(self) -> list[Steps | Lost]:
         """The steps of the first worker that has some, which then makes the next ones."""
@@ -137,10 +178,9 @@ class InCluster(Experience):
             made += remote.receive(self._job.specs, stored=self.frames)
             remote.go_on(self._job.actor, learned=self.frames)
         except WorkerDied as died:
-            self._budget.spend(died)
             remote.close()
-            self._incarnations += 1
-            self._crew[self._crew.index(remote)] = self._recruit(remote.environments)
+            self._crew.remove(remote)
+            self._replace(remote.environments, died)
             made += [Lost(torch.arange(remote.environments.start, remote.environments.stop))]
         return made
 
@@ -157,6 +197,7 @@ class _Remote:
         beginning: Beginning,
         *,
         learned: int,
+        alone: bool,
     ) -> None:
         self.environments = environments
         self._ray = ray
@@ -166,11 +207,10 @@ class _Remote:
         self._random_steps = -(-beginning.random_steps // plan.steps) * plan.steps
         self._policy = acting(copy.deepcopy(job.actor).cpu())
         distributed: Any = importlib.import_module("torchrl.collectors.distributed")
-        with warnings.catch_warnings():
-            # Of Ray and TorchRL about each other.
-            warnings.simplefilter("ignore")
+        scheme: Any = importlib.import_module("torchrl.weight_update").RayWeightSyncScheme()
+        try:
             self._collector = distributed.RayCollector(
-                [partial(_open, job.env, environments, beginning.seeds, beginning.exploration)],
+                [partial(_open, job.env, environments, beginning.seeds, beginning.exploration, alone)],
                 self._policy,
                 collector_class=Collector,
                 frames_per_batch=plan.steps * len(environments),
@@ -178,11 +218,26 @@ class _Remote:
                 init_random_frames=beginning.random_steps * len(environments),
                 device=torch.device("cpu"),
                 sync=True,
+                weight_sync_schemes={"policy": scheme},
                 remote_configs={"num_cpus": 1},
                 collector_kwargs={"track_traj_ids": False, "auto_register_policy_transforms": False},
             )
-            [self._actor] = self._collector.remote_collectors
+        except ray.exceptions.RayError as error:
+            # What is half built hangs in its traceback, and would connect to the cluster again when Python ends.
+            error.__traceback__ = None
+            # Ray asks an unfinished Collector for its length, and tells how that failed as well.
+            said = str(error).partition("During handling of the above exception")[0].splitlines()
+            why = next(line for line in reversed(said) if line.strip())
+            raise self._died(f"cannot be started ({why})", None, str(error)) from error
+        [self._actor] = self._collector.remote_collectors
+        try:
             self.go_on(job.actor, learned=learned)
+        except WorkerDied:
+            self.close()
+            raise
+        # It has told both sides where they meet, and is a process as large as a worker.
+        with suppress(ValueError):  # It is gone already.
+            ray.kill(ray.get_actor(scheme.connection_info_name))
 
     def go_on(self, actor: ProbabilisticActor, *, learned: int) -> None:
         """Have it make the next steps, with the weights of `actor`, which learned from so many frames."""
@@ -234,8 +289,27 @@ class _Remote:
         )
 
 
-def _open(env: Env, environments: range, words: list[int], exploration: int) -> EnvBase:
-    """Open a slice of the environments, in a worker."""
+def _check_name() -> None:
+    """Raise ConfigError where this machine's own name is not an address at which other machines reach it.
+
+    Weights are exchanged between the addresses of the names (torch.distributed).
+    """
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        address = "nothing"
+    if address == "nothing" or ipaddress.ip_address(address).is_loopback:
+        raise ConfigError(
+            f"collector=ray on several machines: the name {name} stands for {address} on that machine, where no other "
+            "reaches it: give it its address in the cluster's network, in /etc/hosts there (docs/ray.md)."
+        )
+
+
+def _open(env: Env, environments: range, words: list[int], exploration: int, alone: bool) -> EnvBase:
+    """Open a slice of the environments, in a worker, which may be `alone` with the learner on one machine."""
+    if not alone:
+        _check_name()
     torch.manual_seed(exploration)
     busy = SimpleNamespace(value=0)
     envs = open_slice(env, environments, busy)
