@@ -39,8 +39,12 @@ class Row:
 HALFCHEETAH = "HalfCheetah-v5"
 LONG = "total_frames=100000 evaluate.every=5000 evaluate.episodes=10 checkpoint.every=10000 learner.execution=compiled"
 SHORT = "total_frames=20000 evaluate.every=2500 evaluate.episodes=10 checkpoint.every=5000 learner.execution=compiled"
+PENDULUM = "continuous preset=pendulum"
+CHEETAH = "continuous preset=halfcheetah total_frames=50000 evaluate.every=5000"
+FIVE = (0, 1, 2, 3, 4)
+# Rows of one name are the same runs, in several tables.
 ROWS = [
-    Row("pendulum", "Pendulum-v1", "continuous preset=pendulum", (10_000,)),
+    Row("pendulum", "Pendulum-v1", PENDULUM, (10_000,)),
     Row(
         "inverted",
         "InvertedPendulum-v5",
@@ -124,6 +128,26 @@ ROWS = [
             ("async", "collector=async collector.workers=1"),
         )
     ),
+    Row("pendulum", "Pendulum-v1", PENDULUM, (10_000,), FIVE, "precision", "float32"),
+    Row(
+        "pendulum-bfloat16",
+        "Pendulum-v1",
+        f"{PENDULUM} learner.precision=bfloat16",
+        (10_000,),
+        FIVE,
+        "precision",
+        "bfloat16",
+    ),
+    Row("halfcheetah-1-direct", HALFCHEETAH, f"{CHEETAH} collector=direct", (50_000,), FIVE, "precision", "float32"),
+    Row(
+        "halfcheetah-bfloat16",
+        HALFCHEETAH,
+        f"{CHEETAH} learner.precision=bfloat16",
+        (50_000,),
+        FIVE,
+        "precision",
+        "bfloat16",
+    ),
 ]
 
 
@@ -146,7 +170,7 @@ def main() -> None:
         page = put(page, table, tell(table))
     page = put(page, "commands", commands())
     PAGE.write_text(page)
-    for row in ROWS:
+    for row in {row.name: row for row in reversed(ROWS)}.values():
         folders = there(row)
         if len(folders) > 1:
             curve(folders, ROOT / "docs" / "pictures" / f"{row.name}.png", title=f"{row.environment}, {row.system}")
@@ -190,7 +214,8 @@ def tell(table: str) -> str:
 
 def commands() -> str:
     """Write the command of every row."""
-    return "\n".join(["```text", *(f"python recipes/{row.command.replace(' ', '.py ', 1)}" for row in ROWS), "```"])
+    lines = dict.fromkeys(f"python recipes/{row.command.replace(' ', '.py ', 1)}" for row in ROWS)
+    return "\n".join(["```text", *lines, "```"])
 
 
 def put(page: str, name: str, text: str) -> str:

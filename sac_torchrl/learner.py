@@ -50,7 +50,7 @@ class Execution(Enum):
 
 
 class Precision(Enum):
-    """In what numbers matrix products of 4 million multiplications and more are computed; all else is float32.
+    """In what numbers matrix products of 8 million multiplications and more are computed; all else is float32.
 
     `bfloat16` has 8 binary digits where a float32 has 24, and takes a quarter of the time on processors with
     instructions for it; casts around it take back a part.
@@ -395,7 +395,7 @@ class Learner:
 class _BFloat16Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     """Computes large matrix products of float32 in bfloat16, those of gradients and the adding of a bias too."""
 
-    _large = 2**22  # multiplications; a smaller product takes less time than the casts
+    _large = 2**23  # multiplications; a smaller product takes less time than the casts
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _MATRIX_PRODUCTS and args[-2].numel() * args[-1].shape[-1] >= self._large:

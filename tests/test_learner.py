@@ -286,7 +286,7 @@ def test_large_matrix_products_alone_are_reduced_in_precision(discrete: bool) ->
         build(**size, lr=3e-4, execution=it, learning=reduced) for it in (Execution.eager, Execution.captured)
     )
     exact = build(**size, lr=3e-4)
-    data = batches(5, discrete=discrete, states=256, rows=64)  # 64 x 256 x 256 are the smallest that are reduced
+    data = batches(5, discrete=discrete, states=256, rows=128)  # 128 x 256 x 256 are the smallest that are reduced
     found = train(eager, data)
     assert found == train(captured, data)
     assert_equal_state(eager, captured)
@@ -301,7 +301,7 @@ def test_large_matrix_products_alone_are_reduced_in_precision(discrete: bool) ->
 def test_small_matrix_products_are_exact_in_every_precision(discrete: bool) -> None:
     size: dict[str, Any] = {"discrete": discrete, "states": 256, "width": 256}
     reduced, exact = (build(**size, learning={"precision": precision}) for precision in Precision)
-    data = batches(2, discrete=discrete, states=256, rows=63)
+    data = batches(2, discrete=discrete, states=256, rows=127)
     assert train(reduced, data) == train(exact, data)
 
 
