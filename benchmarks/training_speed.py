@@ -3,7 +3,8 @@
 python benchmarks/training_speed.py --threads 1,2 --rounds 5 --python sb3=PATH --python sbx=PATH
 
 HalfCheetah-v5, one environment, batch 256, two layers of 256, twin Q, learned temperature, one update a frame, float32,
-a buffer of a million rows: everybody's defaults, in everybody's own loop. The clock sits in the environment's `step`.
+a buffer of a million rows: everybody's defaults, in everybody's own loop; `bfloat16` is the default but for its
+precision. The clock sits in the environment's `step`.
 A run is a process of its own, held to as many cores as it has threads; systems take turns within a round, and ratios
 are taken within a round. PATH is the Python of an environment in which the other system is installed.
 """
@@ -25,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 TASK = "HalfCheetah-v5"
 RANDOM_FRAMES = 1_000
-SYSTEMS = ["captured", "compiled", "eager", "sb3", "sbx"]
+SYSTEMS = ["captured", "bfloat16", "compiled", "eager", "sb3", "sbx"]
 
 
 def main() -> None:
@@ -109,13 +110,14 @@ def child(system: str, *, threads: int, frames: int, warmup: int) -> None:
     loops.get(system, lambda threads: sac_torchrl(system, threads))(threads)
 
 
-def sac_torchrl(execution: str, threads: int) -> None:
+def sac_torchrl(system: str, threads: int) -> None:
     """Run the recipe as it is."""
     import torch
 
     torch.set_num_threads(threads)
     recipe = ROOT / "recipes" / "continuous.py"
-    settings = f"env.id={TASK} total_frames=1000000 random_frames={RANDOM_FRAMES} learner.execution={execution} seed=1"
+    how = "learner.precision=bfloat16" if system == "bfloat16" else f"learner.execution={system}"
+    settings = f"env.id={TASK} total_frames=1000000 random_frames={RANDOM_FRAMES} {how} seed=1"
     later = "evaluate.every=1000000 checkpoint.every=1000000"
     sys.argv = [str(recipe), *settings.split(), *later.split()]
     runpy.run_path(str(recipe), run_name="__main__")
