@@ -21,6 +21,15 @@ from sac_torchrl.networks import Network
 from sac_torchrl.nstep import SPAN
 from sac_torchrl.prioritised import WEIGHT
 
+_ABOVE_0 = ("above 0", lambda value: 0 < value < math.inf)
+_WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of a field with this name, in any variant
+    "critics": ("at least 1", lambda value: value >= 1),
+    "gamma": ("from 0 to 1", lambda value: 0 <= value <= 1),
+    "tau": ("above 0, at most 1", lambda value: 0 < value <= 1),
+    "critic_hidden": ("every width above 0", lambda value: all(width > 0 for width in value)),
+    **dict.fromkeys(("alpha", "reward_scale", "critic_loss_scale", "q_clip"), _ABOVE_0),
+}
+
 
 @dataclass
 class Variant(ABC):
@@ -30,6 +39,17 @@ class Variant(ABC):
     """
 
     training: ClassVar[Mapping[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        """Raise one ConfigError for everything that is wrong with the fields that variants share."""
+        values = {name: getattr(self, name, None) for name in _WANTED}
+        wrong = [
+            f"variant.{name}={value}: {_WANTED[name][0]}"
+            for name, value in values.items()
+            if value is not None and not _WANTED[name][1](value)
+        ]
+        if wrong:
+            raise ConfigError("; ".join(wrong) + ".")
 
     @property
     @abstractmethod
@@ -105,27 +125,3 @@ def assemble(
 def sized(network: Network, hidden: list[int] | None) -> Network:
     """The same network with other hidden layers, where any are given."""
     return network if hidden is None else replace(network, hidden=list(hidden))
-
-
-def check(
-    critics: int, gamma: float, tau: float, alpha: float, *, critic_hidden: list[int] | None = None, **scales: float
-) -> None:
-    """Raise one ConfigError for everything that is wrong with the fields that variants share.
-
-    `scales` are further factors, by the names of their fields.
-    """
-    widths = list(critic_hidden or [])
-    wrong = [
-        line
-        for line, right in (
-            (f"variant.critics={critics}: at least 1", critics >= 1),
-            (f"variant.gamma={gamma}: from 0 to 1", 0 <= gamma <= 1),
-            (f"variant.tau={tau}: above 0, at most 1", 0 < tau <= 1),
-            (f"variant.alpha={alpha}: above 0", 0 < alpha < math.inf),
-            (f"variant.critic_hidden={widths}: every width above 0", all(width > 0 for width in widths)),
-            *((f"variant.{name}={scale}: above 0", 0 < scale < math.inf) for name, scale in scales.items()),
-        )
-        if not right
-    ]
-    if wrong:
-        raise ConfigError("; ".join(wrong) + ".")

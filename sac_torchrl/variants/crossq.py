@@ -12,7 +12,7 @@ from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.losses import AlphaForm, SACv2Loss, Terms, draw
 from sac_torchrl.networks import Init, Network
-from sac_torchrl.variants.base import Variant, actor_and_critics, assemble, check
+from sac_torchrl.variants.base import Variant, actor_and_critics, assemble
 
 
 @dataclass
@@ -41,7 +41,7 @@ class CrossQ(Variant):
     warmup: int = 100_000
 
     def __post_init__(self) -> None:
-        check(self.critics, self.gamma, 1.0, self.alpha, critic_hidden=self.critic_hidden)
+        super().__post_init__()
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"variant.momentum={self.momentum}: give a number from 0 to below 1.")
         if self.warmup < 0:

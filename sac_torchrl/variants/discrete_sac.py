@@ -13,7 +13,7 @@ from sac_torchrl.errors import ConfigError
 from sac_torchrl.losses import AlphaForm, Combine, SACDiscreteLoss, Terms
 from sac_torchrl.networks import Network
 from sac_torchrl.temperature import KeptTemperature
-from sac_torchrl.variants.base import Variant, assemble, check, sized
+from sac_torchrl.variants.base import Variant, assemble, sized
 
 
 @dataclass
@@ -54,16 +54,7 @@ class DiscreteSAC(Variant):
     critic_loss_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check(
-            self.critics,
-            self.gamma,
-            self.tau,
-            self.alpha,
-            critic_hidden=self.critic_hidden,
-            q_clip=1.0 if self.q_clip is None else self.q_clip,
-            reward_scale=self.reward_scale,
-            critic_loss_scale=self.critic_loss_scale,
-        )
+        super().__post_init__()
         if not 0 <= self.entropy_penalty < math.inf:
             raise ConfigError(f"variant.entropy_penalty={self.entropy_penalty}: give 0 or more.")
         for name in ("target_entropy_ratio", "target_entropy_ratio_end"):

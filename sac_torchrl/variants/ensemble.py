@@ -10,7 +10,7 @@ from torchrl.objectives import LossModule
 
 from sac_torchrl.actors import Std
 from sac_torchrl.agent import Agent, Specs
-from sac_torchrl.variants.base import Variant, actor_and_critics, assemble, check
+from sac_torchrl.variants.base import Variant, actor_and_critics, assemble
 
 
 @dataclass
@@ -29,9 +29,6 @@ class Ensemble(Variant):
     alpha: float = 1.0
     fixed_alpha: bool = False
     target_entropy: float | None = None
-
-    def __post_init__(self) -> None:
-        check(self.critics, self.gamma, self.tau, self.alpha)
 
     def _build(
         self,

@@ -17,7 +17,7 @@ from sac_torchrl.errors import ConfigError
 from sac_torchrl.losses import AlphaForm, Combine, SACv2Loss, Terms, draw
 from sac_torchrl.networks import Network
 from sac_torchrl.nstep import SPAN
-from sac_torchrl.variants.base import check, sized
+from sac_torchrl.variants.base import sized
 from sac_torchrl.variants.ensemble import Ensemble
 
 
@@ -51,14 +51,7 @@ class FastSAC(Ensemble):
     v_max: float = 20.0
 
     def __post_init__(self) -> None:
-        check(
-            self.critics,
-            self.gamma,
-            self.tau,
-            self.alpha,
-            critic_hidden=self.critic_hidden,
-            reward_scale=self.reward_scale,
-        )
+        super().__post_init__()
         if self.atoms < 2:
             raise ConfigError(f"variant.atoms={self.atoms}: give at least 2.")
         if not -torch.inf < self.v_min < self.v_max < torch.inf:

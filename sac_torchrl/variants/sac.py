@@ -9,7 +9,7 @@ from sac_torchrl.actors import Std
 from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.losses import AlphaForm, Combine, SACv2Loss, Terms
 from sac_torchrl.networks import Network
-from sac_torchrl.variants.base import check, sized
+from sac_torchrl.variants.base import sized
 from sac_torchrl.variants.ensemble import Ensemble
 
 
@@ -33,17 +33,6 @@ class SAC(Ensemble):
     alpha_form: AlphaForm = AlphaForm.log_alpha
     reward_scale: float = 1.0
     critic_loss_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        check(
-            self.critics,
-            self.gamma,
-            self.tau,
-            self.alpha,
-            critic_hidden=self.critic_hidden,
-            reward_scale=self.reward_scale,
-            critic_loss_scale=self.critic_loss_scale,
-        )
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and SACv2Loss; raises ConfigError where actions are discrete."""

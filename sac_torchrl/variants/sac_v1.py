@@ -9,7 +9,7 @@ from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.critics import state_critic
 from sac_torchrl.losses import Combine, SACv1Loss
 from sac_torchrl.networks import Network
-from sac_torchrl.variants.base import Variant, actor_and_critics, assemble, check, sized
+from sac_torchrl.variants.base import Variant, actor_and_critics, assemble, sized
 
 
 @dataclass
@@ -32,16 +32,6 @@ class SACv1(Variant):
     actor_q: Combine = Combine.min
     critic_hidden: list[int] | None = None
     std: Std = Std.clip
-
-    def __post_init__(self) -> None:
-        check(
-            self.critics,
-            self.gamma,
-            self.tau,
-            self.alpha,
-            critic_hidden=self.critic_hidden,
-            reward_scale=self.reward_scale,
-        )
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics, value network and SACv1Loss; raises ConfigError where actions are discrete."""

@@ -12,7 +12,7 @@ from sac_torchrl.agent import Agent, Specs
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.networks import Network
 from sac_torchrl.prioritised import WeighsCritics
-from sac_torchrl.variants.base import check, sized
+from sac_torchrl.variants.base import sized
 from sac_torchrl.variants.ensemble import Ensemble
 
 
@@ -33,7 +33,7 @@ class TQC(Ensemble):
     dropped: int = 2
 
     def __post_init__(self) -> None:
-        check(self.critics, self.gamma, self.tau, self.alpha, critic_hidden=self.critic_hidden)
+        super().__post_init__()
         if self.quantiles < 1:
             raise ConfigError(f"variant.quantiles={self.quantiles}: give at least 1.")
         if not 0 <= self.dropped < self.quantiles:
