@@ -93,8 +93,8 @@ class InCluster(Experience):
         tell_resumed(self.frames)
         self._budget, self._incarnations = Budget(self._plan.restarts), 0
         self._crew: list[_Remote] = []
-        self._connect()
         try:
+            self._connect()
             self._recruit(*self._slices)
             while True:
                 collected = self._take_some()
@@ -117,19 +117,14 @@ class InCluster(Experience):
         place = local if self._plan.address is None else {"address": self._plan.address}
         self._ray.init(include_dashboard=False if self._plan.address is None else None, log_to_driver=False,
                        logging_level=logging.ERROR, **place)  # fmt: skip
-        try:
-            if (there := self._cpus()) < len(self._slices):
-                raise ConfigError(
-                    f"collector.workers={len(self._slices)}: the Ray cluster has {there:g} CPUs; give it more, or "
-                    "fewer workers."
-                )
-            machines = {node["NodeManagerAddress"] for node in self._ray.nodes() if node["Alive"]}
-            self._alone = len(machines) == 1
-            if not self._alone:
-                _check_name()
-        except ConfigError:
-            self._ray.shutdown()
-            raise
+        if (there := self._cpus()) < len(self._slices):
+            raise ConfigError(
+                f"collector.workers={len(self._slices)}: the Ray cluster has {there:g} CPUs; give it more, or fewer "
+                "workers."
+            )
+        self._alone = len({node["NodeManagerAddress"] for node in self._ray.nodes() if node["Alive"]}) == 1
+        if not self._alone:
+            _check_name()
 
     def _recruit(self, *slices: range) -> None:
         """Start their workers all at once: each takes a while to import what it needs."""
