@@ -66,8 +66,10 @@ ROWS = [
         (20_000, 50_000),
     ),
     Row("cartpole-recipe", "CartPole-v1", "discrete total_frames=30000", (24_000, 30_000), table="discrete"),
-    Row("frozenlake", "FrozenLake-v1", "discrete preset=frozen_lake total_frames=20000", (20_000,), table="discrete"),
-    Row("taxi", "Taxi-v4", "discrete preset=taxi", (50_000,), table="discrete"),
+    Row(
+        "frozenlake", "FrozenLake-v1", "discrete preset=frozen_lake evaluate.episodes=100", (20_000,), table="discrete"
+    ),
+    Row("taxi", "Taxi-v4", "discrete preset=taxi evaluate.episodes=100", (60_000, 100_000), table="discrete"),
     *(
         Row(
             f"halfcheetah-{name}",
