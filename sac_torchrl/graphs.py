@@ -146,6 +146,26 @@ def reuse(graph: fx.Graph, module: fx.GraphModule) -> None:
             graph.erase_node(node)
 
 
+def write_into_stacks(graph: fx.Graph) -> None:
+    """Have the products that are stacked, and read by nobody else, write into the stack, which then copies nothing."""
+    for node in list(graph.nodes):
+        parts: Any = node.args[0] if node.target is _ATEN.stack.default and node.args[1:] in ((), (0,)) else ()
+        if not parts or any(part.target is not _ATEN.mm.default or len(part.users) > 1 for part in parts):
+            continue
+        first = min(parts, key=list(graph.nodes).index)
+        with graph.inserting_before(first):
+            # Of a factor and not of nothing: a graph is cut behind what its first products read.
+            stack = graph.call_function(_ATEN.new_empty.default, (first.args[0], list(node.meta["val"].shape)))
+        stack.meta = node.meta
+        for place, part in enumerate(parts):
+            with graph.inserting_before(part):
+                out = graph.call_function(_ATEN.select.int, (stack, 0, place))
+                graph.call_function(_ATEN.mm.out, part.args, {"out": out})
+        node.replace_all_uses_with(stack)
+        for it in (node, *parts):
+            graph.erase_node(it)
+
+
 def hoist(graph: fx.Graph, module: fx.GraphModule) -> list[Tensor]:
     """Make placeholders of the constants and of views of them, whose memory never moves; return their tensors."""
     values: dict[fx.Node, Any] = {}

@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.jit._fuser import optimized_execution
 
-from sac_torchrl.graphs import Parts, compute_once, cut, fold, hoist, keep_all, reuse, simplify, turn
+from sac_torchrl.graphs import Parts, compute_once, cut, fold, hoist, keep_all, reuse, simplify, turn, write_into_stacks
 from sac_torchrl.spaces import short
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class Recorded:
             turn(graph)
             simplify(graph)
             reuse(graph, recording)
+            write_into_stacks(graph)
         self._constants, self._results = hoist(graph, recording), len(results)
         whole = fx.GraphModule(torch.nn.Module(), graph)
         self._replay = whole.forward

@@ -154,6 +154,22 @@ def test_an_operation_writes_over_what_nobody_else_reads() -> None:
     assert (calls["aten::relu_"], calls["aten::relu"]) == (1, 2)
 
 
+def test_products_that_are_only_stacked_are_written_into_the_stack() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        shared = x @ SQUARE
+        return [
+            torch.stack([x @ SQUARE.cos(), x.t() @ SQUARE, x @ SQUARE.sin()]),
+            torch.stack([shared, x @ SQUARE.exp()]),
+            shared.exp(),
+            torch.stack([x @ SQUARE.t(), SQUARE @ x], dim=1),
+            torch.stack([torch.addmm(x, x, SQUARE), torch.addmm(x, SQUARE, x)]),
+        ]
+
+    assert_same(lambda: function, (4, 4))
+    calls = called(function, torch.randn(4, 4))
+    assert (calls["aten::stack"], calls["aten::mm"]) == (3, 7)
+
+
 @pytest.mark.parametrize("columns", [2, 12, 23, 32, 33])
 def test_products_with_few_columns_are_the_same_turned_over(columns: int) -> None:
     narrow = torch.randn(256, columns, generator=torch.Generator().manual_seed(0))
@@ -196,7 +212,8 @@ WEIGHTS = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0))
 def two_losses(x: Tensor) -> list[Tensor]:
     first = (x + torch.randn(3, 4)) @ WEIGHTS[0]
     second = (x + torch.randn(3, 4)) @ WEIGHTS[1]
-    return [first.sum(), x + 1, (second.relu() @ WEIGHTS[1]).mean(), (first @ WEIGHTS[0]).exp()]
+    stack = torch.stack([second.t() @ x, second.t() @ second])
+    return [first.sum(), x + 1, (second.relu() @ WEIGHTS[1]).mean(), (first @ WEIGHTS[0]).exp(), stack]
 
 
 def noise_between(x: Tensor) -> list[Tensor]:
