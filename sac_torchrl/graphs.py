@@ -216,7 +216,8 @@ class Parts:
 def cut(graph: fx.Graph) -> Parts | None:
     """Cut behind the first matrix products what falls apart there, into halves of about as many of them.
 
-    None where it does not fall apart, or is kept together by what is drawn or changed in place: `before` comes first.
+    What is computed before them for one half alone goes with that half. None where the graph does not fall apart, or is
+    kept together by what is drawn or changed in place: `before` comes first.
     """
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     calls = [node for node in graph.nodes if node.op == "call_function"]
@@ -236,10 +237,17 @@ def cut(graph: fx.Graph) -> Parts | None:
     for piece in sorted(pieces, key=_products, reverse=True):
         min(shares, key=_products).update(piece)
     early = {node for node in calls if node not in late}
+    changed = _changed(graph, None)
+    for node in reversed(calls):
+        bound = _is_random(node) or changed & {_memory(it, None) for it in (node, *node.all_input_nodes)}
+        share = next((share for share in shares if share.issuperset(node.users)), early)
+        if node in early and not bound:
+            early.remove(node)
+            share.add(node)
     if not all(map(_products, shares)) or not all(_stays_within(node, (early, *shares)) for node in calls):
         return None
     wanted: Any = graph.output_node().args[0]
-    handed = [node for node in calls if node in early and (node in wanted or any(user in late for user in node.users))]
+    handed = [node for node in calls if node in early and not early.issuperset(node.users)]
     given = [*inputs, *handed]
     results = [[node for node in dict.fromkeys(wanted) if node in share] for share in shares]
     places = {node: (part, place) for part, held in enumerate((given, *results)) for place, node in enumerate(held)}

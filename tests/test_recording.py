@@ -216,6 +216,13 @@ def two_losses(x: Tensor) -> list[Tensor]:
     return [first.sum(), x + 1, (second.relu() @ WEIGHTS[1]).mean(), (first @ WEIGHTS[0]).exp(), stack]
 
 
+def read_before_it_changes(x: Tensor) -> list[Tensor]:
+    shared = x * 2
+    before = shared.exp()
+    shared.add_(1)
+    return [(x + shared) @ WEIGHTS[0], (x + before) @ WEIGHTS[1]]
+
+
 def noise_between(x: Tensor) -> list[Tensor]:
     first, second = x @ WEIGHTS[0], x @ WEIGHTS[1]
     return [torch.dropout(first, 0.5, train=True), torch.dropout(second, 0.5, train=True)]
@@ -239,10 +246,13 @@ def joined(x: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_losses_that_have_nothing_to_do_with_each_other_are_computed_side_by_side() -> None:
-    assert_same(lambda: two_losses, (3, 4))
+@pytest.mark.parametrize("function", [two_losses, read_before_it_changes])
+def test_losses_that_have_nothing_to_do_with_each_other_are_computed_side_by_side(
+    function: Callable[..., Sequence[Tensor]],
+) -> None:
+    assert_same(lambda: function, (3, 4))
     torch.set_num_threads(2)
-    recorded = Recorded(two_losses)
+    recorded = Recorded(function)
     for _ in range(3):
         recorded(torch.ones(3, 4))
     assert isinstance(recorded._replay, SideBySide)
