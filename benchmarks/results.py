@@ -67,9 +67,21 @@ ROWS = [
     ),
     Row("cartpole-recipe", "CartPole-v1", "discrete total_frames=30000", (24_000, 30_000), table="discrete"),
     Row(
-        "frozenlake", "FrozenLake-v1", "discrete preset=frozen_lake evaluate.episodes=100", (20_000,), table="discrete"
+        "frozenlake",
+        "FrozenLake-v1",
+        "discrete preset=[frozen_lake,table] evaluate.episodes=100",
+        (20_000,),
+        table="discrete",
+        system="table",
     ),
-    Row("taxi", "Taxi-v4", "discrete preset=taxi evaluate.episodes=100", (60_000, 100_000), table="discrete"),
+    Row(
+        "taxi",
+        "Taxi-v4",
+        "discrete preset=[taxi,table] evaluate.episodes=100",
+        (60_000, 100_000),
+        table="discrete",
+        system="table",
+    ),
     *(
         Row(
             f"halfcheetah-{name}",
