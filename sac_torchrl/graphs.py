@@ -152,7 +152,7 @@ def write_into_stacks(graph: fx.Graph) -> None:
         parts: Any = node.args[0] if node.target is _ATEN.stack.default and node.args[1:] in ((), (0,)) else ()
         if not parts or any(part.target is not _ATEN.mm.default or len(part.users) > 1 for part in parts):
             continue
-        first = min(parts, key=list(graph.nodes).index)
+        first = next(it for it in graph.nodes if it in parts)
         with graph.inserting_before(first):
             # Of a factor and not of nothing: a graph is cut behind what its first products read.
             stack = graph.call_function(_ATEN.new_empty.default, (first.args[0], list(node.meta["val"].shape)))
