@@ -259,6 +259,21 @@ def test_losses_that_have_nothing_to_do_with_each_other_are_computed_side_by_sid
     assert torch.get_num_threads() == 1  # and the other half has one
 
 
+def what_follows_from_inputs(x: Tensor) -> list[Tensor]:
+    return [x.exp() @ WEIGHTS[0], x.cos() @ WEIGHTS[1]]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_one_half_needs_alone_is_computed_by_it() -> None:
+    assert_same(lambda: what_follows_from_inputs, (3, 4))
+    torch.set_num_threads(2)
+    recorded = Recorded(what_follows_from_inputs)
+    for _ in range(3):
+        recorded(torch.ones(3, 4))
+    assert isinstance(recorded._replay, SideBySide)
+    assert list(recorded._replay._before(torch.ones(3, 4), *recorded._constants)) == []
+
+
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("function", [noise_between, in_place, changed_afterwards, joined])
 def test_what_hangs_together_stays_together(function: Callable[..., Sequence[Tensor]]) -> None:
