@@ -8,15 +8,15 @@ a frame of each, and median and quartiles of the ratio of neighbouring blocks.
 """
 
 import argparse
-import os
 import runpy
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from turns import Timed, in_turn, wait_for_turn
 
 SETTINGS = (
     "preset=halfcheetah random_frames=100 learning_starts=100 total_frames=1000000 log_every=1000000 "
@@ -37,24 +37,12 @@ def train(block: int, warmup: int, keys: list[str]) -> None:
         nonlocal begun
         show(self, frames, metrics)
         if frames % block == 0 and frames >= warmup:
-            print("block", time.perf_counter() - begun, flush=True)
-            if not sys.stdin.readline():
-                raise SystemExit
-            begun = time.perf_counter()
+            begun = wait_for_turn(time.perf_counter() - begun)
 
     setattr(sac_torchrl.Progress, "update", in_turn)  # noqa: B010
     with tempfile.TemporaryDirectory() as folder:
         sys.argv = ["recipes/continuous.py", *SETTINGS.split(), f"run.folder={folder}/run", *keys]
         runpy.run_path("recipes/continuous.py", run_name="__main__")
-
-
-def block_of(version: "subprocess.Popen[str]") -> float:
-    """The seconds of the next block, once it is made."""
-    assert version.stdout is not None
-    for line in version.stdout:
-        if line.startswith("block "):
-            return float(line.split()[1])
-    raise SystemExit(f"{version.args!r} ended with {version.wait()}")
 
 
 def main() -> None:
@@ -73,29 +61,9 @@ def main() -> None:
         return
     script = [sys.executable, str(Path(__file__).resolve()), "--train", "--block", str(options.block)]
     script += ["--warmup", str(options.warmup), ".", ".", *options.keys]
-    versions = [
-        subprocess.Popen(
-            script,
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(options.threads)},
-        )
-        for folder in options.versions
-    ]
-    for version in versions:
-        block_of(version)
-    seconds: list[list[float]] = [[], []]
-    for turn in range(options.rounds):
-        for which in (0, 1) if turn % 2 else (1, 0):
-            version = versions[which]
-            assert version.stdin is not None
-            print(file=version.stdin, flush=True)
-            seconds[which].append(block_of(version))
-    for version in versions:
-        version.communicate()  # closes its standard input, which ends it
+    threads = {"OMP_NUM_THREADS": str(options.threads)}
+    versions = [Timed(script, folder=folder, environment=threads) for folder in options.versions]
+    seconds = [[block["seconds"] for block in blocks] for blocks in in_turn(versions, options.rounds)]
     for folder, times in zip(options.versions, seconds, strict=True):
         print(f"{folder}: {statistics.median(times) / options.block * 1e3:.2f} ms a frame")
     ratios = [newer / older for older, newer in zip(*seconds, strict=True)]
