@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from sac_torchrl.plots import curve, interval, metric
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
+PICTURES = ROOT / "docs" / "pictures"
 MADE = Path("runs") / "results"
 
 
@@ -165,6 +169,81 @@ ROWS = [
 ]
 
 
+@dataclass(frozen=True)
+class Published:
+    """Mean returns that others report, by frames: of SAC with a learned or a fixed temperature, or of DroQ."""
+
+    environment: str
+    version: str
+    returns: dict[int, float]
+    source: str
+    how: str = "automatic"
+
+
+PUBLISHED = [
+    Published(HALFCHEETAH, "HalfCheetah-v2", {50_000: 3_910, 100_000: 5_794}, "ikostrikov/jaxrl, learning curves"),
+    Published(HALFCHEETAH, "HalfCheetah-v2", {50_000: 2_877, 100_000: 5_233}, "sony/nnabla-rl, reproductions"),
+    Published(
+        HALFCHEETAH,
+        "HalfCheetah-v3",
+        {50_000: 3_044, 100_000: 4_961},
+        "DLR-RM/rl-trained-agents, one run of Stable-Baselines3",
+    ),
+    Published(HALFCHEETAH, "HalfCheetah-v2", {100_000: 5_174}, "LQNew/Continuous_Control_Benchmark"),
+    Published(HALFCHEETAH, "HalfCheetah-v4", {100_000: 6_156}, "DAVIAN-Robotics/SimbaV2, SAC baseline"),
+    Published(HALFCHEETAH, "HalfCheetah-v3", {100_000: 6_081}, "openai/spinningup, curves of sac-pytorch", "fixed"),
+    Published(HALFCHEETAH, "HalfCheetah-v3", {100_000: 6_285}, "openai/spinningup, curves of sac-tf1", "fixed"),
+    Published(HALFCHEETAH, "HalfCheetah-v3", {100_000: 6_213}, "thu-ml/tianshou", "fixed"),
+    Published(HALFCHEETAH, "HalfCheetah-v2", {100_000: 5_749}, "LQNew/Continuous_Control_Benchmark", "fixed"),
+    Published(
+        HALFCHEETAH,
+        "HalfCheetah-v4",
+        {33_333: 5_606, 100_000: 7_744},
+        "DAVIAN-Robotics/SimbaV2, DroQ baseline",
+        "DroQ",
+    ),
+    Published("Hopper-v5", "Hopper-v2", {500_000: 3_183}, "ikostrikov/jaxrl, learning curves"),
+    Published("Hopper-v5", "Hopper-v2", {500_000: 3_198}, "google/dopamine, learning curves"),
+    Published("Hopper-v5", "Hopper-v4", {500_000: 2_887}, "DAVIAN-Robotics/SimbaV2, SAC baseline"),
+    Published("Hopper-v5", "Hopper-v2", {500_000: 3_022}, "LQNew/Continuous_Control_Benchmark"),
+    Published("InvertedPendulum-v5", "InvertedPendulum-v2", {20_000: 1_000}, "thu-ml/tianshou, benchmark", "fixed"),
+    Published("Pendulum-v1", "Pendulum-v1", {20_000: -157}, "DLR-RM/rl-baselines3-zoo, benchmark"),
+    Published(
+        "dmc/cartpole-balance",
+        "dmc/cartpole-balance",
+        {100_000: 995},
+        "DAVIAN-Robotics/SimbaV2, SAC baseline (action repeat 2)",
+    ),
+    Published(
+        "dmc/cartpole-swingup",
+        "dmc/cartpole-swingup",
+        {100_000: 861},
+        "DAVIAN-Robotics/SimbaV2, SAC baseline (action repeat 2)",
+    ),
+    Published(
+        "dmc/cartpole-swingup",
+        "dmc/cartpole-swingup",
+        {100_000: 814},
+        "LQNew/Continuous_Control_Benchmark, Spinning Up",
+        "fixed",
+    ),
+    Published(
+        "dmc/cheetah-run",
+        "dmc/cheetah-run",
+        {40_000: 63, 100_000: 213},
+        "denisyarats/pytorch_sac, data/sac.csv (1,024 wide, batch 1,024)",
+    ),
+    Published(
+        "dmc/cheetah-run",
+        "dmc/cheetah-run",
+        {100_000: 329},
+        "SonyResearch/simba, SAC (action repeat 2, 2 updates per decision)",
+    ),
+]
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_MARKERS = {"automatic": "D", "fixed": "o", "DroQ": "s"}
+
+
 def main() -> None:
     """Make what is missing and was asked for, then tables and pictures of all that is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -182,12 +261,11 @@ def main() -> None:
     page = PAGE.read_text()
     for table in dict.fromkeys(row.table for row in ROWS):
         page = put(page, table, tell(table))
+        picture(table)
+    page = put(page, "published", published())
     page = put(page, "commands", commands())
     PAGE.write_text(page)
-    for row in {row.name: row for row in reversed(ROWS)}.values():
-        folders = there(row)
-        if len(folders) > 1:
-            curve(folders, ROOT / "docs" / "pictures" / f"{row.name}.png", title=f"{row.environment}, {row.system}")
+    curve(there(ROWS[0]), PICTURES / "pendulum.png", title="Pendulum-v1, default")  # the README's
 
 
 def make(row: Row, seed: int) -> None:
@@ -223,6 +301,70 @@ def tell(table: str) -> str:
             each = ", ".join(f"{value:{form}}" for value in values[:, 0])
             spread = f" ± {interval(values)[1][0]:{form}}" if len(values) > 1 else ""
             lines.append(f"| {row.environment} | {row.system} | {frames:,} | {each} | {values.mean():{form}}{spread} |")
+    return "\n".join(lines)
+
+
+def picture(table: str) -> None:
+    """Draw the curves of a table, a panel an environment, with what is published within its frames."""
+    groups: dict[str, list[Row]] = {}
+    for row in ROWS:
+        if row.table == table and there(row):
+            groups.setdefault(row.environment, []).append(row)
+    columns = min(3, len(groups))
+    lines = -(-len(groups) // columns)
+    figure = Figure(figsize=(6.4 if columns == 1 else 4.2 * columns, 3.4 * lines), dpi=110, layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for axes, (environment, rows) in zip(panels, groups.items(), strict=False):
+        for row, color in zip(rows, _COLORS, strict=False):
+            draw(axes, row, color)
+        last = max(line.get_xdata()[-1] for line in axes.lines)
+        for how, marker in _MARKERS.items():
+            points = [
+                point
+                for one in PUBLISHED
+                if one.environment == environment and one.how == how and (table == "family") == (how == "DroQ")
+                for point in one.returns.items()
+                if point[0] <= last
+            ]
+            if points:
+                label = "published, DroQ" if how == "DroQ" else f"published, {how} temperature"
+                axes.plot(
+                    *zip(*points, strict=True), marker, color="black", fillstyle="none", markersize=5, label=label
+                )
+        seen = np.concatenate([line.get_ydata() for line in axes.lines])
+        margin = 0.05 * (seen.max() - seen.min())
+        axes.set_ylim(seen.min() - margin, seen.max() + margin)  # not as wide as the widest interval
+        axes.set_title(environment, fontsize="medium")
+        axes.set_xlabel("frames")
+        axes.set_ylabel("return")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.legend(frameon=False, fontsize="x-small")
+    figure.savefig(PICTURES / f"{table}.png")
+
+
+def draw(axes: Axes, row: Row, color: str) -> None:
+    """Draw the seeds of a row thin and their mean with its 95% interval, which says nothing for less than three."""
+    runs = [dict(zip(*metric(folder, "eval/return_mean"), strict=True)) for folder in there(row)]
+    frames = sorted(set.intersection(*(set(run) for run in runs)))
+    values = np.array([[run[frame] for frame in frames] for run in runs])
+    for seed in values:
+        axes.plot(frames, seed, color=color, linewidth=0.5, alpha=0.5)
+    axes.plot(frames, values.mean(axis=0), color=color, linewidth=1.6, label=f"{row.system}, {len(runs)} seeds")
+    if len(runs) > 2:
+        mean, half = interval(values)
+        axes.fill_between(frames, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
+
+
+def published() -> str:
+    """Write the table of what others report."""
+    lines = ["| environment | frames | mean return | SAC | source |", "|---|---|---|---|---|"]
+    for one in PUBLISHED:
+        frames = " / ".join(f"{frames:,}" for frames in one.returns)
+        returns = " / ".join(f"{value:,.0f}" for value in one.returns.values())
+        how = "DroQ" if one.how == "DroQ" else f"{one.how} temperature"
+        lines.append(f"| {one.version} | {frames} | {returns} | {how} | {one.source} |")
     return "\n".join(lines)
 
 
