@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ pytestmark = [
     # Ray's, about itself.
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning"),
 ]
+
+Machine = Callable[[str], "subprocess.CompletedProcess[str]"]
 
 
 def processes_of(name: str) -> list[int]:
@@ -124,7 +127,7 @@ def test_a_worker_that_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def machines(tmp_path: Path) -> Iterator[list[Callable[[str], subprocess.CompletedProcess[str]]]]:
+def machines(tmp_path: Path) -> Iterator[list[Machine]]:
     """Two machines with one processor each as far as the network can tell; calling one runs a command on it."""
     setup = """
         ip netns add sac0 && ip netns add sac1
@@ -172,17 +175,17 @@ def machines(tmp_path: Path) -> Iterator[list[Callable[[str], subprocess.Complet
             subprocess.run(["ip", "netns", "del", f"sac{number}"], check=True)
 
 
-def test_workers_on_several_machines(
-    machines: list[Callable[[str], subprocess.CompletedProcess[str]]], tmp_path: Path
-) -> None:
+TRAIN = (
+    f"{sys.executable} {Path(__file__).parent.parent / 'recipes' / 'continuous.py'} collector=ray "
+    "collector.address=10.77.0.10:6379 collector.steps=8 env.count=2 random_frames=100 batch_size=32 "
+    "evaluate.episodes=1 "
+)
+
+
+def test_workers_on_several_machines(machines: list[Machine], tmp_path: Path) -> None:
     """They are where processors are; a machine whose name leads nobody to it is refused in a line."""
-    recipe = Path(__file__).parent.parent / "recipes" / "continuous.py"
-    command = (
-        f"{sys.executable} {recipe} collector=ray collector.address=10.77.0.10:6379 collector.steps=8 env.count=2 "
-        "total_frames=400 random_frames=100 batch_size=32 evaluate.every=400 evaluate.episodes=1 "
-        f"run.folder={tmp_path}/"
-    )
     here, there = machines
+    command = f"{TRAIN} total_frames=400 evaluate.every=400 run.folder={tmp_path}/"
     done = here(f"{command}both")
     assert done.returncode == 0, done.stderr
     assert "400/400 frames" in done.stderr
@@ -192,3 +195,28 @@ def test_workers_on_several_machines(
         assert refused.returncode == others
         assert re.search(rf"error: .*the name {name} stands for .*/etc/hosts", refused.stderr)
         assert machine(f"mount --bind {tmp_path}/hosts /etc/hosts").returncode == 0
+
+
+@pytest.mark.parametrize("spare", [False, True])
+def test_a_machine_is_lost(machines: list[Machine], tmp_path: Path, spare: bool) -> None:
+    """Its worker goes on where a processor is left. Where none is, the run ends in a line."""
+    here, _ = machines
+    metrics = tmp_path / "run" / "metrics.csv"
+    train = f"{TRAIN} collector.restarts=1 total_frames=3000 evaluate.every=3000 log_every=100"
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(here, f"{train} run.folder={tmp_path}/run")
+        until = time.monotonic() + 120
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 4):
+            assert time.monotonic() < until and not run.done(), run
+            time.sleep(0.1)
+        if spare:
+            assert here("ray start --address=10.77.0.10:6379 --num-cpus=1").returncode == 0
+        subprocess.run("ip netns pids sac1 | xargs kill -9", shell=True, check=True)
+        done = run.result()
+    assert "It is replaced (1 of 1)" in done.stderr
+    if spare:
+        assert done.returncode == 0, done.stderr
+        assert "3000/3000 frames" in done.stderr
+    else:
+        assert done.returncode == 69
+        assert "cannot be started (the Ray cluster has 1 CPUs left for 2 workers)" in done.stderr

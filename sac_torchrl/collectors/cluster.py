@@ -28,6 +28,7 @@ from sac_torchrl.actors import ENTROPY, acting
 from sac_torchrl.agent import Specs
 from sac_torchrl.collectors.experience import Collecting, Experience, Job, Lost, Steps
 from sac_torchrl.collectors.workers import (
+    START_SECONDS,
     Beginning,
     Budget,
     EnvironmentFailed,
@@ -117,7 +118,7 @@ class InCluster(Experience):
         place = local if self._plan.address is None else {"address": self._plan.address}
         self._ray.init(include_dashboard=False if self._plan.address is None else None, log_to_driver=False,
                        logging_level=logging.ERROR, **place)  # fmt: skip
-        if (there := self._cpus()) < len(self._slices):
+        if (there := _cpus(self._ray)) < len(self._slices):
             raise ConfigError(
                 f"collector.workers={len(self._slices)}: the Ray cluster has {there:g} CPUs; give it more, or fewer "
                 "workers."
@@ -132,28 +133,28 @@ class InCluster(Experience):
         def one(environments: range) -> None:
             beginning = begin(self._job, environments, frames=self.frames, incarnation=self._incarnations)
             learned, alone = self.frames, self._alone
-            remote = _Remote(self._ray, self._job, self._plan, environments, beginning, learned=learned, alone=alone)
-            self._crew.append(remote)
+            self._crew.append(
+                _Remote(
+                    self._ray,
+                    self._job,
+                    self._plan,
+                    environments,
+                    beginning,
+                    workers=len(self._slices),
+                    learned=learned,
+                    alone=alone,
+                )
+            )
 
         with warnings.catch_warnings(), ThreadPoolExecutor(len(slices)) as pool:
             # Of Ray and TorchRL about each other.
             warnings.simplefilter("ignore")
             list(pool.map(one, slices))
 
-    def _cpus(self) -> float:
-        """How many the cluster has."""
-        return float(self._ray.cluster_resources().get("CPU", 0))
-
     def _replace(self, environments: range, died: WorkerDied) -> None:
-        """Start another worker; the machine of the one that died may be gone as well."""
+        """Start another worker."""
         while True:
             self._budget.spend(died)
-            if (there := self._cpus()) < len(self._slices):
-                raise WorkerDied(
-                    f"{died} The Ray cluster has {there:g} CPUs left for {len(self._slices)} workers.",
-                    environment=died.environment,
-                    remote_traceback=died.remote_traceback,
-                ) from died
             self._incarnations += 1
             try:
                 self._recruit(environments)
@@ -191,6 +192,7 @@ class _Remote:
         environments: range,
         beginning: Beginning,
         *,
+        workers: int,
         learned: int,
         alone: bool,
     ) -> None:
@@ -203,6 +205,9 @@ class _Remote:
         self._policy = acting(copy.deepcopy(job.actor).cpu())
         distributed: Any = importlib.import_module("torchrl.collectors.distributed")
         scheme: Any = importlib.import_module("torchrl.weight_update").RayWeightSyncScheme()
+        scheduling: Any = importlib.import_module("ray.util.scheduling_strategies")
+        self._place = self._reserve(workers)
+        strategy = scheduling.PlacementGroupSchedulingStrategy(placement_group=self._place)
         try:
             self._collector = distributed.RayCollector(
                 [partial(_open, job.env, environments, beginning.seeds, beginning.exploration, alone)],
@@ -214,10 +219,11 @@ class _Remote:
                 device=torch.device("cpu"),
                 sync=True,
                 weight_sync_schemes={"policy": scheme},
-                remote_configs={"num_cpus": 1},
+                remote_configs={"num_cpus": 1, "scheduling_strategy": strategy},
                 collector_kwargs={"track_traj_ids": False, "auto_register_policy_transforms": False},
             )
         except ray.exceptions.RayError as error:
+            self._ray.util.remove_placement_group(self._place)
             # What is half built hangs in its traceback, and would connect to the cluster again when Python ends.
             error.__traceback__ = None
             # Ray asks an unfinished Collector for its length, and tells how that failed as well.
@@ -234,6 +240,22 @@ class _Remote:
         with suppress(ValueError):  # It is gone already.
             ray.kill(ray.get_actor(scheme.connection_info_name))
 
+    def _reserve(self, workers: int) -> Any:
+        """A CPU of the cluster: an actor without one would be waited for without end. Raises WorkerDied."""
+        place = self._ray.util.placement_group([{"CPU": 1}])
+        until = time.monotonic() + START_SECONDS
+        while not place.wait(1):
+            # Those of a machine that is lost count for some seconds more.
+            if (there := _cpus(self._ray)) < workers:
+                why = f"the Ray cluster has {there:g} CPUs left for {workers} workers"
+            elif time.monotonic() > until:
+                why = f"no CPU of the Ray cluster was free for {START_SECONDS:g} s"
+            else:
+                continue
+            self._ray.util.remove_placement_group(place)
+            raise self._died(f"cannot be started ({why})")
+        return place
+
     def go_on(self, actor: ProbabilisticActor, *, learned: int) -> None:
         """Have it make the next steps, with the weights of `actor`, which learned from so many frames."""
         with torch.no_grad():
@@ -242,6 +264,7 @@ class _Remote:
         try:
             self._collector.update_policy_weights_()
         except (RuntimeError, self._ray.exceptions.RayError) as error:
+            self._await_certainty()
             raise self._died(f"did not take new weights ({short(error)})") from error
         self._learned = learned
         self.task = self._actor.next.remote()
@@ -258,6 +281,7 @@ class _Remote:
             environment = failed.number if isinstance(failed, EnvironmentFailed) else None
             raise self._died(f"raised {short(failed)}", environment, str(error)) from error
         except self._ray.exceptions.RayError as error:
+            self._await_certainty()
             raise self._died(f"is gone ({type(error).__name__})") from error
         whose = slice(self.environments.start, self.environments.stop)
         batch = batch.transpose(0, 1)
@@ -270,9 +294,24 @@ class _Remote:
                 made.append(Steps(rows(part, specs), part["next", "done"].squeeze(-1), whose, behind=behind))
         return made
 
+    def _await_certainty(self) -> None:
+        """Wait until Ray has given up an actor that it cannot reach: the next one might go to the same lost machine."""
+        unreached = self._ray.exceptions.ActorUnavailableError, self._ray.exceptions.GetTimeoutError
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            try:
+                self._ray.get(self._actor.__ray_ready__.remote(), timeout=1)
+            except unreached:
+                time.sleep(0.1)
+            except self._ray.exceptions.RayError:
+                return
+            else:
+                return
+
     def close(self) -> None:
         """End it whatever it does."""
         self._collector.shutdown()
+        self._ray.util.remove_placement_group(self._place)
 
     def _died(self, how: str, environment: int | None = None, remote_traceback: str = "") -> WorkerDied:
         number = self.environments.start if environment is None else environment
@@ -282,6 +321,11 @@ class _Remote:
             environment=number,
             remote_traceback=remote_traceback,
         )
+
+
+def _cpus(ray: Any) -> float:
+    """How many the cluster has."""
+    return float(ray.cluster_resources().get("CPU", 0))
 
 
 def _check_name() -> None:
