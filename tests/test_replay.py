@@ -1,6 +1,7 @@
 import errno
 import logging
 import os
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NoReturn
 
@@ -251,3 +252,18 @@ def test_a_buffer_that_is_shut_down_or_has_no_batch_size_refuses_to_sample_as_to
     closed.shutdown()
     with pytest.raises(RuntimeError, match="shut down"):
         closed.sample()
+
+
+def test_a_sample_waits_for_an_update_of_rows_that_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = build(tmp_path, storage=Storage.ram)
+    buffer.extend(rows(collected(BOX, (6,)), BOX))
+    under_way: Future[None] = Future()
+    # What ReplayBuffer.submit_update_if_present leaves there, which takes a writer that counts generations.
+    monkeypatch.setattr(buffer, "_sample_dependency", under_way)
+    with ThreadPoolExecutor(1) as pool:
+        sampling = pool.submit(buffer.sample)
+        assert wait([sampling], timeout=0.2).not_done
+        under_way.set_result(None)
+        assert len(sampling.result()) == buffer.batch_size
