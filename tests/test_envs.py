@@ -293,6 +293,15 @@ def test_other_action_spaces_are_refused(register: Register, action: spaces.Spac
     assert problem in message and "\n" not in message
 
 
+def test_all_environments_are_closed_with_the_one_they_make(
+    register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[Toy] = []
+    monkeypatch.setattr(Toy, "close", lambda self: closed.append(self))
+    Env(register(), 3).build(seed=0).close()
+    assert len(set(closed)) == 3
+
+
 def test_an_environment_that_cannot_be_used_is_closed(register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[Toy] = []
     monkeypatch.setattr(Toy, "close", lambda self: closed.append(self))
