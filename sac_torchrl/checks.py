@@ -107,8 +107,8 @@ def _play(edge: Any) -> Iterator[Finding]:
     else:
         yield Finding(
             Kind.fault,
-            f"no episode ended in {FRAMES:,} frames and there is no time limit: register it with max_episode_steps, or "
-            "wrap it in gymnasium.wrappers.TimeLimit",
+            f"no episode ended in {FRAMES:,} frames and there is no time limit: set env.max_episode_steps, or register "
+            "it with one",
         )
     if len(rewards) == 1:
         yield Finding(

@@ -16,6 +16,7 @@ import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers import TimeLimit
 from torchrl.envs import EnvBase, GymWrapper
 
 from sac_torchrl.agent import Specs
@@ -38,12 +39,14 @@ class Env:
     `plugins` names modules imported before the id is looked up: importing one registers its environments.
     `faults` is how many of an environment's steps may raise or return what nothing can be learned from while
     transitions are collected: such a step is not stored and its episode is cut. The next one ends the run.
+    `max_episode_steps` truncates every episode after so many steps, null after as many as it is registered with.
     """
 
     id: str = "Pendulum-v1"
     count: int = 1
     plugins: list[str] = field(default_factory=list)
     faults: int = 0
+    max_episode_steps: int | None = None
 
     def specs(self) -> Specs:
         """Opens the environment once and reads its spaces; raises ConfigError for one that SAC cannot use."""
@@ -93,7 +96,7 @@ class Env:
         """
         for plugin in self.plugins:
             _load(plugin)
-        env = _open(self.id, render_mode)
+        env = _open(self.id, render_mode, self.max_episode_steps)
         return Forgiving(env, self.faults) if forgiving and self.faults else env
 
     def _check(self, count: int) -> None:
@@ -105,6 +108,13 @@ class Env:
             raise ConfigError(
                 f"env.faults={self.faults}: the environments of env.id={self.id} are stepped at once, and a fault of "
                 "one ends the run: give 0."
+            )
+        if self.max_episode_steps is not None and self.max_episode_steps < 1:
+            raise ConfigError(f"env.max_episode_steps={self.max_episode_steps}: give 1 or more, or null.")
+        if self.max_episode_steps is not None and self.in_one:
+            raise ConfigError(
+                f"env.max_episode_steps={self.max_episode_steps}: the episodes of env.id={self.id} are as long as its "
+                "simulator makes them: give null."
             )
 
     def _pooled(self, count: int, *, seed: int | None, render_mode: str | None) -> EnvBase:
@@ -197,8 +207,8 @@ class Envs(VectorEnv[Any, Any, Any]):
             env.close()
 
 
-def _open(id: str, render_mode: str | None) -> gym.Env[Any, Any]:
-    env = _suite(id, render_mode) if id.startswith(_SUITE) else _gymnasium(id, render_mode)
+def _open(id: str, render_mode: str | None, limit: int | None) -> gym.Env[Any, Any]:
+    env = _suite(id, render_mode, limit) if id.startswith(_SUITE) else _gymnasium(id, render_mode, limit)
     try:
         return Edge(env, id)
     except ConfigError:
@@ -206,7 +216,7 @@ def _open(id: str, render_mode: str | None) -> gym.Env[Any, Any]:
         raise
 
 
-def _gymnasium(id: str, render_mode: str | None) -> gym.Env[Any, Any]:
+def _gymnasium(id: str, render_mode: str | None, limit: int | None) -> gym.Env[Any, Any]:
     module, colon, name = id.partition(":")
     if colon:
         raise ConfigError(f"env.id={id} names a module: give env.id={name} env.plugins=[{module}] instead.")
@@ -219,7 +229,7 @@ def _gymnasium(id: str, render_mode: str | None) -> gym.Env[Any, Any]:
     options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
         with quiet(mujoco="mujoco" in entry):
-            return gym.make(id, disable_env_checker=True, **options)
+            return gym.make(id, limit, disable_env_checker=True, **options)
     except gym.error.DependencyNotInstalled as error:
         family = entry.removeprefix("gymnasium.envs.").partition(".")[0].partition(":")[0].replace("_", "-")
         known = entry.startswith("gymnasium.envs.")
@@ -233,7 +243,7 @@ def _gymnasium(id: str, render_mode: str | None) -> gym.Env[Any, Any]:
         raise ConfigError(f"env.id={id} cannot be made: {short(error)}") from error
 
 
-def _suite(id: str, render_mode: str | None) -> gym.Env[Any, Any]:
+def _suite(id: str, render_mode: str | None, limit: int | None) -> gym.Env[Any, Any]:
     try:
         with warnings.catch_warnings():
             # Without a display GLFW only warns; dm_control goes on to its next graphics library on an error.
@@ -251,7 +261,8 @@ def _suite(id: str, render_mode: str | None) -> gym.Env[Any, Any]:
         # Some tasks (lqr) draw their model from `random` when loaded. One model serves all environments of
         # a run, evaluation included; the episodes are seeded by reset(seed=...).
         task = suite.load(*tasks[name], task_kwargs={"random": 0})
-    return _Suite(task, render_mode)
+    env = _Suite(task, render_mode)
+    return env if limit is None else TimeLimit(env, limit)
 
 
 class _Suite(gym.Env[Any, Any]):

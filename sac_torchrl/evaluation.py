@@ -151,8 +151,7 @@ def _play(actor: TensorDictModuleBase, env: EnvBase) -> Iterator[TensorDictBase]
         length = (length + 1) * ~step["next", "done"].reshape(length.shape).to(length.device)
         if length.max() >= LONGEST:
             raise EnvironmentFault(
-                f"an episode of the evaluation had no end after {LONGEST:,} frames: register the environment with "
-                "max_episode_steps, or wrap it in gymnasium.wrappers.TimeLimit."
+                f"an episode of the evaluation had no end after {LONGEST:,} frames: set env.max_episode_steps."
             )
         root = env.maybe_reset(env.step_mdp(step))
 

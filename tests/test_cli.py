@@ -132,7 +132,7 @@ def test_verify_looks_at_every_checkpoint_and_shows_digests(
         ("Worn-v0", 0, "warning", "an episode depends on what was played before it"),
         ("Pale-v0", 0, "note", "the reward was 1 in every frame"),
         ("Pale-v0", 0, "note", "at index"),
-        ("Endless-v0", 64, "fault", "there is no time limit: register it with max_episode_steps"),
+        ("Endless-v0", 64, "fault", "there is no time limit: set env.max_episode_steps"),
         ("Faulty-observation-nan-v0", 64, "fault", "returned the observation"),
         ("Faulty-reward-none-v0", 64, "fault", "returned the reward None"),
         ("Faulty-raises-v0", 64, "fault", "raised ArithmeticError: the arm is stuck"),

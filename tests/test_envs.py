@@ -293,6 +293,28 @@ def test_other_action_spaces_are_refused(register: Register, action: spaces.Spac
     assert problem in message and "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("id", "limit"),
+    [
+        ("CliffWalking-v1", 7),
+        ("CartPole-v1", 3),
+        ("Pendulum-v1", 250),
+        ("dmc/cartpole-balance", 7),
+    ],  # 250: registered 200
+)
+def test_an_episode_is_truncated_after_as_many_steps_as_are_given(id: str, limit: int) -> None:
+    steps = play(Env(id, 2, max_episode_steps=limit).build(seed=0), 2 * limit + 1)
+    ends = [number for number, step in enumerate(steps, 1) if step["next", "truncated"].all()]
+    assert ends == [limit, 2 * limit]
+    assert not any(step["next", "terminated"].any() for step in steps)
+
+
+@pytest.mark.parametrize(("id", "limit"), [("CartPole-v1", 0), ("torch/pendulum", 9), ("envpool/Pendulum-v1", 9)])
+def test_a_limit_of_steps_that_cannot_be_is_refused(id: str, limit: int) -> None:
+    with pytest.raises(ConfigError, match=rf"env\.max_episode_steps={limit}: .*give .*null"):
+        Env(id, max_episode_steps=limit).build()
+
+
 def test_all_environments_are_closed_with_the_one_they_make(
     register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,7 +80,7 @@ def test_actions_are_deterministic_and_nothing_global_moves() -> None:
 
 def test_an_episode_without_an_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "LONGEST", 30)
-    with pytest.raises(EnvironmentFault, match="no end after 30 frames: register the environment with max_episode"):
+    with pytest.raises(EnvironmentFault, match=r"no end after 30 frames: set env\.max_episode_steps"):
         evaluate(still(1), Env("Endless-v0", plugins=["faulty"]).build(), episodes=1, seed=0)
 
 
