@@ -55,7 +55,7 @@ ROWS = [
         "continuous preset=inverted_pendulum total_frames=25000 evaluate.every=2500",
         (25_000,),
     ),
-    Row("halfcheetah", HALFCHEETAH, f"continuous preset=halfcheetah {LONG}", (50_000, 100_000)),
+    Row("halfcheetah", HALFCHEETAH, f"continuous preset=halfcheetah {LONG}", (50_000, 100_000), FIVE),
     Row(
         "balance",
         "dmc/cartpole-balance",
