@@ -1,8 +1,8 @@
-"""How cost grows: `python benchmarks/scaling.py [--output PICTURE.png]`; one thread, about four minutes.
+"""How cost grows: `python benchmarks/scaling.py [--output PICTURE.png]`; one thread, about five minutes.
 
 Milliseconds of an update by batch, width of the two layers and number of critics; of a step of all environments by
 their number; of a frame by replay ratio; microseconds of a sample by the rows to sample from, on disk. The sizes are
-HalfCheetah-v5's, and everything else is as in the recipe. Medians of single calls.
+HalfCheetah-v5's, and everything else is as in the recipe. Medians of single calls; the points of a table take turns.
 """
 
 import argparse
@@ -23,7 +23,11 @@ from sac_torchrl.replay import layout
 TASK = "HalfCheetah-v5"
 SPECS = Specs(Unbounded(shape=torch.Size([17])), Bounded(-1, 1, shape=torch.Size([6])))
 CPU = torch.device("cpu")
-SECONDS = 5.0  # a point
+BATCHES = (64, 256, 1024, 4096)
+TURNS = 40
+SECONDS = 0.1  # of a turn
+FRAMES = 20  # that a call makes where updates are not one a frame
+Calls = dict[float, Callable[[], object]]
 
 
 def main() -> None:
@@ -33,69 +37,72 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    exact = {size: update(batch=size) for size in BATCHES}
+    reduced = {-size: update(batch=size, precision=Precision.bfloat16) for size in BATCHES}
+    batches = in_turn(exact | reduced, scale=1e3)
+    with TemporaryDirectory(dir=".") as folder:
+        samples: Calls = {count: sampling(count, Path(folder)) for count in (10**4, 10**5, 10**6, 10**7)}
+        rows = in_turn(samples, scale=1e6)
+    widths: Calls = {size: update(width=size) for size in (64, 128, 256, 512, 1024)}
+    critics: Calls = {number: update(critics=number) for number in (2, 5, 10)}
+    environments: Calls = {count: collection(count) for count in (1, 4, 16, 64, 256)}
+    ratios: Calls = {ratio: loop(ratio) for ratio in (0.25, 1.0, 4.0, 20.0)}
     tables: dict[str, tuple[str, dict[float, float]]] = {
-        "batch": ("update, ms", {size: update(batch=size) for size in (64, 256, 1024, 4096)}),
-        "width": ("update, ms", {size: update(width=size) for size in (64, 128, 256, 512, 1024)}),
-        "critics": ("update, ms", {number: update(critics=number) for number in (2, 5, 10)}),
-        "environments": ("step of all, ms", {count: collection(count) for count in (1, 4, 16, 64, 256)}),
-        "updates a frame": ("frame, ms", {ratio: loop(ratio) for ratio in (0.25, 1.0, 4.0, 20.0)}),
-        "rows": ("sample, us", {count: sampling(count) for count in (10**4, 10**5, 10**6, 10**7)}),
+        "batch": ("update, ms", {size: batches[size] for size in BATCHES}),
+        "width": ("update, ms", in_turn(widths, scale=1e3)),
+        "critics": ("update, ms", in_turn(critics, scale=1e3)),
+        "environments": ("step of all, ms", in_turn(environments, scale=1e3)),
+        "updates a frame": ("frame, ms", in_turn(ratios, scale=1e3 / FRAMES)),
+        "rows": ("sample, us", rows),
     }
-    reduced = {size: update(batch=size, precision=Precision.bfloat16) for size in (64, 256, 1024, 4096)}
-    for name, (unit, points) in {**tables, "batch, bfloat16": ("update, ms", reduced)}.items():
+    of_that = {size: batches[-size] / batches[size] for size in BATCHES}
+    for name, (unit, points) in {**tables, "batch, bfloat16": ("of that", of_that)}.items():
         print(f"\n| {name} | {' | '.join(f'{x:,.10g}' for x in points)} |\n|---|{'---|' * len(points)}")
         print(f"| {unit} | {' | '.join(f'{y:.3g}' for y in points.values())} |", flush=True)
     if given.output:
         draw(tables, given.output)
 
 
-def update(*, batch: int = 256, width: int = 256, critics: int = 2, precision: Precision = Precision.float32) -> float:
-    """Milliseconds of `Learner.update`."""
+def update(
+    *, batch: int = 256, width: int = 256, critics: int = 2, precision: Precision = Precision.float32
+) -> Callable[[], object]:
+    """Call `Learner.update`."""
     trained = learner(width=width, critics=critics, precision=precision)
     data = transitions(batch)
-    return median(lambda: trained.update(data)) * 1e3
+    return lambda: trained.update(data)
 
 
-def collection(count: int) -> float:
-    """Milliseconds to step `count` environments once and store what they did."""
+def collection(count: int) -> Callable[[], object]:
+    """Step `count` environments once and store what they did."""
     experience = iter(_experience(count, actor_of=learner()))
-    return median(lambda: next(experience)) * 1e3
+    return lambda: next(experience)
 
 
-def loop(ratio: float) -> float:
-    """Milliseconds of a frame with its updates; the mean, because not every frame has one."""
+def loop(ratio: float) -> Callable[[], object]:
+    """Make `FRAMES` frames with their updates."""
     trained = learner()
     buffer = Replay(storage=Storage.ram).build(Path(), SPECS, rows=100_000, batch_size=256, seed=0, device=CPU)
     buffer.extend(transitions(1_000))
-    experience = Direct().build(
-        Env(TASK), trained.agent.actor, buffer, specs=SPECS, total_frames=10**9, random_frames=0, seed=0
+    experience = iter(
+        Direct().build(Env(TASK), trained.agent.actor, buffer, specs=SPECS, total_frames=10**9, random_frames=0, seed=0)
     )
     due = ReplayRatio(ratio, after=0, frames=0)
 
-    def frames() -> Iterator[None]:
-        for new in experience:
-            for _ in range(due.due(new)):
+    def frames() -> None:
+        for _ in range(FRAMES):
+            for _ in range(due.due(next(experience))):
                 trained.update(buffer.sample())
-            yield
 
-    steps = frames()
-    for _ in range(20):
-        next(steps)
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < SECONDS:
-        next(steps)
-        count += 1
-    return (time.perf_counter() - start) / count * 1e3
+    return frames
 
 
-def sampling(rows: int) -> float:
-    """Microseconds to sample 256 of `rows` rows on disk."""
-    with TemporaryDirectory(dir=".") as folder:
-        buffer = Replay(rows).build(Path(folder), SPECS, rows=rows, batch_size=256, seed=0, device=CPU)
-        part = transitions(min(rows, 100_000))
-        for _ in range(rows // len(part)):
-            buffer.extend(part)
-        return median(buffer.sample) * 1e6
+def sampling(rows: int, folder: Path) -> Callable[[], object]:
+    """Sample 256 of `rows` rows on disk."""
+    buffer = Replay(rows).build(folder / str(rows), SPECS, rows=rows, batch_size=256, seed=0, device=CPU)
+    part = transitions(min(rows, 100_000))
+    for _ in range(rows // len(part)):
+        buffer.extend(part)
+    return buffer.sample
 
 
 def learner(*, width: int = 256, critics: int = 2, precision: Precision = Precision.float32) -> Learner:
@@ -118,17 +125,21 @@ def transitions(count: int) -> TensorDict:
     return batch
 
 
-def median(function: Callable[[], object]) -> float:
-    """Return the median seconds of a call, after ten to warm up."""
-    for _ in range(10):
-        function()
-    times = list[float]()
-    start = time.perf_counter()
-    while time.perf_counter() - start < SECONDS:
-        before = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - before)
-    return statistics.median(times)
+def in_turn(calls: Calls, *, scale: float) -> dict[float, float]:
+    """The median seconds of a call of each, times `scale`."""
+    for call in calls.values():
+        for _ in range(3):  # the second is recorded
+            call()
+    times = {point: list[float]() for point in calls}
+    for _ in range(TURNS):
+        for point, call in calls.items():
+            start = before = time.perf_counter()
+            while before - start < SECONDS:
+                call()
+                now = time.perf_counter()
+                times[point].append(now - before)
+                before = now
+    return {point: scale * statistics.median(seconds) for point, seconds in times.items()}
 
 
 def draw(tables: dict[str, tuple[str, dict[float, float]]], path: Path) -> None:
