@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 from tensordict import TensorDict
 from torchrl.data import Bounded, Unbounded
 
@@ -147,9 +148,15 @@ def draw(tables: dict[str, tuple[str, dict[float, float]]], path: Path) -> None:
     figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
     for axes, (name, (unit, points)) in zip(figure.subplots(2, 3).flat, tables.items(), strict=True):
         axes.loglog(list(points), list(points.values()), "o-", color="#1f5fa8")
+        axes.set_xticks(list(points), [f"{x:,g}" if x < 10**5 else f"{x:.0e}" for x in points], minor=False)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(min(points.values()) / 2, max(points.values()) * 2)
         axes.set_xlabel(name)
         axes.set_ylabel(unit)
-        axes.grid(visible=True, which="both", alpha=0.2)
+        axes.grid(visible=True, alpha=0.2)
     figure.savefig(path)
 
 
