@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
-from sac_torchrl.plots import curve, interval, metric
+from sac_torchrl.plots import curve, evaluations, interval, label_axes, metric
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "docs" / "results"
@@ -335,24 +334,18 @@ def picture(table: str) -> None:
         margin = 0.05 * (seen.max() - seen.min())
         axes.set_ylim(seen.min() - margin, seen.max() + margin)  # not as wide as the widest interval
         axes.set_title(environment, fontsize="medium")
-        axes.set_xlabel("frames")
-        axes.set_ylabel("return")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25, linewidth=0.6)
+        label_axes(axes)
         axes.legend(frameon=False, fontsize="x-small")
     figure.savefig(PICTURES / f"{table}.png")
 
 
 def draw(axes: Axes, row: Row, color: str) -> None:
     """Draw the seeds of a row thin and their mean with its 95% interval, which says nothing for less than three."""
-    runs = [dict(zip(*metric(folder, "eval/return_mean"), strict=True)) for folder in there(row)]
-    frames = sorted(set.intersection(*(set(run) for run in runs)))
-    values = np.array([[run[frame] for frame in frames] for run in runs])
+    frames, values = evaluations(there(row))
     for seed in values:
         axes.plot(frames, seed, color=color, linewidth=0.5, alpha=0.5)
-    axes.plot(frames, values.mean(axis=0), color=color, linewidth=1.6, label=f"{row.system}, {len(runs)} seeds")
-    if len(runs) > 2:
+    axes.plot(frames, values.mean(axis=0), color=color, linewidth=1.6, label=f"{row.system}, {len(values)} seeds")
+    if len(values) > 2:
         mean, half = interval(values)
         axes.fill_between(frames, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
 

@@ -38,7 +38,6 @@ def curve(folders: Sequence[Path], path: Path, *, title: str | None = None) -> P
     # Importing it takes a tenth of the time that a run takes to start.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(6.4, 3.8), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -47,11 +46,7 @@ def curve(folders: Sequence[Path], path: Path, *, title: str | None = None) -> P
         _one(axes, folders[0])
     else:
         _several(axes, folders)
-    axes.set_xlabel("frames")
-    axes.set_ylabel("return")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
+    label_axes(axes)
     axes.margins(x=0.01)
     axes.legend(frameon=False, fontsize="small", loc="lower right")
     if title:
@@ -72,6 +67,29 @@ def metric(folder: Path, name: str) -> tuple[Array, Array]:
     pairs = pairs.reshape(-1, 2)
     pairs = pairs[np.isfinite(pairs[:, 1])]
     return pairs[:, 0], pairs[:, 1]
+
+
+def evaluations(folders: Sequence[Path]) -> tuple[Array, Array]:
+    """The frames `(n,)` at which all run folders have evaluated, and their mean returns there, `(folders, n)`.
+
+    Raises `ConfigError` where there are none.
+    """
+    runs = [dict(zip(*metric(folder, "eval/return_mean"), strict=True)) for folder in folders]
+    common = sorted(set.intersection(*(set(run) for run in runs)) if runs else set())
+    if not common:
+        raise ConfigError(f"the {len(folders)} run folders have no evaluation at the same frames to compare.")
+    return np.array(common), np.array([[run[frames] for frames in common] for run in runs])
+
+
+def label_axes(axes: "Axes") -> None:
+    """Make them those of a learning curve: returns against frames."""
+    from matplotlib.ticker import EngFormatter
+
+    axes.set_xlabel("frames")
+    axes.set_ylabel("return")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
 
 
 def interval(samples: Array) -> tuple[Array, Array]:
@@ -96,13 +114,9 @@ def _one(axes: "Axes", folder: Path) -> None:
 
 
 def _several(axes: "Axes", folders: Sequence[Path]) -> None:
-    runs = [dict(zip(*metric(folder, "eval/return_mean"), strict=True)) for folder in folders]
-    common = sorted(set.intersection(*(set(run) for run in runs)) if runs else set())
-    if not common:
-        raise ConfigError(f"the {len(folders)} run folders have no evaluation at the same frames to compare.")
-    samples = np.array([[run[frames] for frames in common] for run in runs])
+    common, samples = evaluations(folders)
     mean, half = interval(samples)
     for run in samples:
         axes.plot(common, run, color=_GREY, linewidth=0.7, alpha=0.7)
     axes.fill_between(common, mean - half, mean + half, color=_COLOR, alpha=0.2, linewidth=0)
-    axes.plot(common, mean, color=_COLOR, linewidth=1.8, label=f"mean of {len(runs)} runs, 95% interval")
+    axes.plot(common, mean, color=_COLOR, linewidth=1.8, label=f"mean of {len(samples)} runs, 95% interval")
