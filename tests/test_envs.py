@@ -298,9 +298,9 @@ def test_other_action_spaces_are_refused(register: Register, action: spaces.Spac
     [
         ("CliffWalking-v1", 7),
         ("CartPole-v1", 3),
-        ("Pendulum-v1", 250),
+        ("Pendulum-v1", 250),  # it is registered with 200
         ("dmc/cartpole-balance", 7),
-    ],  # 250: registered 200
+    ],
 )
 def test_an_episode_is_truncated_after_as_many_steps_as_are_given(id: str, limit: int) -> None:
     steps = play(Env(id, 2, max_episode_steps=limit).build(seed=0), 2 * limit + 1)

@@ -245,17 +245,23 @@ def joined(x: Tensor) -> list[Tensor]:
     return [first + second, first, second]
 
 
-@pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("function", [two_losses, read_before_it_changes])
-def test_losses_that_have_nothing_to_do_with_each_other_are_computed_side_by_side(
-    function: Callable[..., Sequence[Tensor]],
-) -> None:
+def side_by_side(function: Callable[..., Sequence[Tensor]]) -> tuple[SideBySide, Sequence[Tensor]]:
+    """How a function whose halves are computed side by side is replayed, and the constants that are passed to it."""
     assert_same(lambda: function, (3, 4))
     torch.set_num_threads(2)
     recorded = Recorded(function)
     for _ in range(3):
         recorded(torch.ones(3, 4))
     assert isinstance(recorded._replay, SideBySide)
+    return recorded._replay, recorded._constants
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("function", [two_losses, read_before_it_changes])
+def test_losses_that_have_nothing_to_do_with_each_other_are_computed_side_by_side(
+    function: Callable[..., Sequence[Tensor]],
+) -> None:
+    side_by_side(function)
     assert torch.get_num_threads() == 1  # and the other half has one
 
 
@@ -265,13 +271,8 @@ def what_follows_from_inputs(x: Tensor) -> list[Tensor]:
 
 @pytest.mark.usefixtures("two_threads")
 def test_what_one_half_needs_alone_is_computed_by_it() -> None:
-    assert_same(lambda: what_follows_from_inputs, (3, 4))
-    torch.set_num_threads(2)
-    recorded = Recorded(what_follows_from_inputs)
-    for _ in range(3):
-        recorded(torch.ones(3, 4))
-    assert isinstance(recorded._replay, SideBySide)
-    assert list(recorded._replay._before(torch.ones(3, 4), *recorded._constants)) == []
+    replay, constants = side_by_side(what_follows_from_inputs)
+    assert list(replay._before(torch.ones(3, 4), *constants)) == []
 
 
 @pytest.mark.usefixtures("two_threads")
