@@ -264,8 +264,7 @@ class _Remote:
         try:
             self._collector.update_policy_weights_()
         except (RuntimeError, self._ray.exceptions.RayError) as error:
-            self._await_certainty()
-            raise self._died(f"did not take new weights ({short(error)})") from error
+            raise self._unreached(error, f"did not take new weights ({short(error)})") from error
         self._learned = learned
         self.task = self._actor.next.remote()
         self.deadline = time.monotonic() + self._timeout
@@ -281,8 +280,7 @@ class _Remote:
             environment = failed.number if isinstance(failed, EnvironmentFailed) else None
             raise self._died(f"raised {short(failed)}", environment, str(error)) from error
         except self._ray.exceptions.RayError as error:
-            self._await_certainty()
-            raise self._died(f"is gone ({type(error).__name__})") from error
+            raise self._unreached(error, f"is gone ({type(error).__name__})") from error
         whose = slice(self.environments.start, self.environments.stop)
         batch = batch.transpose(0, 1)
         behind = stored - self._learned + (len(batch) - 1) / 2 * len(self.environments)
@@ -294,8 +292,11 @@ class _Remote:
                 made.append(Steps(rows(part, specs), part["next", "done"].squeeze(-1), whose, behind=behind))
         return made
 
-    def _await_certainty(self) -> None:
-        """Wait until Ray has given up an actor that it cannot reach: the next one might go to the same lost machine."""
+    def _unreached(self, error: Exception, how: str) -> WorkerDied:
+        """Say that it is gone, or where Ray still reaches it, `how` it failed.
+
+        Ray takes a while to give up an actor that it cannot reach, and might send the next to the same lost machine.
+        """
         unreached = self._ray.exceptions.ActorUnavailableError, self._ray.exceptions.GetTimeoutError
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until:
@@ -304,9 +305,10 @@ class _Remote:
             except unreached:
                 time.sleep(0.1)
             except self._ray.exceptions.RayError:
-                return
+                return self._died(f"is gone ({type(error).__name__})")
             else:
-                return
+                break
+        return self._died(how)
 
     def close(self) -> None:
         """End it whatever it does."""
