@@ -19,7 +19,7 @@ from torch import nn
 from torchrl.collectors import Collector
 
 from sac_torchrl import SAC, Direct, Env, Replay, Storage
-from sac_torchrl.actors import acting
+from sac_torchrl.agents.policies import acting
 
 TASK = "HalfCheetah-v5"
 CPU = torch.device("cpu")

@@ -25,7 +25,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
 from sac_torchrl import SAC, Async, Direct, Env, Experience, Learning, Processes, Replay, ReplayRatio, Storage
-from sac_torchrl.collectors import Collecting
+from sac_torchrl.collectors.experience import Collecting
 
 MODULE = Path(__file__).stem
 CPU = torch.device("cpu")

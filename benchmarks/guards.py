@@ -24,8 +24,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from sac_torchrl import Continuous, Env, Learner, ReplayRatio
-from sac_torchrl.packed import Packing
-from sac_torchrl.spaces import Edge
+from sac_torchrl.envs.adapter import Edge
+from sac_torchrl.replay.packing import Packing
 
 WARMUP = 300
 
@@ -99,7 +99,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     with TemporaryDirectory() as folder:
         runs = {whole: training(Path(folder) / str(whole), given.env, guarded=whole) for whole in (True, False)}
-        with patch("sac_torchrl.envs.Edge", Bare):
+        with patch("sac_torchrl.envs.config.Edge", Bare):
             next(runs[False])
         times: dict[bool, list[float]] = {True: [], False: []}
         for number in range(WARMUP + 100 + given.frames):

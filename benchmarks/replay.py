@@ -18,7 +18,7 @@ from torchrl.data import Bounded, LazyMemmapStorage, RandomSampler, TensorDictRe
 from torchrl.data.replay_buffers import RoundRobinWriter
 
 from sac_torchrl import Replay, Specs, Storage
-from sac_torchrl.replay import layout, rows
+from sac_torchrl.replay.buffer import layout, rows
 
 SPECS = Specs(Unbounded(shape=torch.Size([17])), Bounded(-1, 1, shape=torch.Size([6])))
 CPU = torch.device("cpu")

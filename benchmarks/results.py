@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sac_torchrl.plots import curve, evaluations, interval, label_axes, metric
+from sac_torchrl.runs.plots import curve, evaluations, interval, label_axes, metric
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "docs" / "results"

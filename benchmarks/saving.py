@@ -13,8 +13,8 @@ import torch
 from tensordict import TensorDict
 
 from sac_torchrl import Checkpointing, Checkpoints, Env, Replay, Storage
-from sac_torchrl.packed import Packing
-from sac_torchrl.replay import layout, row_bytes
+from sac_torchrl.replay.buffer import layout, row_bytes
+from sac_torchrl.replay.packing import Packing
 
 NEW = 1_000
 

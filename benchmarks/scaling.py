@@ -19,7 +19,7 @@ from tensordict import TensorDict
 from torchrl.data import Bounded, Unbounded
 
 from sac_torchrl import SAC, Direct, Env, Learner, Learning, Network, Precision, Replay, ReplayRatio, Specs, Storage
-from sac_torchrl.replay import layout
+from sac_torchrl.replay.buffer import layout
 
 TASK = "HalfCheetah-v5"
 SPECS = Specs(Unbounded(shape=torch.Size([17])), Bounded(-1, 1, shape=torch.Size([6])))

@@ -1,24 +1,39 @@
 """Soft Actor-Critic as a kit of TorchRL parts and two recipes."""
 
-from sac_torchrl.actors import categorical_actor, tanh_normal_actor
-from sac_torchrl.agent import Agent, Specs
-from sac_torchrl.checkpoint import Checkpointing, Checkpoints
-from sac_torchrl.collectors import Async, Direct, Experience, Processes, Ray
-from sac_torchrl.config import Continuous, Discrete, launch, open_run
-from sac_torchrl.critics import action_value_critic, state_action_critic, state_critic
-from sac_torchrl.envs import Env
+from sac_torchrl.agents.agent import Agent
+from sac_torchrl.agents.critics import action_value_critic, state_action_critic, state_critic
+from sac_torchrl.agents.crossq import CrossQ
+from sac_torchrl.agents.discrete_sac import DiscreteSAC
+from sac_torchrl.agents.droq import DroQ
+from sac_torchrl.agents.fastsac import FastSAC
+from sac_torchrl.agents.networks import Network
+from sac_torchrl.agents.normalization import normalised
+from sac_torchrl.agents.policies import categorical_actor, tanh_normal_actor
+from sac_torchrl.agents.redq import REDQ
+from sac_torchrl.agents.sac import SAC
+from sac_torchrl.agents.sac_v1 import SACv1
+from sac_torchrl.agents.simba import SimBa
+from sac_torchrl.agents.tqc import TQC
+from sac_torchrl.collectors.async_ import Async
+from sac_torchrl.collectors.direct import Direct
+from sac_torchrl.collectors.experience import Experience
+from sac_torchrl.collectors.processes import Processes
+from sac_torchrl.collectors.ray import Ray
+from sac_torchrl.config.files import open_run
+from sac_torchrl.config.launch import launch
+from sac_torchrl.config.schema import Continuous, Discrete
+from sac_torchrl.envs.config import Env
 from sac_torchrl.errors import SacError
-from sac_torchrl.evaluation import Evaluating, Evaluation, evaluate, record_video, write_evaluation
-from sac_torchrl.learner import Execution, Learner, Learning, Order, Precision
-from sac_torchrl.loggers import Logger, Progress
-from sac_torchrl.networks import Network
-from sac_torchrl.normalisation import normalised
-from sac_torchrl.offline import Offline
-from sac_torchrl.plots import curve
-from sac_torchrl.replay import Replay, Storage
-from sac_torchrl.run import Running
-from sac_torchrl.schedule import Every, ReplayRatio
-from sac_torchrl.variants import REDQ, SAC, TQC, CrossQ, DiscreteSAC, DroQ, FastSAC, SACv1, SimBa
+from sac_torchrl.learner.learner import Execution, Learner, Learning, Order, Precision
+from sac_torchrl.replay.buffer import Replay, Storage
+from sac_torchrl.replay.offline import Offline
+from sac_torchrl.runs.checkpoint import Checkpointing, Checkpoints
+from sac_torchrl.runs.evaluation import Evaluating, Evaluation, evaluate, record_video, write_evaluation
+from sac_torchrl.runs.folder import Running
+from sac_torchrl.runs.loggers import Logger, Progress
+from sac_torchrl.runs.plots import curve
+from sac_torchrl.runs.schedule import Every, ReplayRatio
+from sac_torchrl.specs import Specs
 
 __all__ = [
     "REDQ",

@@ -1,6 +1,11 @@
 """The failures a user can meet, each one line on standard error and an exit code."""
 
-from collections.abc import Iterable
+import errno
+import sys
+import textwrap
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
 
 RECOVER = (
@@ -87,3 +92,41 @@ def nearest(word: str, known: Iterable[str]) -> str:
     ranked = sorted(known, key=likeness, reverse=True)
     close = [one for one in ranked if likeness(one) > max(0.75, likeness(ranked[0]) - 0.1)]
     return f": did you mean {' or '.join(close[:3])}?" if close else "."
+
+
+def short(what: object) -> str:
+    """The text of `what` on one line that ends after 160 characters."""
+    return textwrap.shorten(str(what), 160, placeholder=" ...")
+
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """End the process as a failure asks: one line on standard error and the error's exit code.
+
+    A user's interruption exits with 130; anything unforeseen shows its traceback and exits with 70.
+    """
+    try:
+        yield
+    except SacError as error:
+        _say(f"{error.label}: {error}")
+        raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt as interruption:
+        _say("error: interrupted.")
+        raise SystemExit(130) from interruption
+    except OSError as error:
+        if error.errno not in _DISK:
+            _say(traceback.format_exc())
+            raise SystemExit(SacError.exit_code) from error
+        _say(f"error: {error.filename or 'a file of the run'}: {error.strerror}: make room, resume.")
+        raise SystemExit(DiskError.exit_code) from error
+    except Exception as error:
+        _say(traceback.format_exc())
+        raise SystemExit(SacError.exit_code) from error
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # The terminal may be closed, and the exit code still tells.
+        print(text, file=sys.stderr)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import sac_torchrl
-from sac_torchrl import snapshot
+from sac_torchrl.runs import snapshot
 
 ROOT = Path(sac_torchrl.__file__).parents[1]
 SMALL = (

@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from sac_torchrl.learner import Learner
+from sac_torchrl.learner.learner import Learner
 
 
 def train(learner: Learner, data: list[TensorDict], *, seed: int = 7) -> list[dict[str, float]]:

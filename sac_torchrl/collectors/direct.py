@@ -12,14 +12,15 @@ from torchrl.envs import EnvBase, GymWrapper
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
-from sac_torchrl import envstate, generators
-from sac_torchrl.actors import acting
+from sac_torchrl.agents.policies import acting
 from sac_torchrl.collectors.experience import Collecting, Experience, Job, Lost, Steps
-from sac_torchrl.collectors.vector import VectorCollector
+from sac_torchrl.collectors.gymnasium import VectorCollector
+from sac_torchrl.envs import generators
+from sac_torchrl.envs import state as envstate
+from sac_torchrl.envs.tensors import Simulator
 from sac_torchrl.errors import CheckpointError, EnvironmentFault
-from sac_torchrl.guards import Watch
-from sac_torchrl.replay import rows
-from sac_torchrl.simulators import Simulator
+from sac_torchrl.learner.finite import Watch
+from sac_torchrl.replay.buffer import rows
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.modules import ProbabilisticActor
 
-from sac_torchrl.agent import Specs
-from sac_torchrl.envs import Env
-from sac_torchrl.nstep import NStep
+from sac_torchrl.envs.config import Env
+from sac_torchrl.replay.n_step import NStep
+from sac_torchrl.specs import Specs
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from sac_torchrl import generators
 from sac_torchrl.collectors.direct import stepping
 from sac_torchrl.collectors.experience import Collecting, Experience, Job, Lost, Steps
-from sac_torchrl.collectors.remote import Pipelined
+from sac_torchrl.collectors.policy_workers import Pipelined
 from sac_torchrl.collectors.workers import (
     Budget,
     Worker,
@@ -28,9 +27,10 @@ from sac_torchrl.collectors.workers import (
     split,
     tell_resumed,
 )
-from sac_torchrl.envs import Env, seeds, wrapped
+from sac_torchrl.envs import generators
+from sac_torchrl.envs.config import Env, seeds, wrapped
 from sac_torchrl.errors import ConfigError, WorkerDied
-from sac_torchrl.replay import rows
+from sac_torchrl.replay.buffer import rows
 
 
 @dataclass

@@ -26,10 +26,9 @@ import numpy as np
 import torch
 
 from sac_torchrl.collectors.experience import Job
-from sac_torchrl.envs import Env, Envs, seeds
-from sac_torchrl.errors import ConfigError, EnvironmentFault, WorkerDied
-from sac_torchrl.run import STOPPING
-from sac_torchrl.spaces import short
+from sac_torchrl.envs.config import Env, Envs, seeds
+from sac_torchrl.errors import ConfigError, EnvironmentFault, WorkerDied, short
+from sac_torchrl.signals import STOPPING
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from sac_torchrl.config.schema import RECIPES, Training, choices, chosen, plan, recipe_of
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.run import CONFIG, Run
+from sac_torchrl.runs.folder import CONFIG, Run
 
 # What a resumed run may change: how long and where it goes on and what it reports, not what it learns from.
 FREE_ON_RESUME = (

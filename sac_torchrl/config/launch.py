@@ -21,8 +21,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from sac_torchrl.config.files import Layer, read
 from sac_torchrl.config.schema import T, choices, chosen, plan, recipe_of
-from sac_torchrl.errors import ConfigError, nearest
-from sac_torchrl.run import CONFIG, exit_codes
+from sac_torchrl.errors import ConfigError, exit_codes, nearest
+from sac_torchrl.runs.folder import CONFIG
 
 _PACKAGE = Path(__file__).parents[1]
 # Beside the package in a clone, inside it where it was installed from a wheel.

@@ -9,18 +9,33 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from sac_torchrl.agent import Agent, Specs
-from sac_torchrl.checkpoint import Checkpointing
-from sac_torchrl.collectors import Async, Collecting, Direct, Processes, Ray
-from sac_torchrl.envs import Env
+from sac_torchrl.agents.agent import Agent
+from sac_torchrl.agents.crossq import CrossQ
+from sac_torchrl.agents.discrete_sac import DiscreteSAC
+from sac_torchrl.agents.droq import DroQ
+from sac_torchrl.agents.fastsac import FastSAC
+from sac_torchrl.agents.normalization import normalised
+from sac_torchrl.agents.redq import REDQ
+from sac_torchrl.agents.sac import SAC
+from sac_torchrl.agents.sac_v1 import SACv1
+from sac_torchrl.agents.simba import SimBa
+from sac_torchrl.agents.tqc import TQC
+from sac_torchrl.agents.variant import Variant
+from sac_torchrl.collectors.async_ import Async
+from sac_torchrl.collectors.direct import Direct
+from sac_torchrl.collectors.experience import Collecting
+from sac_torchrl.collectors.processes import Processes
+from sac_torchrl.collectors.ray import Ray
+from sac_torchrl.envs.config import Env
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.evaluation import Evaluating
-from sac_torchrl.learner import Learning
-from sac_torchrl.normalisation import normalised
-from sac_torchrl.offline import Offline
-from sac_torchrl.replay import Replay
-from sac_torchrl.run import Running, resolve_device
-from sac_torchrl.variants import REDQ, SAC, TQC, CrossQ, DiscreteSAC, DroQ, FastSAC, SACv1, SimBa, Variant
+from sac_torchrl.learner.learner import Learning
+from sac_torchrl.replay.buffer import Replay
+from sac_torchrl.replay.offline import Offline
+from sac_torchrl.runs.checkpoint import Checkpointing
+from sac_torchrl.runs.device import resolve_device
+from sac_torchrl.runs.evaluation import Evaluating
+from sac_torchrl.runs.folder import Running
+from sac_torchrl.specs import Specs
 
 
 @dataclass

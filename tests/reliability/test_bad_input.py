@@ -29,12 +29,12 @@ from sac_torchrl import (
     evaluate,
     tanh_normal_actor,
 )
-from sac_torchrl.collectors import Collecting, Experience
-from sac_torchrl.envstate import capture, restore
+from sac_torchrl.collectors.experience import Collecting, Experience
+from sac_torchrl.envs.state import capture, restore
+from sac_torchrl.envs.tensors import Pendulum
 from sac_torchrl.errors import ConfigError, EnvironmentFault, LearnerFault
-from sac_torchrl.guards import Watch, not_finite
-from sac_torchrl.nstep import SPAN
-from sac_torchrl.simulators import Pendulum
+from sac_torchrl.learner.finite import Watch, not_finite
+from sac_torchrl.specs import SPAN
 
 pytestmark = pytest.mark.limit(300)
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import runs
 
-from sac_torchrl import snapshot
-from sac_torchrl.cli import main
+from sac_torchrl.cli.main import main
+from sac_torchrl.runs import snapshot
 
 SETTINGS = {
     "short": ("total_frames=500", "checkpoint.every=100", "env.count=2", "replay.capacity=300", *runs.SMALL),

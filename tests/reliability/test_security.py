@@ -16,9 +16,9 @@ from test_checkpoint import Trial, global_generator
 from test_resume import configuration, train
 
 import sac_torchrl
-from sac_torchrl import snapshot
-from sac_torchrl.cli import main
+from sac_torchrl.cli.main import main
 from sac_torchrl.errors import CheckpointError
+from sac_torchrl.runs import snapshot
 
 __all__ = ["global_generator"]
 pytestmark = pytest.mark.limit(300)

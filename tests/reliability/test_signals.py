@@ -14,8 +14,9 @@ import pytest
 import runs
 from test_resume import configuration, digest, global_generators, table, train
 
-from sac_torchrl import Checkpoints, Learner, evaluation, snapshot
+from sac_torchrl import Checkpoints, Learner
 from sac_torchrl.errors import Preempted
+from sac_torchrl.runs import evaluation, snapshot
 
 __all__ = ["global_generators"]
 

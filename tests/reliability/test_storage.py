@@ -14,8 +14,8 @@ import runs
 from test_checkpoint import Trial, global_generator, kill_at
 from test_resume import configuration, train
 
-from sac_torchrl import snapshot
 from sac_torchrl.errors import DiskError
+from sac_torchrl.runs import snapshot
 
 __all__ = ["global_generator"]
 pytestmark = pytest.mark.limit(300)

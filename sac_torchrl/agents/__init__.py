@@ -1,0 +1,1 @@
+"""Networks, policies, critics, losses, and one file for each variant."""

@@ -1,0 +1,48 @@
+"""What an agent is made from and what it is made of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.modules import ProbabilisticActor
+from torchrl.objectives import LossModule
+from torchrl.objectives.utils import TargetNetUpdater
+
+from sac_torchrl.agents.temperature import Temperature
+
+
+class Statistics(Protocol):
+    """Running statistics of the networks, moved by what the newest losses have seen."""
+
+    def step(self) -> None:
+        """Move them once."""
+
+
+class Observer(Protocol):
+    """Something that learns from what is collected, not from what is sampled."""
+
+    def read(self, buffer: TensorDictReplayBuffer) -> None:
+        """Take in the rows that were stored since the last call."""
+
+
+@dataclass(frozen=True)
+class Agent:
+    """An actor, the loss that trains it and the updaters of the loss's target networks, in TorchRL's types.
+
+    `targets` is empty where a variant has no target networks, `statistics` where nothing is normalised by batches.
+    `temperature` follows each update. `anew` builds the agent once more, with other initial weights.
+    """
+
+    actor: ProbabilisticActor
+    loss: LossModule
+    targets: tuple[TargetNetUpdater, ...]
+    temperature: Temperature = field(default_factory=Temperature)
+    statistics: tuple[Statistics, ...] = ()
+    observers: tuple[Observer, ...] = ()
+    anew: Callable[[], "Agent"] | None = None
+
+    def observe(self, buffer: TensorDictReplayBuffer) -> None:
+        """Let `observers` (a normaliser of observations) take in the rows that are new in `buffer`."""
+        for observer in self.observers:
+            observer.read(buffer)

@@ -1,0 +1,18 @@
+"""Dropout Q-functions."""
+
+from dataclasses import dataclass
+
+from sac_torchrl.agents.redq import REDQ
+
+
+@dataclass
+class DroQ(REDQ):
+    """Two critics, each an ensemble by dropout, and many updates a frame (Hiraoka et al. 2022, arXiv 2110.02034).
+
+    Dropout and layer norm follow every hidden linear layer of the critics, in that order, before the activation
+    (figure 2); target critics drop units too. All critics enter the target, and the actor climbs their mean.
+    """
+
+    critics: int = 2
+    dropout: float = 0.01
+    layer_norm: bool = True

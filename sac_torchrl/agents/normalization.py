@@ -1,0 +1,83 @@
+"""Observations of mean 0 and variance 1 for the networks, while the replay buffer keeps them as they came."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torchrl.data import Categorical, TensorDictReplayBuffer
+
+from sac_torchrl.agents.agent import Agent
+from sac_torchrl.errors import ConfigError
+from sac_torchrl.specs import ERROR, Specs
+
+
+class Normaliser(nn.Module):
+    """(observation - mean) / sqrt(variance + 1e-8), over all rows that were ever stored.
+
+    The statistics are buffers in float64, and change in `read` alone: evaluating and training leave them as they are.
+    """
+
+    mean: Tensor
+    var: Tensor
+    seen: Tensor
+
+    def __init__(self, features: int, *, device: torch.device) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features, dtype=torch.float64, device=device))
+        self.register_buffer("var", torch.ones(features, dtype=torch.float64, device=device))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device=device))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Normalise `(..., features)`, in the type of the observation."""
+        deviation = (self.var + 1e-8).sqrt()
+        return (observation - self.mean.to(observation.dtype)) / deviation.to(observation.dtype)
+
+    @torch.no_grad()
+    def read(self, buffer: TensorDictReplayBuffer) -> None:
+        """Take in the rows that were stored since the last call (Chan, Golub and LeVeque 1983, equation 2.1)."""
+        seen, written, capacity = int(self.seen), buffer.write_count, buffer.storage.max_size
+        if written <= seen:
+            return
+        positions = torch.arange(max(seen, written - capacity), written, device=buffer.storage.device) % capacity
+        new = buffer.storage.get(positions).get("observation").to(self.mean.device, torch.float64)
+        shift, share = new.mean(0) - self.mean, (written - seen) / written
+        inside = (1 - share) * self.var + share * new.var(0, correction=0)
+        self.var.copy_(inside + share * (1 - share) * shift**2)
+        self.mean.add_(share * shift)
+        self.seen.fill_(written)
+
+
+def normalised(agent: Agent, specs: Specs, *, device: torch.device) -> Agent:
+    """Put a `Normaliser` before the networks of an agent: before its loss, and in the actor that acts.
+
+    Raises ConfigError where states are discrete.
+    """
+    if isinstance(specs.observation, Categorical):
+        raise ConfigError("normalise=true: discrete states are no numbers to normalise; give normalise=false.")
+    normaliser = Normaliser(specs.observation.shape[-1], device=device)
+
+    given: list[TensorDictBase] = []
+
+    def normalise(loss: nn.Module, inputs: tuple[TensorDictBase, ...]) -> tuple[TensorDictBase, ...]:
+        given.append(inputs[0])
+        batch = inputs[0].copy()
+        for key in ("observation", ("next", "observation")):
+            batch.set(key, normaliser(batch.get(key)))
+        return (batch, *inputs[1:])
+
+    def hand_back(loss: nn.Module, inputs: tuple[TensorDictBase, ...], losses: TensorDictBase) -> None:
+        given.pop().set(ERROR, inputs[0].get(ERROR))
+
+    agent.loss.add_module("normaliser", normaliser)  # its buffers are saved with the loss
+    agent.loss.register_forward_pre_hook(normalise)
+    agent.loss.register_forward_hook(hand_back)
+    # The loss computes with the actor's modules on observations that are normalised already: who acts needs modules
+    # of its own, on the same parameters.
+    shared = {id(tensor): tensor for tensor in (*agent.actor.parameters(), *agent.actor.buffers())}
+    actor = copy.deepcopy(agent.actor, shared)
+    head: Any = actor.module[0]
+    head.module = nn.Sequential(normaliser, head.module)
+    return replace(agent, actor=actor, observers=(*agent.observers, normaliser))

@@ -1,0 +1,148 @@
+"""Policies as TorchRL's ProbabilisticActor: a squashed Gaussian and a categorical head on any network."""
+
+import math
+from enum import Enum
+
+import torch
+from tensordict.nn import InteractionType, TensorDictModule, TensorDictSequential
+from torch import Tensor, nn
+from torch.distributions import Categorical
+from torch.nn.functional import softplus
+from torchrl.modules import ProbabilisticActor, TanhNormal
+
+from sac_torchrl.specs import ENTROPY, Specs
+
+
+class Std(Enum):
+    """How a network's output becomes a standard deviation.
+
+    `clip`: the exponential of the output clipped to [-20, 2] (haarnoja/sac, Spinning Up, Stable-Baselines3);
+    `tanh`: the exponential of the output's tanh stretched to [-5, 2] (pytorch_sac, CleanRL), with a gradient
+    everywhere; `softplus`: softplus + 1e-5 (softlearning); `biased_softplus`: a softplus that is 1 at 0, not below
+    0.1 (TorchRL's recipe).
+    """
+
+    clip = "clip"
+    tanh = "tanh"
+    softplus = "softplus"
+    biased_softplus = "biased_softplus"
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """Map an output of any shape."""
+        match self:
+            case Std.clip:
+                return output.clamp(-20.0, 2.0).exp()
+            case Std.tanh:
+                return (-5.0 + 3.5 * (output.tanh() + 1.0)).exp()
+            case Std.softplus:
+                return softplus(output) + 1e-5
+            case Std.biased_softplus:
+                # The smallest value of TorchRL's mapping, 0.01, lies below the bound of its recipe.
+                return (softplus(output + math.log(math.expm1(0.99))) + 0.01).clamp_min(0.1)
+
+
+class NormalParameters(nn.Module):
+    """Split `(..., 2n)` into a mean and a standard deviation `(..., n)`."""
+
+    def __init__(self, std: Std = Std.clip) -> None:
+        super().__init__()
+        self.std = std
+
+    def forward(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation."""
+        mean, output = parameters.chunk(2, dim=-1)
+        return mean, self.std(output)
+
+
+class BoundedLogStd(nn.Module):
+    """Maps the second half of `(..., 2n)`, the logarithms of standard deviations, between two bounds by a tanh."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.middle, self.reach = (high + low) / 2, (high - low) / 2
+
+    def forward(self, parameters: Tensor) -> Tensor:
+        """Leave the means as they are."""
+        mean, log_std = parameters.chunk(2, -1)
+        return torch.cat([mean, self.reach * log_std.tanh() + self.middle], -1)
+
+
+class WithEntropy(nn.Module):
+    """Adds the entropy `(...)` of the categorical distribution, in nats, to its logits `(..., actions)`."""
+
+    def forward(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and entropy."""
+        entropy: Tensor = Categorical(logits=logits).entropy()  # type: ignore[no-untyped-call]  # torch leaves it so
+        return logits, entropy
+
+
+class SquashedNormal(TanhNormal):
+    """TorchRL's TanhNormal of vectors in [-1, 1], which draws and scores an action in a third of the operations."""
+
+    def rsample_and_log_prob(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+        """Actions tanh(u) `(*sample_shape, ..., n)`, u = loc + scale x noise, and their densities' logarithms.
+
+        These, `(*sample_shape, ...)`, are the sum over dimensions of log N(u) - 2 (log 2 - u - softplus(-2u)), from the
+        noise itself, which TorchRL computes again from u.
+        """
+        noise = torch.randn(torch.Size((*sample_shape, *self.loc.shape)), dtype=self.loc.dtype, device=self.loc.device)
+        u = torch.addcmul(self.loc, self.scale, noise)
+        minus = torch.add(self.scale.log(), noise.square(), alpha=0.5).sub(u + softplus(-2.0 * u), alpha=2.0)
+        constant = -(math.log(2.0 * math.pi) / 2.0 + 2.0 * math.log(2.0)) * u.shape[-1]
+        return u.tanh(), constant - minus.sum(-1)
+
+
+def tanh_normal_actor(network: nn.Module, specs: Specs, *, std: Std = Std.clip) -> ProbabilisticActor:
+    """A policy tanh(N(mean, std)) over actions `(..., n)` in [-1, 1] (Haarnoja et al. 2018b, appendix C).
+
+    `network` maps the observation to `(..., 2n)`: means, and what `std` makes standard deviations of. The plain tanh
+    reaches both bounds exactly; TorchRL's safe tanh stops 1e-6 short of them, and exists for inverting an
+    action, which SAC never does.
+    """
+    return ProbabilisticActor(
+        TensorDictModule(
+            nn.Sequential(network, NormalParameters(std)), in_keys=["observation"], out_keys=["loc", "scale"]
+        ),
+        in_keys=["loc", "scale"],
+        spec=specs.action,
+        distribution_class=SquashedNormal,
+        distribution_kwargs={"low": -1.0, "high": 1.0, "safe_tanh": False},
+        default_interaction_type=InteractionType.RANDOM,
+    )
+
+
+def categorical_actor(network: nn.Module, specs: Specs) -> ProbabilisticActor:
+    """A policy over discrete actions, int64 `(...)` (Christodoulou 2019).
+
+    `network` maps the observation to one logit an action, `(..., actions)`. With `specs.entropy` the policy tells its
+    entropy `(...)` beside each action.
+    """
+    module = TensorDictModule(network, in_keys=["observation"], out_keys=["logits"])
+    if specs.entropy:
+        network = nn.Sequential(network, WithEntropy())
+        module = TensorDictModule(network, in_keys=["observation"], out_keys=["logits", ENTROPY])
+    return ProbabilisticActor(
+        module,
+        in_keys=["logits"],
+        spec=specs.action,
+        distribution_class=Categorical,
+        default_interaction_type=InteractionType.RANDOM,
+    )
+
+
+def acting(actor: ProbabilisticActor) -> TensorDictModule:
+    """The same policy, sharing its parameters, that writes nothing but what is stored into a transition: its action."""
+    return TensorDictSequential(
+        TensorDictModule(aligned, in_keys=["observation"], out_keys=["observation"]),
+        actor,
+        selected_out_keys=[key for key in ("action", ENTROPY) if key in actor.out_keys],
+    )
+
+
+def aligned(observation: Tensor) -> Tensor:
+    """A copy in memory of torch's own.
+
+    NumPy's lies at any multiple of 16 bytes, and the last bits of a matrix product depend on where its factors lie:
+    without the copy two runs that are the same in all else may choose other actions.
+    """
+    return observation.clone()

@@ -1,0 +1,91 @@
+"""Randomized ensembled double Q-learning."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from tensordict import TensorDictBase
+from torch import nn
+from torchrl.modules import MLP
+
+from sac_torchrl.agents.agent import Agent
+from sac_torchrl.agents.ensemble import Ensemble
+from sac_torchrl.agents.losses import AlphaForm, Combine, SACv2Loss, Terms
+from sac_torchrl.agents.networks import Init, Network
+from sac_torchrl.errors import ConfigError
+from sac_torchrl.specs import Specs
+
+
+@dataclass
+class REDQ(Ensemble):
+    """Many critics, a random few of them in each target, many updates a frame (Chen et al. 2021, arXiv 2101.05982).
+
+    Of `critics` Q networks, `sampled` are drawn at every update, and the smallest of their targets enters the TD
+    target; the actor climbs the mean of all. Numbers: appendix B.1 of the paper, which uses MBPO's entropy targets:
+    Hopper -1, HalfCheetah -3, Walker2d -3, Ant -4, Humanoid -2; the initial weights are those of the authors' code.
+    Critics may have dropout and layer norm between their linear layers and activations (DroQ, RLPD).
+    """
+
+    training: ClassVar[Mapping[str, Any]] = {"replay_ratio": 20.0, "learner": {"actor_every": 20}}
+
+    network: Network = field(default_factory=lambda: Network(init=Init.xavier_uniform))
+    critics: int = 10
+    sampled: int = 2
+    alpha_form: AlphaForm = AlphaForm.log_alpha
+    dropout: float = 0.0
+    layer_norm: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.sampled <= self.critics:
+            raise ConfigError(f"variant.sampled={self.sampled}: give 1 to {self.critics}, the variant.critics.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"variant.dropout={self.dropout}: give a probability from 0 to below 1.")
+
+    def build(self, specs: Specs, *, device: torch.device) -> Agent:
+        """Build actor, critics and SubsetLoss; raises ConfigError where actions are discrete."""
+        hidden = list(self.network.hidden)
+
+        def perceptron(inputs: int, outputs: int) -> nn.Module:
+            return MLP(
+                in_features=inputs,
+                out_features=outputs,
+                num_cells=hidden,
+                activation_class=nn.ReLU,
+                dropout=self.dropout or None,
+                norm_class=nn.LayerNorm if self.layer_norm else None,
+                norm_kwargs=[{"normalized_shape": width} for width in hidden] if self.layer_norm else None,
+            )
+
+        def critic(actions: int) -> nn.Module:
+            return self.network.build(
+                specs.observation, inputs=actions, outputs=1, device=device, perceptron=perceptron
+            )
+
+        terms = Terms(actor_q=Combine.mean, alpha_form=self.alpha_form)
+        return self._build(
+            specs,
+            device,
+            actor=lambda actions: self.network.build(specs.observation, outputs=2 * actions, device=device),
+            critic=critic,
+            loss=partial(SubsetLoss, sampled=self.sampled, loss_function="l2", terms=terms),
+        )
+
+
+class SubsetLoss(SACv2Loss):
+    """SACv2Loss whose targets ask `sampled` of the target critics (algorithm 1, line 8).
+
+    They are drawn anew at every call, without replacement, from torch's global generator.
+    """
+
+    def __init__(self, *networks: Any, sampled: int, **options: Any) -> None:
+        super().__init__(*networks, **options)
+        self.sampled = sampled
+
+    def _of_target(self, parameters: TensorDictBase) -> TensorDictBase:
+        if self.sampled == self.num_qvalue_nets:
+            return parameters
+        drawn = torch.rand(self.num_qvalue_nets, device=self.log_alpha.device).topk(self.sampled).indices
+        return parameters[drawn]

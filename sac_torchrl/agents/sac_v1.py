@@ -1,0 +1,57 @@
+"""Soft Actor-Critic for continuous actions in its first version, with a state value network."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from sac_torchrl.agents.agent import Agent
+from sac_torchrl.agents.critics import state_critic
+from sac_torchrl.agents.losses import Combine, SACv1Loss
+from sac_torchrl.agents.networks import Network
+from sac_torchrl.agents.policies import Std
+from sac_torchrl.agents.variant import Variant, actor_and_critics, assemble, sized
+from sac_torchrl.specs import Specs
+
+
+@dataclass
+class SACv1(Variant):
+    """Soft Actor-Critic, first version (Haarnoja et al. 2018a, arXiv 1801.01290).
+
+    A state value network V learns the soft value that the critics give the policy's actions, and its target,
+    which moves by `tau`, is what the `critics` learn from. The temperature stays at `alpha`; rewards are multiplied
+    by `reward_scale`, which is the paper's one hyperparameter per task (5, and 20 for Humanoid). The actor follows
+    the critics combined by `actor_q`: min in the paper's text, first in haarnoja/sac. `critic_hidden` (null: as the
+    actor's) is for the critics and V, `std` is the policy's.
+    """
+
+    network: Network = field(default_factory=Network)
+    critics: int = 2
+    gamma: float = 0.99
+    tau: float = 0.005
+    alpha: float = 1.0
+    reward_scale: float = 1.0
+    actor_q: Combine = Combine.min
+    critic_hidden: list[int] | None = None
+    std: Std = Std.clip
+
+    def build(self, specs: Specs, *, device: torch.device) -> Agent:
+        """Build actor, critics, value network and SACv1Loss; raises ConfigError where actions are discrete."""
+        critic = sized(self.network, self.critic_hidden)
+        actor, critics = actor_and_critics(
+            "sac_v1",
+            specs,
+            self.critics,
+            actor=lambda actions: self.network.build(specs.observation, outputs=2 * actions, device=device),
+            critic=lambda actions: critic.build(specs.observation, inputs=actions, outputs=1, device=device),
+            std=self.std,
+        )
+        loss = SACv1Loss(
+            actor,
+            critics[0],
+            state_critic(critic.build(specs.observation, outputs=1, device=device)),
+            critics=self.critics,
+            alpha=self.alpha,
+            reward_scale=self.reward_scale,
+            actor_q=self.actor_q,
+        ).to(device)
+        return assemble(actor, loss, critics, gamma=self.gamma, tau=self.tau)

@@ -1,0 +1,79 @@
+"""Truncated quantile critics."""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.objectives import TQCLoss
+
+from sac_torchrl.agents.agent import Agent
+from sac_torchrl.agents.ensemble import Ensemble
+from sac_torchrl.agents.losses import WeighsCritics
+from sac_torchrl.agents.networks import Network
+from sac_torchrl.agents.variant import sized
+from sac_torchrl.errors import ConfigError
+from sac_torchrl.specs import Specs
+
+
+@dataclass
+class TQC(Ensemble):
+    """Critics of the return's distribution, the largest values left out (Kuznetsov et al. 2020, arXiv 2005.04269).
+
+    Each of `critics` networks, `critic_hidden`, predicts `quantiles` of them. The target is their pool without the
+    `dropped` largest for each critic, and quantile regression with a Huber loss follows it; the actor (`network`)
+    climbs the mean of all quantiles (equations 9 to 13). Numbers: table 2 of the paper, where tasks differ in
+    `dropped`: Hopper 5, HalfCheetah 0, the others 2. The targets and the actor's loss are TorchRL's.
+    """
+
+    network: Network = field(default_factory=Network)
+    critic_hidden: list[int] = field(default_factory=lambda: [512, 512, 512])
+    critics: int = 5
+    quantiles: int = 25
+    dropped: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.quantiles < 1:
+            raise ConfigError(f"variant.quantiles={self.quantiles}: give at least 1.")
+        if not 0 <= self.dropped < self.quantiles:
+            raise ConfigError(f"variant.dropped={self.dropped}: give 0 to below {self.quantiles}, variant.quantiles.")
+
+    def build(self, specs: Specs, *, device: torch.device) -> Agent:
+        """Build actor, critics and TruncatedLoss; raises ConfigError where actions are discrete."""
+        critic = sized(self.network, self.critic_hidden)
+        return self._build(
+            specs,
+            device,
+            actor=lambda actions: self.network.build(specs.observation, outputs=2 * actions, device=device),
+            critic=lambda actions: critic.build(
+                specs.observation, inputs=actions, outputs=self.quantiles, device=device
+            ),
+            loss=partial(TruncatedLoss, top_quantiles_to_drop_per_net=self.dropped),
+        )
+
+
+class TruncatedLoss(WeighsCritics, TQCLoss):
+    """TQCLoss whose weights of prioritised rows are the critics' alone, with half the passes over its errors."""
+
+    def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum over critics of the mean quantile Huber loss, and each row's largest mean error, `(batch,)`."""
+        target = self.compute_target(tensordict)
+        asked = self._vmap_qnetworkN0(
+            tensordict.select(*self.qvalue_network.in_keys, strict=False), self.qvalue_network_params
+        )
+        quantiles = asked.get(self.tensor_keys.state_action_value)
+        count = quantiles.shape[-1]
+        fractions = ((torch.arange(count, device=quantiles.device, dtype=quantiles.dtype) + 0.5) / count).unsqueeze(-1)
+        # Of every predicted quantile from every target: (critics, batch, quantiles, targets).
+        error = target.unsqueeze(-2) - quantiles.unsqueeze(-1)
+        # Huber's function is the largest of all c u - c^2 / 2 with c in [-1, 1]. With the best c held fixed, value and
+        # gradient are its own.
+        with torch.no_grad():
+            slope = error.clamp(-1, 1)
+            pull = torch.where(error < 0, 1 - fractions, fractions) * slope
+        loss = (pull * torch.sub(error, slope, alpha=0.5)).mean((-1, -2)).sum(0)
+        weights = self._maybe_get_priority_weight(tensordict)
+        reduced: Tensor = self._reduce_loss(loss, tensordict=tensordict, weights=weights)
+        return reduced, {"td_error": error.detach().abs().mean((-1, -2)).amax(0)}

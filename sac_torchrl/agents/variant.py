@@ -1,0 +1,126 @@
+"""What every member of the SAC family shares: the plan it is, and how its agent is put together."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+from torchrl.data import Categorical
+from torchrl.modules import ProbabilisticActor, ValueOperator
+from torchrl.objectives import HardUpdate, LossModule, SoftUpdate, ValueEstimators
+
+from sac_torchrl.agents.agent import Agent, Statistics
+from sac_torchrl.agents.critics import state_action_critic
+from sac_torchrl.agents.networks import Network
+from sac_torchrl.agents.policies import Std, tanh_normal_actor
+from sac_torchrl.errors import ConfigError
+from sac_torchrl.specs import ENTROPY, SPAN, WEIGHT, Specs
+
+_ABOVE_0 = ("above 0", lambda value: 0 < value < math.inf)
+_WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of a field with this name, in any variant
+    "critics": ("at least 1", lambda value: value >= 1),
+    "gamma": ("from 0 to 1", lambda value: 0 <= value <= 1),
+    "tau": ("above 0, at most 1", lambda value: 0 < value <= 1),
+    "critic_hidden": ("every width above 0", lambda value: all(width > 0 for width in value)),
+    **dict.fromkeys(("alpha", "reward_scale", "critic_loss_scale", "q_clip"), _ABOVE_0),
+}
+
+
+@dataclass
+class Variant(ABC):
+    """What `variant=NAME` chooses.
+
+    With it come the recipe's settings in `training`, where run, preset and command line set nothing else.
+    """
+
+    training: ClassVar[Mapping[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        """Raise one ConfigError for everything that is wrong with the fields that variants share."""
+        values = {name: getattr(self, name, None) for name in _WANTED}
+        wrong = [
+            f"variant.{name}={value}: {_WANTED[name][0]}"
+            for name, value in values.items()
+            if value is not None and not _WANTED[name][1](value)
+        ]
+        if wrong:
+            raise ConfigError("; ".join(wrong) + ".")
+
+    @property
+    @abstractmethod
+    def gamma(self) -> float:
+        """The discount, a field of every variant."""
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether the loss asks for the entropy of the policy that collected a row."""
+        return False
+
+    @abstractmethod
+    def build(self, specs: Specs, *, device: torch.device) -> Agent:
+        """Build the agent on `device`; draws the initial weights from torch's global generator."""
+
+
+def actor_and_critics(
+    name: str,
+    specs: Specs,
+    critics: int,
+    *,
+    actor: Callable[[int], nn.Module],
+    critic: Callable[[int], nn.Module],
+    std: Std = Std.clip,
+) -> tuple[ProbabilisticActor, list[ValueOperator]]:
+    """Build the policy and so many critics of variant `name`, which is for continuous actions.
+
+    `actor` and `critic` build their networks from the number of action dimensions. Raises ConfigError where actions
+    are discrete.
+    """
+    if isinstance(specs.action, Categorical):
+        raise ConfigError(
+            f"variant={name} needs continuous actions, and this environment has {specs.action.space.n} discrete ones: "
+            "use recipes/discrete.py."
+        )
+    dimensions = specs.action.shape[-1]
+    return (
+        tanh_normal_actor(actor(dimensions), specs, std=std),
+        [state_action_critic(critic(dimensions)) for _ in range(critics)],
+    )
+
+
+def assemble(
+    actor: ProbabilisticActor,
+    loss: LossModule,
+    critics: list[ValueOperator],
+    *,
+    gamma: float,
+    tau: float | None,
+    statistics: tuple[Statistics, ...] = (),
+) -> Agent:
+    """Give the loss the critics' own weights, the discount of its TD(0) targets, and target networks that follow.
+
+    Without `tau` there are none. With a `tau` of 1 they are copies: after each update, or each `learner.target_every`
+    of them.
+    """
+    # TorchRL draws the weights of a critic that it copies anew, and would not train the only one of a list.
+    with torch.no_grad():
+        for name, stacked in loss.qvalue_network_params.flatten_keys(".").items():
+            if isinstance(stacked, Parameter):
+                stacked.copy_(torch.stack([critic.get_parameter(name) for critic in critics]))
+    loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
+    # A learner hands on what a loss asks for: TorchRL's reads these where rows span several frames or are prioritised,
+    # and ours the entropy.
+    loss.in_keys = [*loss.in_keys, SPAN, WEIGHT, ENTROPY]
+    if tau is None:
+        return Agent(actor, loss, (), statistics=statistics)
+    # An interval of 0 copies at every step.
+    target = HardUpdate(loss, value_network_update_interval=0) if tau == 1 else SoftUpdate(loss, tau=tau)
+    return Agent(actor, loss, (target,), statistics=statistics)
+
+
+def sized(network: Network, hidden: list[int] | None) -> Network:
+    """The same network with other hidden layers, where any are given."""
+    return network if hidden is None else replace(network, hidden=list(hidden))

@@ -1,0 +1,169 @@
+"""The command `sac-torchrl`: train, resume, evaluate, verify and plot runs; look at environments and the machine."""
+
+import argparse
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from sac_torchrl.cli.doctor import diagnose
+from sac_torchrl.config.files import load
+from sac_torchrl.config.launch import SHIPPED, assignment
+from sac_torchrl.config.schema import RECIPES, recipe_of
+from sac_torchrl.envs.check import Kind, examine
+from sac_torchrl.envs.config import Env
+from sac_torchrl.errors import CheckpointError, ConfigError, exit_codes, nearest
+from sac_torchrl.runs import snapshot
+from sac_torchrl.runs.device import resolve_device
+from sac_torchrl.runs.evaluation import evaluate, record_video, write_evaluation
+from sac_torchrl.runs.plots import curve
+from sac_torchrl.runs.seeds import Seeds
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. `{self.prog} --help` shows what to give.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ends the process with the exit codes of `errors` where it fails."""
+    with exit_codes():
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        parser, commands = _parser()
+        if words and not words[0].startswith("-") and words[0] not in commands:
+            raise ConfigError(
+                f"unknown command {words[0]}{nearest(words[0], commands)} There are {', '.join(commands)}."
+            )
+        given = parser.parse_args(words)
+        given.run(given)
+
+
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    parser = _Parser(prog="sac-torchrl", description="Soft Actor-Critic from TorchRL parts.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    names: list[str] = []
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        names.append(name)
+        one = commands.add_parser(name, help=text, description=text)
+        one.set_defaults(run=run)
+        return one
+
+    train = command("train", _train, f"train with a recipe: {', '.join(RECIPES)}, or a file of your own")
+    train.add_argument("recipe", metavar="RECIPE")
+    resume = command("resume", _resume, "go on with a run from its newest checkpoint")
+    resume.add_argument("folder", metavar="FOLDER", type=Path)
+    for one in (train, resume):
+        one.add_argument(
+            "settings", metavar="KEY=VALUE", nargs=argparse.REMAINDER, help="settings and flags of the recipe"
+        )
+    look = command("evaluate", _evaluate, "play episodes with a run's newest checkpoint; write evaluation.json")
+    look.add_argument("folder", metavar="FOLDER", type=Path)
+    look.add_argument("--episodes", metavar="N", type=int, help="how many; by default as many as in training")
+    look.add_argument("--video", action="store_true", help="film one more episode into FOLDER/videos/")
+    look.add_argument(
+        "--plugin", metavar="MODULE", action="append", default=[], help="import a module with environments"
+    )
+    sound = command("verify", _verify, "check every byte of a run's checkpoints")
+    sound.add_argument("folder", metavar="FOLDER", type=Path)
+    sound.add_argument(
+        "--digest", action="store_true", help="show what each holds as one SHA-256: the same for the same run"
+    )
+    check = command("check-env", _check_env, "play with an environment and tell what is wrong with it")
+    check.add_argument("id", metavar="ID", help="as in env.id=ID")
+    check.add_argument(
+        "--plugin", metavar="MODULE", action="append", default=[], help="import a module with environments"
+    )
+    command("doctor", _doctor, "show what works on this machine, and what to install for the rest")
+    plot = command("plot", _plot, "draw the learning curve of a run, or the mean curve of several")
+    plot.add_argument("folders", metavar="FOLDER", type=Path, nargs="+")
+    plot.add_argument("--output", metavar="PATH", type=Path, help="by default curve.png, in a single run's folder")
+    return parser, names
+
+
+def _train(given: argparse.Namespace) -> None:
+    recipe: str = given.recipe
+    path = SHIPPED / f"{recipe}.py" if recipe in RECIPES else Path(recipe)
+    if not path.is_file():
+        known = " or ".join(RECIPES)
+        raise ConfigError(f"no recipe {recipe}{nearest(recipe, RECIPES)} Give {known}, or a Python file's path.")
+    _run_recipe(path, given.settings)
+
+
+def _resume(given: argparse.Namespace) -> None:
+    recipe = recipe_of(type(load(given.folder)))
+    folder = assignment("run.folder", str(given.folder))
+    _run_recipe(SHIPPED / f"{recipe}.py", [folder, *given.settings])
+
+
+def _run_recipe(path: Path, settings: list[str]) -> None:
+    sys.argv = [str(path), *settings]
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def _evaluate(given: argparse.Namespace) -> None:
+    folder: Path = given.folder
+    config = load(folder, plugins=given.plugin)
+    episodes = config.evaluate.episodes if given.episodes is None else given.episodes
+    if episodes < 1:
+        raise ConfigError(f"--episodes {episodes}: give 1 or more.")
+    specs = config.specs()
+    saved = next(snapshot.intact(folder / "checkpoints"), None)
+    if saved is None:
+        raise CheckpointError(f"{folder} holds no checkpoint yet: let the run go on until it has saved one.")
+    agent = config.agent(specs, device=resolve_device(config.device))
+    config.learner.build(agent).load_state_dict(saved.state["parts"]["learner"])
+    # The seed and the number of environments of the recipes: the last evaluation of a run comes out again.
+    seed = Seeds.derive(config.seed).evaluation + saved.frames
+    env = config.env.build(seed=seed, count=episodes)
+    try:
+        evaluation = evaluate(agent.actor, env, episodes=episodes, seed=seed)
+    finally:
+        env.close()
+    path = folder / "evaluation.json"
+    write_evaluation(evaluation, path, env=config.env.id, frames=saved.frames, seed=config.seed)
+    print(path.read_text(), end="")
+    if given.video:
+        print(record_video(agent.actor, config.env, folder / "videos" / f"{saved.frames}.mp4", seed=seed))
+
+
+def _verify(given: argparse.Namespace) -> None:
+    folder: Path = given.folder / "checkpoints"
+    found = snapshot.frames_in(folder)
+    if not found:
+        raise CheckpointError(f"{given.folder} holds no checkpoint.")
+    damages: list[str] = []
+    for frames in found:
+        try:
+            one = snapshot.verify(folder / str(frames))
+        except CheckpointError as error:
+            damages.append(str(error))
+            print(f"{frames} damaged: {error}")
+        else:
+            print(f"{frames} intact", *([snapshot.digest(folder, one)] if given.digest else []))
+    if damages:
+        raise CheckpointError(
+            f"{len(damages)} of {len(found)} checkpoints are damaged ({damages[0]}): "
+            + ("resuming takes the newest intact one." if len(damages) < len(found) else "bring back a copy of one.")
+        )
+
+
+def _check_env(given: argparse.Namespace) -> None:
+    fatal = ""
+    for finding in examine(Env(given.id, plugins=given.plugin)):
+        print(f"{finding.kind.value:8}{finding.text}")
+        fatal = fatal or (finding.text if finding.kind is Kind.fault else "")
+    if fatal:
+        raise ConfigError(f"{given.id} cannot be trained on: {fatal}")
+
+
+def _doctor(given: argparse.Namespace) -> None:
+    for line in diagnose():
+        print(line)
+
+
+def _plot(given: argparse.Namespace) -> None:
+    folders: list[Path] = given.folders
+    alone = Path("curve.png") if len(folders) > 1 else folders[0] / "curve.png"
+    print(curve(folders, given.output or alone))

@@ -1,0 +1,69 @@
+"""TorchRL's Collector with a shorter way through a policy and a Gymnasium vector environment."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.collectors import Collector
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from sac_torchrl.learner.capture import Recorded
+from sac_torchrl.replay.packing import unchecked
+
+
+class VectorCollector(Collector):
+    """Collects the transitions that `Collector` collects, bit for bit, in less than half the time.
+
+    The policy is recorded once and replayed, and a step of the environments is one call of Gymnasium instead of four
+    layers of TensorDicts. For a `GymWrapper` around a vector environment without autoreset, on the CPU.
+    """
+
+    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, **options: Any) -> None:
+        super().__init__(env, policy, **options)
+        self._vector: Any = env._env  # TorchRL's wrapper has no public name for what it wraps
+        self._policy = policy
+        self._act = Recorded(self._choose)
+
+    def iterator(self) -> Iterator[TensorDictBase]:
+        """Yield transitions without end; each batch has tensors of its own, so that none need be copied."""
+        while True:
+            transitions = self.rollout()
+            self._frames += transitions.numel()
+            yield transitions
+
+    @torch.no_grad()
+    def rollout(self) -> TensorDictBase:
+        """Step every environment once: transitions `(count,)`; the finished environments are reset behind them."""
+        observation = self._carrier.get("observation")
+        if self._should_use_random_frames():
+            chosen = {"action": self.env.rand_action(TensorDict(batch_size=self.env.batch_size)).get("action")}
+        else:
+            chosen = dict(zip(self._policy.out_keys, self._act(observation), strict=True))
+        seen, reward, terminated, truncated, _ = self._vector.step(chosen["action"].numpy())
+        done = terminated | truncated
+        following = torch.from_numpy(seen)
+        transitions = {
+            "observation": observation,
+            **chosen,
+            "next": {
+                "observation": following,
+                "reward": torch.from_numpy(reward.astype(np.float32)[:, None]),
+                "terminated": torch.from_numpy(terminated[:, None]),
+                "done": torch.from_numpy(done[:, None]),
+            },
+        }
+        if done.any():
+            following = torch.from_numpy(self._vector.reset(options={"reset_mask": done})[0])
+        self._carrier.set("observation", following)
+        return unchecked(transitions, len(done))
+
+    def _choose(self, observation: Tensor) -> list[Tensor]:
+        seen = TensorDict({"observation": observation}, batch_size=self.env.batch_size)
+        with set_exploration_type(ExplorationType.RANDOM):
+            acted = self._policy(seen)
+        return [acted.get(key) for key in self._policy.out_keys]

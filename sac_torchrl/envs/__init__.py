@@ -1,0 +1,1 @@
+"""Environments, and the adapter between their spaces and the agent's."""

@@ -1,0 +1,199 @@
+"""What is wrong with an environment, found by playing with it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from sac_torchrl.envs.config import Env
+from sac_torchrl.envs.state import Uncapturable, capture, restore
+from sac_torchrl.errors import ConfigError, EnvironmentFault, short
+
+FRAMES = 10_000
+EPISODES = 3
+REPEATED = 300
+LARGE = 100.0  # numbers that a network takes as they are lie around 1
+
+
+class Kind(Enum):
+    """Whether a finding only tells, warns, or says that the environment cannot be trained on."""
+
+    note = "note"
+    warning = "warning"
+    fault = "fault"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line about an environment."""
+
+    kind: Kind
+    text: str
+
+
+class _Seen(gym.Wrapper[Any, Any, Any, Any]):
+    """Keeps what the environment itself observed last."""
+
+    observation: Any = None
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        result = self.env.reset(**options)
+        self.observation = result[0]
+        return result
+
+    def step(self, action: Any) -> Any:
+        result = self.env.step(action)
+        self.observation = result[0]
+        return result
+
+
+def examine(plan: Env) -> Iterator[Finding]:
+    """Open the environments of `plan`, play with random actions, and tell what is found, as it is found."""
+    try:
+        specs = plan.specs()
+        edge: Any = None if plan.in_one else plan.open()
+    except ConfigError as error:
+        yield Finding(Kind.fault, str(error))
+        return
+    if edge is None:
+        yield Finding(Kind.note, f"{plan.id} steps all its environments at once: there is none to look at alone")
+        return
+    yield Finding(Kind.note, f"observes {short(edge.env.observation_space)}, acts in {short(edge.env.action_space)}")
+    yield Finding(
+        Kind.note,
+        f"the agent observes {specs.observation.dtype} {tuple(specs.observation.shape)} and chooses "
+        f"{specs.action.dtype} {tuple(specs.action.shape)}",
+    )
+    try:
+        yield from _play(edge)
+        yield from _repeat(plan)
+        yield from _resume(plan)
+    except EnvironmentFault as fault:
+        yield Finding(Kind.fault, str(fault).partition("`sac-torchrl check-env")[0].strip())
+    finally:
+        edge.close()
+
+
+def _play(edge: Any) -> Iterator[Finding]:
+    """Random actions until a few episodes are over."""
+    edge.env = seen = _Seen(edge.env)
+    space, strange = seen.observation_space, False
+    edge.action_space.seed(0)
+    edge.reset(seed=0)
+    lengths, length = list[int](), 0
+    rewards, largest = set[float](), np.zeros(edge.observation_space.shape)
+    for _ in range(FRAMES):
+        if not strange and (what := _outside(space, seen.observation)):
+            strange = True
+            yield Finding(Kind.warning, what)
+        observation, reward, terminated, truncated, _ = edge.step(edge.action_space.sample())
+        rewards.add(reward)
+        largest = np.maximum(largest, np.abs(observation))
+        length += 1
+        if terminated or truncated:
+            lengths.append(length)
+            length = 0
+            if len(lengths) == EPISODES:
+                break
+            edge.reset()
+    if lengths:
+        yield Finding(Kind.note, f"{len(lengths)} episodes of random actions took {lengths} frames")
+    elif edge.spec is not None and edge.spec.max_episode_steps:
+        yield Finding(Kind.note, f"no episode ended in {FRAMES:,} frames; the limit is {edge.spec.max_episode_steps:,}")
+    else:
+        yield Finding(
+            Kind.fault,
+            f"no episode ended in {FRAMES:,} frames and there is no time limit: set env.max_episode_steps, or register "
+            "it with one",
+        )
+    if len(rewards) == 1:
+        yield Finding(
+            Kind.note,
+            f"the reward was {rewards.pop():g} in every frame: only when episodes end tells one action from another",
+        )
+    if largest.ndim and largest.max() > LARGE:
+        yield Finding(
+            Kind.note,
+            f"observes up to {largest.max():.3g} at index {largest.argmax()}: try normalise=true, or scale it",
+        )
+
+
+def _outside(space: Any, observation: Any) -> str:
+    if space.contains(observation):
+        return ""
+    array = np.asarray(observation)
+    if array.shape != space.shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
+        return f"observes {array.dtype} {array.shape} and its space says {space.dtype} {space.shape}"
+    if array.dtype != space.dtype and space.contains(array.astype(space.dtype)):
+        return f"observes {array.dtype} and its space says {space.dtype}; the agent sees float32"
+    return f"observes {short(repr(observation))}, which is outside of its space {short(space)}"
+
+
+def _repeat(plan: Env) -> Iterator[Finding]:
+    """The same seed and actions twice, and once more where another episode was played before."""
+    first, second, third = (_trajectory(plan, seed=1, used=used) for used in (False, False, True))
+    if first != second:
+        yield Finding(
+            Kind.warning,
+            "the same seed and actions give another episode: draw from self.np_random, which reset(seed=...) seeds; "
+            "runs cannot be repeated",
+        )
+    elif first != third:
+        yield Finding(
+            Kind.warning,
+            "an episode depends on what was played before it: have reset(seed=...) put everything back",
+        )
+
+
+def _trajectory(plan: Env, *, seed: int, used: bool) -> list[Any]:
+    env: Any = plan.open()
+    try:
+        if used:
+            env.reset(seed=seed + 1)
+            for _ in range(REPEATED // 10):
+                if any(env.step(env.action_space.sample())[2:4]):
+                    break
+        env.action_space.seed(seed)
+        seen = [env.reset(seed=seed)[0]]
+        for _ in range(REPEATED):
+            observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            seen += [observation, reward, terminated, truncated]
+            if terminated or truncated:
+                seen.append(env.reset()[0])
+    finally:
+        env.close()
+    return [np.asarray(value).tobytes() for value in seen]
+
+
+def _resume(plan: Env) -> Iterator[Finding]:
+    """The state in the middle of an episode, put into another instance."""
+    env, other = (plan.build(seed=seed, count=1) for seed in (2, 3))
+    try:
+        other.reset()
+        root = env.rand_step(env.reset())
+        root = env.step_mdp(root)
+        restore(other, capture(env))
+        for _ in range(50):
+            env.rand_action(root)
+            steps = [one.step(root.clone()) for one in (env, other)]
+            if not all((steps[0]["next", key] == steps[1]["next", key]).all() for key in ("observation", "reward")):
+                yield Finding(
+                    Kind.warning, "a resumed episode goes on differently: give it state_dict and load_state_dict"
+                )
+                return
+            if steps[0]["next", "done"].any():
+                break
+            root = env.step_mdp(steps[0])
+    except Uncapturable as why:
+        yield Finding(
+            Kind.note,
+            f"episodes are cut at every checkpoint, because {why}; give the environment state_dict and load_state_dict",
+        )
+    else:
+        yield Finding(Kind.note, "a resumed run goes on in the middle of its episodes")
+    finally:
+        env.close()
+        other.close()

@@ -1,0 +1,23 @@
+"""Remarks of simulators that a run does not show."""
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet(*, mujoco: bool) -> Iterator[None]:
+    """Drops remarks about ids, spaces and model files, which MuJoCo also writes to a file in this folder."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\x1b\[33mWARN: ")
+        if not mujoco or importlib.util.find_spec("mujoco") is None:
+            yield
+            return
+        engine = importlib.import_module("mujoco")
+        said = engine.get_mju_user_warning()
+        engine.set_mju_user_warning(lambda message: None)
+        try:
+            yield
+        finally:
+            engine.set_mju_user_warning(said)

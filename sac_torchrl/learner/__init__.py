@@ -1,0 +1,1 @@
+"""The update: losses, gradients, optimizers, target networks; eager, compiled or captured."""

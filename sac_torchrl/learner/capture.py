@@ -1,0 +1,167 @@
+"""Recording a function of tensors as a flat list of tensor operations, to be replayed without its overhead."""
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.jit._fuser import optimized_execution
+
+from sac_torchrl.errors import short
+from sac_torchrl.learner.passes import (
+    Parts,
+    compute_once,
+    cut,
+    fold,
+    hoist,
+    keep_all,
+    reuse,
+    simplify,
+    turn,
+    write_into_stacks,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Recorded:
+    """Calls `function` as it is at first, records the second call while it is made, and replays that from then on.
+
+    `function` takes and returns tensors, of the same shapes each time. It may read others, draw random numbers, and
+    change tensors in place, which have to keep their memory; what the first call makes, such as an optimizer's state,
+    is there for the second. Nothing is computed otherwise than `function` does, only what it computes twice is computed
+    once: results are equal bit for bit. With `compiled` the recording is replayed by torch.compile, equal to rounding.
+    """
+
+    def __init__(self, function: Callable[..., Sequence[Tensor]], *, compiled: bool = False) -> None:
+        self._function = function
+        self._compiled = compiled
+        self._called = False
+        self._replay: Callable[..., Sequence[Tensor]] | None = None
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Call, record or replay the function."""
+        if self._replay is not None:
+            # Optimized, TorchScript would compute some results otherwise.
+            with torch.inference_mode(), optimized_execution(False):
+                return self._replay(*inputs, *self._constants)[: self._results]
+        if self._called:
+            return self._record(inputs)
+        self._called = True
+        return self._function(*inputs)
+
+    def _record(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        results: list[Tensor] = []
+
+        def watched(*inputs: Tensor) -> tuple[Tensor, ...]:
+            results[:] = self._function(*inputs)
+            return tuple(results)
+
+        recording = make_fx(watched)(*inputs)
+        graph = recording.graph
+        simplify(graph)
+        compute_once(graph, recording)
+        fold(graph, recording)
+        if not self._compiled:
+            turn(graph)
+            simplify(graph)
+            reuse(graph, recording)
+            write_into_stacks(graph)
+        self._constants, self._results = hoist(graph, recording), len(results)
+        whole = fx.GraphModule(torch.nn.Module(), graph)
+        self._replay = whole.forward
+        if self._compiled:
+            # Inductor has a random number generator of its own; these are to be torch's draws.
+            self._replay = torch.compile(self._replay, options={"fallback_random": True})
+        elif inputs[0].is_cpu and keep_all(graph):
+            parts = cut(graph) if torch.get_num_threads() > 1 else None
+            self._replay = _scripted(whole) if parts is None else SideBySide(parts)
+        return results
+
+
+class SideBySide:
+    """Computes the halves of a recording in two threads, with half of PyTorch's threads each.
+
+    A matrix product of some hundred rows is over too soon to be worth the meeting of two threads at its end; here they
+    meet once. TorchScript leaves Python's lock alone. The calling thread keeps its half of PyTorch's threads for what
+    it does in between: more of OpenMP's, which spin for a while, would take their cores from the other half.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        threads = torch.get_num_threads()
+        self._threads = threads - threads // 2, threads // 2
+        self._before = _scripted(parts.before)
+        self._halves = [_scripted(half) for half in parts.halves]
+        self._places = parts.places
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Compute all results from the inputs of the recording."""
+        torch.set_num_threads(self._threads[0])
+        given = [*inputs, *self._before(*inputs)]
+        second = _second_thread().submit(self._half, 1, given)
+        found = given, self._half(0, given), second.result()
+        return [found[part][place] for part, place in self._places]
+
+    def _half(self, number: int, given: Sequence[Tensor]) -> Sequence[Tensor]:
+        torch.set_num_threads(self._threads[number])  # of this thread
+        with torch.inference_mode(), optimized_execution(False):
+            return self._halves[number](*given)
+
+
+@cache
+def _second_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "second half of an update")
+
+
+class CudaGraph:
+    """Calls `function` as it is for the first `WARM_UP` times, and then replays it as one CUDA graph.
+
+    `function` takes and returns tensors on the GPU and may change others in place, which have to keep their memory.
+    The results are copies. Nothing waits for the GPU, but once, before the capture.
+    """
+
+    WARM_UP = 3  # an optimizer makes its state at its first step, and a library its handles
+
+    def __init__(self, function: Callable[..., Sequence[Tensor]]) -> None:
+        self._function = function
+        self._calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Call or replay the function with tensors of the same shapes each time."""
+        self._calls += 1
+        if self._calls <= self.WARM_UP:
+            return self._function(*inputs)
+        if self._graph is None:
+            self._inputs = [tensor.clone() for tensor in inputs]
+            self._graph = torch.cuda.CUDAGraph()
+            # A capture runs nothing: what it records is done for the first time by the replay below.
+            with torch.cuda.graph(self._graph):
+                self._outputs = self._function(*self._inputs)
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
+        self._graph.replay()
+        return [tensor.clone() for tensor in self._outputs]
+
+
+def _scripted(module: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
+    """Have TorchScript call the operations of `module`, which takes it less time than Python, if it knows them all."""
+    for node in module.graph.nodes:
+        if isinstance(node.target, OpOverload):
+            # It finds the same overload again by the types of the arguments.
+            node.target = node.target.overloadpacket
+    module.recompile()
+    with warnings.catch_warnings():
+        # Deprecated, and yet nothing else calls torch's operations one by one without Python.
+        warnings.filterwarnings("ignore", "`torch.jit|The TorchScript type system")
+        try:
+            script: Callable[..., Sequence[Tensor]] = torch.jit.script(module).forward
+        except RuntimeError as error:
+            log.debug("a recording is replayed by Python: TorchScript does not take it (%s)", short(error))
+            return module.forward
+    return script

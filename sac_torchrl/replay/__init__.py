@@ -1,0 +1,1 @@
+"""The replay buffer: packed, n-step, prioritized and offline rows."""

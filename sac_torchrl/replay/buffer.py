@@ -1,0 +1,224 @@
+"""The replay buffer: which rows it holds, what they cost, and where they live."""
+
+import logging
+import math
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.data import Categorical, LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
+from torchrl.data.replay_buffers import RoundRobinWriter
+from torchrl.data.replay_buffers.samplers import Sampler
+
+from sac_torchrl.errors import ConfigError, DiskError, short
+from sac_torchrl.replay.packing import Layout, PackedMemmapStorage, PackedReplayBuffer, PackedTensorStorage, Packing
+from sac_torchrl.replay.prioritized import PrioritisedReplayBuffer, prioritised_sampler
+from sac_torchrl.specs import ENTROPY, SPAN, Specs
+
+log = logging.getLogger(__name__)
+
+
+class Storage(Enum):
+    """Where rows live: files in the run folder, main memory, or the memory of the training device."""
+
+    disk = "disk"
+    ram = "ram"
+    device = "device"
+
+
+@dataclass
+class Replay:
+    """A ring of the newest `capacity` transitions, sampled with replacement.
+
+    Rows are drawn uniformly or, where `prioritised`, in proportion to their TD error to the power of
+    `priority_exponent`, and then weigh in the critics' loss by their priority to the power of minus
+    `weight_exponent` (Schaul et al. 2016, arXiv 1511.05952: 0.6 and 0.4, of which the latter rises to 1 there).
+    """
+
+    capacity: int = 1_000_000
+    storage: Storage = Storage.disk
+    prioritised: bool = False
+    priority_exponent: float = 0.6
+    weight_exponent: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1:
+            raise ConfigError(f"replay.capacity={self.capacity} holds no transition: set it to at least 1.")
+        for name in ("priority_exponent", "weight_exponent"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"replay.{name}={getattr(self, name)}: give a number from 0 to 1.")
+
+    def build(
+        self, folder: Path, specs: Specs, *, rows: int, batch_size: int, seed: int, device: torch.device
+    ) -> TensorDictReplayBuffer:
+        """An empty buffer of `min(capacity, rows)` rows whose samples are on `device`.
+
+        `folder` is used for `disk` only, and is scratch: replay files found there are removed, because a
+        resumed run refills the buffer from its checkpoint. Raises `ConfigError` or `DiskError` before
+        anything is allocated if the rows do not fit.
+        """
+        if batch_size > self.capacity:
+            raise ConfigError(
+                f"batch_size={batch_size} is larger than replay.capacity={self.capacity}: change one of them."
+            )
+        size = min(self.capacity, rows)
+        place = device if self.storage is Storage.device else torch.device("cpu")
+        sampler: Sampler = RandomSampler()
+        if self.prioritised:
+            sampler = prioritised_sampler(
+                size, exponent=self.priority_exponent, correction=self.weight_exponent, device=place
+            )
+        if self.storage is Storage.disk:
+            _clear(folder)
+            _check_disk(folder, size * row_bytes(specs), rows=size)
+            storage: LazyTensorStorage = PackedMemmapStorage(size, layout(specs), scratch_dir=folder, compilable=True)
+        else:
+            _check_memory(place, size * row_bytes(specs), rows=size, storage=self.storage)
+            storage = PackedTensorStorage(size, layout(specs), device=place, compilable=True)
+        buffer = (PrioritisedReplayBuffer if self.prioritised else PackedReplayBuffer)(
+            storage=storage,
+            sampler=sampler,
+            # TorchRL's default writer wants a column for every row's index; `sample` adds it anyway.
+            # `compilable` counts in plain integers instead of ones that processes share.
+            writer=RoundRobinWriter(compilable=True),
+            batch_size=batch_size,
+            # RandomSampler draws on the storage's device and needs a generator of that device.
+            generator=torch.Generator(device=place).manual_seed(seed),
+        )
+        # A lazy storage takes its columns from the first row it sees: give it one of the right schema.
+        first = Packing(layout(specs)).unpack(torch.zeros(1, row_bytes(specs), dtype=torch.uint8))
+        if self.storage is Storage.disk:
+            try:
+                buffer.extend(first)
+            except RuntimeError as error:  # so PyTorch tells of a file that it cannot make as large
+                raise DiskError(f"cannot make the replay rows in {folder}: {short(error)}.") from error
+            _reserve(folder)
+        else:
+            buffer.extend(first)
+        buffer.empty()
+        if place.type != device.type:
+            buffer.append_transform(lambda batch: batch.to(device, non_blocking=True))
+        return buffer
+
+
+def layout(specs: Specs) -> Layout:
+    """The columns of a row, by nested key: dtype and shape.
+
+    `("next", "done")` is not among them: TorchRL's TD(0) target reads `terminated` alone.
+    """
+    observation = (specs.observation.dtype, specs.observation.shape)
+    span: Layout = {(SPAN,): (torch.int32, torch.Size([1]))} if specs.n_steps > 1 else {}
+    entropy: Layout = {(ENTROPY,): (torch.float32, torch.Size([]))} if specs.entropy else {}
+    return {
+        **span,
+        **entropy,
+        ("observation",): observation,
+        ("action",): (specs.action.dtype, specs.action.shape),
+        ("next", "observation"): observation,
+        ("next", "reward"): (torch.float32, torch.Size([1])),
+        ("next", "terminated"): (torch.bool, torch.Size([1])),
+    }
+
+
+def row_bytes(specs: Specs) -> int:
+    """The bytes one row takes in the buffer."""
+    return Packing(layout(specs)).width
+
+
+def rows(batch: TensorDictBase, specs: Specs) -> TensorDictBase:
+    """The rows to store, `(rows,)`, of a collector's batch `(count, T)` or `(count,)`.
+
+    Each spans one frame. An action without an entropy was drawn uniformly.
+    """
+    if batch.ndim == 1 and specs.n_steps == 1 and not specs.entropy:
+        return batch  # The buffer takes the columns of its layout and leaves the others.
+    chosen = batch.select(*layout(specs), strict=False)
+    device = batch.get("action").device
+    if specs.n_steps > 1:
+        chosen.set(SPAN, torch.ones(*batch.shape, 1, dtype=torch.int32, device=device))
+    if specs.entropy and ENTROPY not in chosen:
+        actions = specs.action
+        assert isinstance(actions, Categorical)  # no other actions come with an entropy
+        chosen.set(ENTROPY, torch.full(batch.shape, math.log(actions.space.n), device=device))
+    flat: TensorDictBase = chosen.reshape(-1)
+    return flat
+
+
+def generator(buffer: TensorDictReplayBuffer) -> torch.Generator:
+    """The generator `buffer` samples from."""
+    # TorchRL takes it in the constructor and `set_rng` and has no public way to read it back.
+    rng = buffer._rng
+    if not isinstance(rng, torch.Generator):
+        raise ValueError("the replay buffer has no generator of its own: build it with `generator=`.")
+    return rng
+
+
+def _clear(folder: Path) -> None:
+    """Make `folder`, without what `LazyMemmapStorage` made in it in an earlier run; nothing else is removed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "_-single-tensor-_.memmap").unlink(missing_ok=True)
+    except OSError as error:
+        raise DiskError(f"cannot make the replay folder {folder}: {error.strerror}.") from error
+
+
+def _check_disk(folder: Path, needed: int, *, rows: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DiskError(
+            f"{rows:,} replay rows need {_size(needed)} and {folder} has {_size(free)} free: "
+            "lower replay.capacity or choose another run.folder."
+        )
+    log.info("replay: %s rows, %s on disk in %s (%s free)", f"{rows:,}", _size(needed), folder, _size(free))
+
+
+def _check_memory(place: torch.device, needed: int, *, rows: int, storage: Storage) -> None:
+    free = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else _available_memory()
+    if needed > free:
+        raise ConfigError(
+            f"{rows:,} replay rows need {_size(needed)} and {place} has {_size(free)} of memory available: "
+            f"lower replay.capacity or use replay.storage=disk instead of {storage.value}."
+        )
+    log.info("replay: %s rows, %s in memory of %s (%s available)", f"{rows:,}", _size(needed), place, _size(free))
+
+
+def _available_memory() -> int:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():  # no such file outside Linux: the installed memory is the best bound there
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's limit, which meminfo does not show
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        available = min(available, int(text) - int((limit.parent / "memory.current").read_text()))
+    return available
+
+
+def _reserve(folder: Path) -> None:
+    """Give the memmap files their disk blocks now.
+
+    They are sparse when made, and a disk that fills later kills the process by SIGBUS, without an exception.
+    """
+    if sys.platform != "linux":
+        return
+    for file in folder.rglob("*.memmap"):
+        with file.open("r+b") as handle:
+            size = os.fstat(handle.fileno()).st_size
+            try:
+                os.posix_fallocate(handle.fileno(), 0, size)
+            except OSError as error:
+                raise DiskError(f"cannot reserve {_size(size)} for {file}: {error.strerror}.") from error
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.1f} TB"

@@ -1,0 +1,84 @@
+"""Rows that span several frames: discounted rewards, and the observation that follows the last of them."""
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from sac_torchrl.specs import SPAN
+
+
+class NStep:
+    """Makes rows of `steps` frames out of rows of one, for `count` environments.
+
+    Row t becomes r_t + gamma r_(t+1) + ... + gamma^(k-1) r_(t+k-1), with the observation and the `terminated` that
+    follow, where k is `steps` or, at the end of an episode, what is left of it: a row never reaches beyond an end,
+    and a truncated episode bootstraps from its last observation with gamma^k (Sutton and Barto 2018, section 7.1).
+    """
+
+    def __init__(self, steps: int, *, gamma: float, count: int) -> None:
+        self._steps = steps
+        self._gamma = gamma
+        self._count = count
+        # Slot i holds the rows that span i + 1 frames so far, one an environment; `_valid` says which there are.
+        self._held: TensorDictBase | None = None
+        self._valid = torch.zeros(steps - 1, count, dtype=torch.bool)
+
+    def __call__(self, rows: TensorDictBase, done: Tensor, environments: slice | Tensor) -> TensorDictBase:
+        """Return the rows that are complete, `(m,)`, given one frame `(n,)` of the `environments`.
+
+        `done` `(n,)` says where an episode ended, terminated or truncated.
+        """
+        if self._steps == 1:
+            return rows
+        if self._held is None:
+            self._held = rows.new_zeros(self._steps - 1, self._count)
+            self._valid = self._valid.to(done.device)
+        valid = self._valid[:, environments]
+        grown: TensorDictBase = torch.cat([rows.unsqueeze(0), self._held[:, environments]])
+        new, following = rows["next"], grown["next"]
+        powers = self._gamma ** torch.arange(1, self._steps, device=done.device)
+        following["reward"][1:] += powers.view(-1, 1, 1) * new["reward"]
+        following["observation"][1:] = new["observation"]
+        following["terminated"][1:] = new["terminated"]
+        grown[SPAN][1:] += 1
+        exists = torch.cat([torch.ones_like(done).unsqueeze(0), valid])
+        complete = exists & done
+        complete[-1] = exists[-1]
+        self._held[:, environments] = grown[:-1]
+        self._valid[:, environments] = (exists & ~complete)[:-1]
+        return _oldest_first(grown, complete)
+
+    def cut(self, environments: slice | Tensor = slice(None)) -> TensorDictBase:
+        """End the running episodes of the `environments` and return their rows, `(m,)`, as far as they span."""
+        if self._held is None:
+            return TensorDict(batch_size=[0])
+        rows = _oldest_first(self._held[:, environments], self._valid[:, environments])
+        self._valid[:, environments] = False
+        return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows that are held back, and which there are; nothing where rows span one frame."""
+        if self._steps == 1:
+            return {}
+        held = {} if self._held is None else dict(self._held.flatten_keys("/").items())
+        return {"held": held, "valid": self._valid}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Hold back the saved rows; raises ValueError where they do not fit in number."""
+        if self._steps == 1:
+            return
+        if state["valid"].shape != self._valid.shape:
+            raise ValueError(f"rows of {tuple(state['valid'].shape)} steps and environments do not fit this run")
+        self._valid = state["valid"].clone()
+        self._held = None
+        if state["held"]:
+            held = TensorDict(state["held"], batch_size=self._valid.shape).unflatten_keys("/")
+            self._held = held.clone()
+
+
+def _oldest_first(rows: TensorDictBase, wanted: Tensor) -> TensorDictBase:
+    """Pick rows `(slots, n)` environment by environment, those that span most first."""
+    order = torch.arange(len(wanted) - 1, -1, -1, device=wanted.device)
+    return rows[order].transpose(0, 1)[wanted[order].transpose(0, 1)]

@@ -1,0 +1,68 @@
+"""Prioritised replay: rows with large errors are drawn more often, and count for less in the critics' loss."""
+
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import PrioritizedSampler, TensorDictReplayBuffer
+from torchrl.data.replay_buffers.samplers import Sampler
+
+from sac_torchrl.errors import ConfigError
+from sac_torchrl.replay.packing import PackedReplayBuffer
+
+
+class PrioritisedReplayBuffer(PackedReplayBuffer):
+    """PackedReplayBuffer whose new rows have the largest priority so far (Schaul et al. 2016, algorithm 1, line 6)."""
+
+    def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
+        """Write rows `(n,)` and return their positions `(n,)`."""
+        positions = super().extend(tensordicts)
+        self._sampler.mark_update(positions, storage=self._storage)
+        return positions
+
+
+def prioritised_sampler(rows: int, *, exponent: float, correction: float, device: torch.device) -> Sampler:
+    """TorchRL's PrioritizedSampler, which draws row i in proportion to (|td_error_i| + 1e-8)^exponent.
+
+    Raises ConfigError where TorchRL's trees in C++ are not there.
+    """
+    try:
+        return PrioritizedSampler(rows, alpha=exponent, beta=correction, device=device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"replay.prioritised=true needs TorchRL's C++ extension for {device.type}, which does not load here (torch "
+            f"{version('torch')}, torchrl {version('torchrl')}): install torch>=2.14 with the torchrl that belongs to "
+            "it, or give replay.prioritised=false."
+        ) from error
+
+
+def priorities(buffer: TensorDictReplayBuffer) -> dict[str, Any]:
+    """The priorities of all rows, for a checkpoint; nothing where rows are drawn uniformly."""
+    sampler = buffer.sampler
+    if not isinstance(sampler, PrioritizedSampler):
+        return {}
+    positions = torch.arange(len(buffer), device=sampler.device)
+    # TorchRL has None for the pair before the first row, against its own annotation.
+    newest: Any = sampler._max_priority
+    largest, position = newest or (None, None)
+    return {
+        "powers": torch.as_tensor(sampler._sum_tree[positions]).cpu(),
+        "largest": None if largest is None else float(largest),
+        "position": None if position is None else int(position),
+    }
+
+
+def restore_priorities(buffer: TensorDictReplayBuffer, saved: dict[str, Any]) -> None:
+    """Give the rows of a buffer the priorities that `priorities` told."""
+    sampler = buffer.sampler
+    if not isinstance(sampler, PrioritizedSampler) or not saved:
+        return
+    positions = torch.arange(len(saved["powers"]), device=sampler.device)
+    powers = saved["powers"].to(sampler.device)
+    sampler._sum_tree[positions] = powers
+    sampler._min_tree[positions] = powers
+    largest, position = saved["largest"], saved["position"]
+    known: Any = None if largest is None else (torch.tensor(largest), torch.tensor(position))
+    sampler._max_priority = known

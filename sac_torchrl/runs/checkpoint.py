@@ -1,0 +1,202 @@
+"""Saving and restoring a run: its parts, its replay rows, and the generators both draw from."""
+
+import copy
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from tensordict import TensorDict
+from torchrl.data import TensorDictReplayBuffer
+
+from sac_torchrl.envs import generators
+from sac_torchrl.errors import CheckpointError, ConfigError, DiskError
+from sac_torchrl.replay.buffer import generator
+from sac_torchrl.replay.prioritized import priorities, restore_priorities
+from sac_torchrl.runs import snapshot
+from sac_torchrl.runs.snapshot import Segment, Snapshot
+from sac_torchrl.trees import Tree
+
+log = logging.getLogger(__name__)
+
+SEGMENT_BYTES = 2**28  # bounds the memory that saving and restoring rows takes
+
+
+class Stateful(Protocol):
+    """A part whose whole state goes through these two; `Tree` says what may be in it."""
+
+    def state_dict(self) -> Tree:
+        """The whole state; what it refers to may go on changing."""
+        ...
+
+    def load_state_dict(self, state: Tree, /) -> object:
+        """Take over a saved state. Raises an exception if it does not fit."""
+        ...
+
+
+@dataclass
+class Checkpointing:
+    """A checkpoint every `every` frames, of which the newest `keep` stay."""
+
+    every: int = 10_000
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ConfigError(f"checkpoint.every={self.every} is no period: set it to at least 1 frame.")
+        if self.keep < 2:
+            raise ConfigError(f"checkpoint.keep={self.keep} leaves nothing to fall back to: set at least 2.")
+
+    def build(self, folder: Path, buffer: TensorDictReplayBuffer, **parts: Stateful) -> "Checkpoints":
+        """The checkpoints below `folder`, each of `buffer` and every one of `parts`."""
+        return Checkpoints(folder, buffer, parts, keep=self.keep)
+
+
+class Checkpoints:
+    """Saves and restores `parts`, the rows of `buffer` and its generator, and those of the process."""
+
+    def __init__(self, folder: Path, buffer: TensorDictReplayBuffer, parts: dict[str, Stateful], *, keep: int) -> None:
+        self._folder = folder
+        self._buffer = buffer
+        self._parts = parts
+        self._keep = keep
+        self._segments: list[Segment] = []
+        self._intact: dict[int, list[Segment]] = {}
+        self._restored = False
+
+    def save(self, frames: int) -> Path:
+        """Write the checkpoint `<folder>/<frames>` and remove the oldest; a second call does nothing.
+
+        Takes time in proportion to the rows added since the last save. Raises `DiskError` if it cannot be
+        written and `CheckpointError` if the folder holds checkpoints that were not restored; those before
+        it are intact then.
+        """
+        path = self._folder / str(frames)
+        if frames in self._intact:
+            return path
+        if not self._intact and not self._restored and snapshot.frames_in(self._folder):
+            raise CheckpointError(f"{self._folder} holds the checkpoints of another run: choose a new folder.")
+        state = self._state()  # first: a part that refuses to be saved leaves no file
+        try:
+            self._folder.joinpath("rows").mkdir(parents=True, exist_ok=True)
+            self._save_rows()
+            snapshot.write(path, state, self._segments)
+            self._intact[frames] = list(self._segments)
+            self._intact = {kept: self._intact[kept] for kept in sorted(self._intact)[-self._keep :]}
+            snapshot.prune(self._folder, self._intact)
+        except OSError as error:
+            raise DiskError(
+                f"cannot save the checkpoint {path}: {error.strerror}. Make room or give the permission, and "
+                "resume: the checkpoints before it are intact."
+            ) from error
+        return path
+
+    def restore(self) -> int | None:
+        """Load the newest intact checkpoint and return its frames, or `None` if there is no checkpoint.
+
+        What a killed process left half written is removed.
+        Nothing is loaded before every file is verified and decoded. Raises `CheckpointError`, with all
+        parts as they were, if no checkpoint is intact or the newest intact one does not fit this run.
+        """
+        found = list(snapshot.intact(self._folder))
+        if found:
+            self._check_fits(found[0])
+            self._load_parts(found[0])
+            self._load_rows(found[0])
+            self._load_generators(found[0].state["generators"])
+            self._segments = list(found[0].segments)
+            log.info("going on at %s frames", found[0].frames)
+            snapshot.sweep(self._folder)  # a run that is at its end saves no more
+        self._intact = {one.frames: one.segments for one in found}
+        self._restored = True
+        return found[0].frames if found else None
+
+    def _state(self) -> Tree:
+        return {
+            "parts": {name: part.state_dict() for name, part in self._parts.items()},
+            "generators": {"sampling": generator(self._buffer).get_state(), "process": generators.states()},
+            "rows": {
+                "capacity": self._buffer.storage.max_size,
+                "write_count": self._buffer.write_count,
+                "columns": self._columns(),
+                "priorities": priorities(self._buffer),
+            },
+        }
+
+    def _columns(self) -> Tree:
+        columns = self._buffer.storage[:].flatten_keys("/")
+        return {key: f"{value.dtype} {tuple(value.shape[1:])}" for key, value in columns.items()}
+
+    def _save_rows(self) -> None:
+        written, capacity = self._buffer.write_count, self._buffer.storage.max_size
+        oldest = max(0, written - capacity)
+        if lost := [segment.path(self._folder) for segment in self._segments if not segment.exists(self._folder)]:
+            log.warning("%s is not as it was written: all rows are saved again", lost[0])
+            self._segments = []
+        saved = self._segments[-1].end if self._segments else 0
+        if saved > written or self._buffer.writer.state_dict()["_cursor"] != written % capacity:
+            raise ValueError("the replay buffer was emptied or written out of order: only `extend` it.")
+        self._segments = [segment for segment in self._segments if segment.end > oldest]
+        row_bytes = max(1, self._buffer.storage[:1].bytes())
+        step = max(1, SEGMENT_BYTES // row_bytes)
+        for start in range(max(saved, oldest), written, step):
+            positions = torch.arange(start, min(start + step, written)) % capacity
+            rows = self._buffer.storage[positions].flatten_keys("/")
+            columns = {key: value.cpu().contiguous() for key, value in rows.items()}
+            self._segments.append(snapshot.write_segment(self._folder, start, columns))
+
+    def _load_rows(self, saved: Snapshot) -> None:
+        written, capacity = saved.state["rows"]["write_count"], self._buffer.storage.max_size
+        oldest = max(0, written - capacity)
+        self._buffer.empty()
+        self._buffer.writer.load_state_dict({"_cursor": oldest % capacity, "_write_count": oldest})
+        for segment in saved.segments:
+            columns = snapshot.read_segment(self._folder, segment)
+            rows = TensorDict(columns, batch_size=[segment.end - segment.start]).unflatten_keys("/")
+            self._buffer.extend(rows[max(0, oldest - segment.start) :])
+        restore_priorities(self._buffer, saved.state["rows"].get("priorities", {}))
+
+    def _check_fits(self, saved: Snapshot) -> None:
+        parts, rows = saved.state["parts"], saved.state["rows"]
+        if parts.keys() != self._parts.keys():
+            raise CheckpointError(
+                f"the checkpoint at {saved.frames} frames holds {sorted(parts)} and this run has "
+                f"{sorted(self._parts)}: resume it with the configuration it was made with."
+            )
+        here, there = self._columns(), rows["columns"]
+        for name in sorted(here.keys() | there.keys()):
+            if here.get(name) != there.get(name):
+                raise CheckpointError(
+                    f"replay column {name!r} of the checkpoint at {saved.frames} frames is {there.get(name)} "
+                    f"and this run's is {here.get(name)}: resume it with the environment it was made with."
+                )
+        capacity = self._buffer.storage.max_size
+        if capacity != rows["capacity"] and rows["write_count"] > min(capacity, rows["capacity"]):
+            raise CheckpointError(
+                f"the checkpoint at {saved.frames} frames has written {rows['write_count']} rows to a "
+                f"ring of {rows['capacity']} and cannot go on in one of {capacity}: "
+                f"resume it with replay.capacity={rows['capacity']}."
+            )
+
+    def _load_parts(self, saved: Snapshot) -> None:
+        before = {name: copy.deepcopy(part.state_dict()) for name, part in self._parts.items()}
+        loading = ""
+        try:
+            for loading, part in self._parts.items():
+                part.load_state_dict(saved.state["parts"][loading])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            for name, part in self._parts.items():
+                part.load_state_dict(before[name])
+            raise CheckpointError(
+                f"{loading!r} of the checkpoint at {saved.frames} frames does not fit this run: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+
+    def _load_generators(self, saved: Tree) -> None:
+        generators.put(saved["process"])
+        sampling = generator(self._buffer)
+        if sampling.get_state().shape == saved["sampling"].shape:
+            sampling.set_state(saved["sampling"])
+        else:
+            log.warning("resuming is not exact: the rows were on another kind of device, sampling is reseeded")

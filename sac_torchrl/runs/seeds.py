@@ -1,0 +1,22 @@
+"""The seeds of a run: one for each owner of randomness."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """One seed for each owner of randomness, so that a draw more in one moves no other."""
+
+    environments: int
+    exploration: int
+    sampling: int
+    evaluation: int
+    initialisation: int
+
+    @classmethod
+    def derive(cls, seed: int) -> "Seeds":
+        """Derive them from the seed of the run: independent, the same on every machine, below 2^31."""
+        # 31 bits: every simulator takes them, and an index of an environment can be added.
+        return cls(*(int(child.generate_state(1)[0]) >> 1 for child in np.random.SeedSequence(seed).spawn(5)))

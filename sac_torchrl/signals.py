@@ -1,0 +1,53 @@
+"""The signals that ask a run to save and stop."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from types import FrameType
+
+# A scheduler, a person, a scheduler's early warning, a terminal that is closed.
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+class Signals:
+    """The signal that asked the run to stop, if any: the handler only notes it, the loop asks for it.
+
+    A second one, later than a tenth of a second (some senders repeat theirs at once), ends the process then and there,
+    unless it is SIGHUP: shell and terminal both send that, and nobody means more by it. Where SIGHUP is ignored (nohup)
+    it stays so.
+    """
+
+    def __init__(self) -> None:
+        self.received = ""
+        self._at = 0.0
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note signals until the `with` block ends; in another than the main thread Python can handle none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        # Python's helper process ignores SIGINT and SIGTERM that go to the whole group, but not the others: it inherits
+        # the mask. One that comes meanwhile is noted when the mask is taken off.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGHUP})
+        resource_tracker.ensure_running()
+        unheard = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        noted = [one for one in STOPPING if one is not signal.SIGHUP or not unheard]
+        before = {one: signal.signal(one, self._note) for one in noted}
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._at = signal.Signals(number).name, time.monotonic()
+        elif number != signal.SIGHUP and time.monotonic() - self._at > 0.1:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)

@@ -1,0 +1,31 @@
+"""The spaces of an agent, and the names of the columns that a row of the replay buffer may have."""
+
+from dataclasses import dataclass
+
+from torchrl.data import TensorSpec
+
+# What a policy that is asked to tells of itself, and a row may hold.
+ENTROPY = "entropy"
+
+# How many frames a row spans: TorchRL's TD targets take the discount to this power.
+SPAN = "steps_to_next_obs"
+
+# What TorchRL's sampler writes into a batch, and what the learner answers.
+WEIGHT, ERROR = "priority_weight", "td_error"
+
+
+@dataclass(frozen=True)
+class Specs:
+    """The spaces of one environment, without batch dimensions, and what a stored row holds besides.
+
+    `observation` is a float32 vector `(n,)` or the int64 index `()` of a discrete state; `action` is a
+    float32 vector `(n,)` in [-1, 1] or the int64 index `()` of a discrete action. Where `n_steps` is above 1, rewards
+    of so many frames are discounted by `gamma` and stored as one. With `entropy` a row holds the entropy, in nats, of
+    the policy that chose its action.
+    """
+
+    observation: TensorSpec
+    action: TensorSpec
+    n_steps: int = 1
+    gamma: float = 0.99
+    entropy: bool = False

@@ -1,0 +1,128 @@
+"""What every member of the family must do: the same updates however they are executed, and after a resume."""
+
+import copy
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.data import Bounded, Categorical, Unbounded
+from training import assert_equal_state, tensors, train
+
+import sac_torchrl
+from sac_torchrl import Continuous, Discrete, Execution, Learner, Learning, Network, Order, Specs
+from sac_torchrl.agents.crossq import CrossQ
+from sac_torchrl.agents.discrete_sac import DiscreteSAC
+from sac_torchrl.agents.droq import DroQ
+from sac_torchrl.agents.fastsac import FastSAC
+from sac_torchrl.agents.redq import REDQ
+from sac_torchrl.agents.sac import SAC
+from sac_torchrl.agents.sac_v1 import SACv1
+from sac_torchrl.agents.simba import SimBa
+from sac_torchrl.agents.tqc import TQC
+from sac_torchrl.agents.variant import Variant
+
+PAGES = Path(sac_torchrl.__file__).parents[1] / "docs" / "variants"
+OBSERVED, DIMENSIONS, ACTIONS, ROWS = 3, 2, 4, 8
+SMALL = Network([16, 12])
+MEMBERS: dict[str, Variant] = {
+    "sac": SAC(network=SMALL),
+    "sac_v1": SACv1(SMALL, reward_scale=5.0),
+    "discrete_sac": DiscreteSAC(SMALL, q_clip=0.5, entropy_penalty=0.5, max_alpha=2.0),
+    "redq": REDQ(network=SMALL, critics=4),
+    "droq": DroQ(network=SMALL),
+    "crossq": CrossQ(network=SMALL, critic_hidden=[16, 16], warmup=50),
+    "tqc": TQC(network=SMALL, critic_hidden=[16], critics=3, quantiles=5),
+    "simba": SimBa(actor_width=8, critic_width=8),
+    "fastsac": FastSAC(network=SMALL, critic_hidden=[16], atoms=11),
+}
+EVERY = pytest.mark.parametrize("name", MEMBERS)
+
+
+def learner(name: str, execution: Execution, *, seed: int = 0, **settings: Any) -> Learner:
+    torch.manual_seed(seed)
+    action = Categorical(ACTIONS) if name == "discrete_sac" else Bounded(-1, 1, shape=DIMENSIONS)
+    agent = MEMBERS[name].build(Specs(Unbounded(shape=OBSERVED), action), device=torch.device("cpu"))
+    return Learning(**{"lr": 1e-2, **settings}, execution=execution).build(agent)
+
+
+def batches(name: str, count: int) -> list[TensorDict]:
+    generator = torch.Generator().manual_seed(42)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(ROWS, *shape, generator=generator, dtype=torch.get_default_dtype())
+
+    def row() -> dict[str, Any]:
+        following = {"observation": normal(OBSERVED), "reward": normal(1), "terminated": normal(1) > 1}
+        if name == "discrete_sac":
+            action = {"action": normal(ACTIONS).argmax(-1), "entropy": normal().abs()}
+        else:
+            action = {"action": normal(DIMENSIONS).tanh()}
+        return {"observation": normal(OBSERVED), **action, "next": following}
+
+    return [TensorDict(row(), batch_size=[ROWS]) for _ in range(count)]
+
+
+def test_every_variant_is_a_member() -> None:
+    assert {**Continuous.variants, **Discrete.variants} == {name: type(variant) for name, variant in MEMBERS.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [*((name, Order.together) for name in MEMBERS), ("crossq", Order.critics_first), ("redq", Order.one_by_one)],
+)
+def test_a_hundred_captured_updates_are_bit_for_bit_the_eager_ones(name: str, order: Order) -> None:
+    eager, captured = (
+        learner(name, execution, order=order, actor_every=2) for execution in (Execution.eager, Execution.captured)
+    )
+    start = {key: tensor.clone() for key, tensor in tensors(eager.state_dict()["loss"]).items()}
+    data = batches(name, 100)
+    assert train(eager, data) == train(captured, data)
+    assert_equal_state(eager, captured)
+    moved = {key for key, tensor in tensors(eager.state_dict()["loss"]).items() if not torch.equal(tensor, start[key])}
+    assert {key for key in start if "network_params" in key} <= moved
+
+
+@EVERY
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_hundred_compiled_updates_are_the_eager_ones(name: str) -> None:
+    """But for the order in which sums are taken, in float64, where a hundred updates do not make much of it."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        eager, compiled = (
+            learner(name, execution, lr=1e-3, actor_every=2) for execution in (Execution.eager, Execution.compiled)
+        )
+        data = batches(name, 100)
+        for expected, found in zip(train(eager, data), train(compiled, data), strict=True):
+            assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+        first, second = tensors(eager.state_dict()["loss"]), tensors(compiled.state_dict()["loss"])
+        for key, tensor in first.items():
+            torch.testing.assert_close(second[key], tensor, rtol=1e-6, atol=1e-9)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@EVERY
+@pytest.mark.parametrize("execution", [Execution.eager, Execution.captured])
+def test_a_loaded_learner_continues_bit_for_bit(name: str, execution: Execution) -> None:
+    data = batches(name, 6)
+    one = learner(name, execution, actor_every=2)
+    train(one, data[:3])
+    state = copy.deepcopy(one.state_dict())
+    other = learner(name, execution, seed=99, actor_every=2)
+    train(other, data[3:], seed=1)
+    other.load_state_dict(state)
+    assert train(one, data[3:]) == train(other, data[3:])
+    assert_equal_state(one, other)
+
+
+@EVERY
+def test_every_member_has_a_page_with_the_same_parts(name: str) -> None:
+    headings = re.findall(r"^## (\w+)", (PAGES / f"{name}.md").read_text(), re.MULTILINE)
+    wanted = ["Idea", "Equations", "Metrics", "Deviations", "Results"]
+    assert [heading for heading in headings if heading in wanted] == wanted

@@ -1,0 +1,107 @@
+from dataclasses import replace
+from pathlib import Path
+
+import minari
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+from minari.data_collector import EpisodeBuffer
+from torchrl.data import Bounded, Unbounded
+
+from sac_torchrl import SAC, Continuous, Learning, Network, Offline, Replay, Specs, Storage
+from sac_torchrl.errors import ConfigError
+from sac_torchrl.replay.offline import load_rows
+from sac_torchrl.specs import SPAN
+
+# Minari advises to name an environment, and more, with every dataset.
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:minari")
+
+CPU = torch.device("cpu")
+SPECS = Specs(Unbounded(shape=torch.Size([2])), Bounded(-1, 1, shape=torch.Size([1])))
+LENGTHS = {0: (4, True), 1: (3, False), 2: (1, True)}  # frames, and whether the episode terminates
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Three episodes that observe (episode, step), with a reward of the step and actions between -2 and 6."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    buffers = [
+        EpisodeBuffer(
+            observations=[np.array([episode, step], np.float32) for step in range(length + 1)],
+            actions=[np.array([2 + 4 * np.sin(step)], np.float32) for step in range(length)],
+            rewards=[float(step + 1) for step in range(length)],
+            terminations=[False] * (length - 1) + [terminates],
+            truncations=[False] * (length - 1) + [not terminates],
+        )
+        for episode, (length, terminates) in LENGTHS.items()
+    ]
+    minari.create_dataset_from_buffers(
+        "toy/numbers-v0",
+        buffers,
+        observation_space=Box(-np.inf, np.inf, (2,), np.float32),
+        action_space=Box(-2, 6, (1,), np.float32),
+        algorithm_name="none",
+        description="Numbers that say where they belong.",
+        author="tests",
+        author_email="tests@example.org",
+        code_permalink="https://example.org",
+    )
+    return "toy/numbers-v0"
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3])
+def test_rows_are_the_episodes_transitions(dataset: str, n_steps: int) -> None:
+    rows = load_rows(dataset, replace(SPECS, n_steps=n_steps, gamma=0.5))
+    assert len(rows) == 8
+    for row in rows:
+        episode, step = (int(value) for value in row["observation"])
+        length, terminates = LENGTHS[episode]
+        span = min(n_steps, length - step)
+        assert row["next", "observation"].tolist() == [episode, step + span]
+        assert row["next", "reward"].item() == sum(0.5**i * (step + 1 + i) for i in range(span))
+        assert row["next", "terminated"].item() == (terminates and step + span == length)
+        assert row["action"].item() == pytest.approx(np.sin(step), abs=1e-6)
+        if n_steps > 1:
+            assert row[SPAN].item() == span
+
+
+def test_a_batch_is_half_of_each_and_repeats_with_the_buffers_generator(dataset: str, tmp_path: Path) -> None:
+    found = []
+    for _ in range(2):
+        buffer = Replay(20, Storage.ram).build(tmp_path, SPECS, rows=20, batch_size=9, seed=3, device=CPU)
+        rows = load_rows(dataset, SPECS)
+        online = rows[:4].clone()
+        online["observation"][:, 0] = 99
+        buffer.extend(online)
+        source = Offline(dataset).build(buffer, SPECS, batch_size=9, device=CPU)
+        batches = [source.sample() for _ in range(40)]
+        assert all(batch.shape == (9,) for batch in batches)
+        assert all((batch["observation"][:5, 0] == 99).all() for batch in batches)
+        drawn = torch.cat([batch["observation"][5:] for batch in batches])
+        assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in rows["observation"].tolist()}
+        found.append(torch.stack(batches))
+    assert (found[0] == found[1]).all()
+    learner = Learning().build(SAC(network=Network([8])).build(SPECS, device=CPU))
+    assert learner.update(batches[0])["loss_qvalue"].isfinite()
+
+
+def test_without_a_dataset_batches_are_the_buffers(tmp_path: Path) -> None:
+    buffer = Replay(20, Storage.ram).build(tmp_path, SPECS, rows=20, batch_size=4, seed=3, device=CPU)
+    assert Offline().build(buffer, SPECS, batch_size=4, device=CPU) is buffer
+
+
+def test_a_dataset_that_does_not_fit_is_refused_in_one_line(dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"offline\.dataset=none/such-v0 is not on this machine") as it:
+        load_rows("none/such-v0", SPECS)
+    assert "\n" not in str(it.value)
+    wide = replace(SPECS, observation=Unbounded(shape=torch.Size([3])))
+    with pytest.raises(ConfigError, match=r"its observation is of shape \(2,\), and this environment's of \(3,\)"):
+        load_rows(dataset, wide)
+    buffer = Replay(20, Storage.ram).build(tmp_path, SPECS, rows=20, batch_size=1, seed=3, device=CPU)
+    with pytest.raises(ConfigError, match=r"offline\.fraction=0\.5 of batch_size=1 is 0 rows"):
+        Offline(dataset).build(buffer, SPECS, batch_size=1, device=CPU)
+    with pytest.raises(ConfigError, match=r"offline\.fraction=1\.0: "):
+        Offline(dataset, 1.0)
+    with pytest.raises(ConfigError, match=r"replay\.prioritised=false"):
+        Continuous(offline=Offline(dataset), replay=Replay(prioritised=True))

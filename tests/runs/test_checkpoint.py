@@ -1,0 +1,720 @@
+import errno
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import Bounded, TensorDictReplayBuffer, Unbounded
+
+from sac_torchrl.errors import CheckpointError, ConfigError, DiskError
+from sac_torchrl.replay.buffer import Replay, Storage, generator, rows
+from sac_torchrl.runs import checkpoint, snapshot
+from sac_torchrl.runs.checkpoint import Checkpointing
+from sac_torchrl.specs import Specs
+from sac_torchrl.trees import Tree, decode, encode
+
+CPU = torch.device("cpu")
+SPECS = Specs(Unbounded(shape=torch.Size([3])), Bounded(-1, 1, shape=torch.Size([2])))
+
+
+class Fitted:
+    """A part with weights, Adam's moments, a counter and a float that JSON must keep to the last bit."""
+
+    def __init__(self, width: int = 2) -> None:
+        self.linear = torch.nn.Linear(3, width, dtype=torch.float64)
+        self.adam = torch.optim.Adam(self.linear.parameters())
+        self.updates = 0
+        self.rest = 1 / 3
+
+    def update(self, batch: TensorDict) -> None:
+        loss = self.linear(batch["observation"].double() + torch.randn(4, 3)).square().sum()
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+        self.updates += 1
+        self.rest = (self.rest + 0.1) % 1
+
+    def state_dict(self) -> Tree:
+        adam = self.adam.state_dict()
+        moments = {str(index): moment for index, moment in adam["state"].items()}
+        return {
+            "linear": self.linear.state_dict(),
+            "adam": adam | {"state": moments},
+            "updates": self.updates,
+            "rest": self.rest,
+        }
+
+    def load_state_dict(self, state: Tree) -> None:
+        self.linear.load_state_dict(state["linear"])
+        moments = {int(index): moment for index, moment in state["adam"]["state"].items()}
+        self.adam.load_state_dict(state["adam"] | {"state": moments})
+        self.updates, self.rest = state["updates"], state["rest"]
+
+
+class Trial:
+    """A run in small: rows whose values are their number, a part that learns from samples of them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        storage: Storage = Storage.ram,
+        capacity: int = 10,
+        keep: int = 2,
+        width: int = 2,
+    ) -> None:
+        torch.manual_seed(0)
+        self.folder = folder / "checkpoints"
+        self.buffer: TensorDictReplayBuffer = Replay(capacity, storage).build(
+            folder / "replay", SPECS, rows=10**6, batch_size=4, seed=0, device=CPU
+        )
+        self.fitted = Fitted(width)
+        self.checkpoints = Checkpointing(keep=keep).build(self.folder, self.buffer, fitted=self.fitted)
+
+    def collect(self, count: int) -> None:
+        first = self.buffer.write_count
+        number = torch.arange(first, first + count, dtype=torch.float32)
+        batch = TensorDict({"observation": number[:, None].expand(-1, 3)}, batch_size=[count])
+        batch["action"] = torch.zeros(count, 2)
+        batch["next", "observation"] = batch["observation"] + 1
+        batch["next", "reward"] = number[:, None]
+        batch["next", "terminated"] = number[:, None] % 2 == 1
+        self.buffer.extend(rows(batch, SPECS))
+
+    def advance(self, count: int) -> None:
+        self.collect(count)
+        for _ in range(3):
+            self.fitted.update(self.buffer.sample())
+
+    def save(self) -> Path:
+        return self.checkpoints.save(self.buffer.write_count)
+
+    def everything(self) -> list[Any]:
+        skeleton, tensors = encode(self.fitted.state_dict())
+        stored = self.buffer.storage[:].flatten_keys("/")
+        return [
+            skeleton,
+            {name: value.tolist() for name, value in tensors.items()},
+            {name: value.tolist() for name, value in stored.items()},
+            self.buffer.writer.state_dict(),
+            generator(self.buffer).get_state().tolist(),
+            torch.get_rng_state().tolist(),
+        ]
+
+
+@pytest.fixture(autouse=True)
+def global_generator() -> Any:
+    state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(state)
+
+
+@pytest.mark.parametrize("lost", ["", "rows", "rows/0-4.safetensors"])
+def test_checkpoints_that_somebody_removes_or_shortens_are_made_good_by_the_next_save(
+    tmp_path: Path, lost: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trial = Trial(tmp_path)
+    for _ in range(2):
+        trial.advance(4)
+        trial.save()
+    path = trial.folder / lost
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        os.truncate(path, 100)
+    trial.advance(1)
+    trial.save()
+    assert "0-4.safetensors is not as it was written: all rows are saved again" in caplog.text
+    again = Trial(tmp_path)
+    assert again.checkpoints.restore() == 9
+    assert again.everything() == trial.everything()
+
+
+def test_a_tree_comes_back_exactly(tmp_path: Path) -> None:
+    shared = torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
+    tree = {
+        "a/b~c": {
+            "view": shared.T,
+            "shared": shared,
+            "twice": shared,
+            "scalar": torch.tensor(1.5),
+            "none": torch.zeros(0, 3),
+        },
+        "rng": torch.get_rng_state(),
+        "flag": True,
+        "one": 1,
+        "float": 1.0,
+        "third": 0.1 + 0.2,
+        "small": 5e-324,
+        "big": 2**53 + 1,
+        "huge": 10**30,
+        "nothing": None,
+        "text": 'quote " and ü',
+        "empty": {},
+        "lists": [[], [1, torch.tensor([True, False])], {"x": torch.tensor(2**53 + 1)}],
+    }
+    snapshot.write(tmp_path / "7", tree, [])
+    back = snapshot.verify(tmp_path / "7").state
+    assert repr(encode(back)) == repr(encode(tree))
+    assert back["lists"][2]["x"].item() == 2**53 + 1
+    assert [type(back[name]) for name in ("flag", "one", "float")] == [bool, int, float]
+    assert "/a~1b~0c/view" in encode(tree)[1]
+
+
+@pytest.mark.parametrize(
+    ("tree", "complaint"),
+    [({"a": {0: 1}}, "/a: its key 0"), ({"a": {"$tensor": 1}}, "key '.tensor'"), ({"a": [{1}]}, "/a/0: set")],
+)
+def test_a_leaf_that_would_not_come_back_is_refused_by_name(tree: Tree, complaint: str) -> None:
+    with pytest.raises(TypeError, match=complaint):
+        encode(tree)
+
+
+def test_a_placeholder_for_a_missing_tensor_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        decode({"a": {"$tensor": "/a"}}, {})
+
+
+@pytest.mark.parametrize("storage", [Storage.disk, Storage.ram])
+@pytest.mark.parametrize(
+    "steps",
+    [[3], [10], [7, 4], [4, 4, 4, 4], [3, 25], [25, 9, 13]],
+    ids=lambda steps: "+".join(map(str, steps)),
+)
+def test_a_resumed_run_goes_on_as_one_that_was_never_stopped(
+    tmp_path: Path, storage: Storage, steps: list[int]
+) -> None:
+    run = Trial(tmp_path, storage=storage)
+    for count in steps:
+        run.advance(count)
+        run.save()
+    at_save = run.everything()
+    run.advance(5)
+    run.save()
+    run.advance(2)
+    uninterrupted = run.everything()
+
+    shutil.rmtree(run.folder / str(sum(steps) + 5))
+    resumed = Trial(tmp_path, storage=storage)
+    assert resumed.checkpoints.restore() == sum(steps)
+    assert resumed.everything() == at_save
+    resumed.advance(5)
+    resumed.save()
+    again = Trial(tmp_path, storage=storage)
+    assert again.checkpoints.restore() == sum(steps) + 5
+    again.advance(2)
+    assert again.everything() == uninterrupted
+
+
+def test_nothing_to_restore_is_none_and_leaves_no_folder(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    assert run.checkpoints.restore() is None
+    assert not run.folder.exists()
+
+
+def test_a_save_writes_the_new_rows_only_and_shares_the_rest(tmp_path: Path) -> None:
+    run = Trial(tmp_path, capacity=10_000, keep=3)
+    sizes: list[int] = []
+    kept: dict[Path, os.stat_result] = {}
+    for count in (4_000, 400, 40):
+        run.collect(count)
+        run.save()
+        segments = {file: file.stat() for file in (run.folder / "rows").iterdir()}
+        (new,) = segments.keys() - kept.keys()
+        sizes.append(segments[new].st_size)
+        assert all(segments[file].st_mtime_ns == before.st_mtime_ns for file, before in kept.items())
+        kept = segments
+    row = (sizes[0] - sizes[1]) / 3_600
+    assert row == pytest.approx(37, abs=0.1)
+    assert sizes[2] < 40 * 37 + 1_000
+    assert sorted(file.name for file in kept) == [
+        "0-4000.safetensors",
+        "4000-4400.safetensors",
+        "4400-4440.safetensors",
+    ]
+
+
+def test_a_resumed_run_saves_its_new_rows_only(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    run.collect(4)
+    run.save()
+    resumed = Trial(tmp_path)
+    resumed.checkpoints.restore()
+    resumed.collect(2)
+    resumed.save()
+    assert snapshot.frames_in(run.folder) == [6, 4], "the one that it went on from stays, too"
+    resumed.collect(25)  # more than the ring holds: the first fifteen are overwritten already
+    resumed.save()
+    names = [file.name.split(".")[0] for file in (run.folder / "rows").iterdir()]
+    assert sorted(names) == ["0-4", "21-31", "4-6"]
+
+
+def test_long_stretches_of_rows_are_split_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "SEGMENT_BYTES", 37 * 4)
+    run = Trial(tmp_path)
+    run.advance(10)
+    run.save()
+    assert sorted(file.name for file in (run.folder / "rows").iterdir()) == [
+        "0-4.safetensors",
+        "4-8.safetensors",
+        "8-10.safetensors",
+    ]
+    resumed = Trial(tmp_path)
+    resumed.checkpoints.restore()
+    assert resumed.everything() == run.everything()
+
+
+def test_old_checkpoints_and_rows_no_checkpoint_needs_are_removed(tmp_path: Path) -> None:
+    run = Trial(tmp_path, capacity=10, keep=2)
+    for _ in range(6):
+        run.advance(4)
+        run.save()
+    # The ring holds rows 14 to 24 at the last save and 10 to 20 at the one before.
+    assert {path.name for path in run.folder.iterdir()} == {"20", "24", "rows"}
+    assert {path.name for path in (run.folder / "rows").iterdir()} == {
+        f"{start}-{start + 4}.safetensors" for start in (8, 12, 16, 20)
+    }
+    assert {path.suffix for path in run.folder.rglob("*.*")} == {".safetensors", ".json"}
+
+
+def flip(offset: float) -> Callable[[Path], None]:
+    def damage(file: Path) -> None:
+        data = bytearray(file.read_bytes())
+        data[int(offset * (len(data) - 1))] ^= 4
+        file.write_bytes(data)
+
+    return damage
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def lengthen(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"\n")
+
+
+def link(file: Path) -> None:
+    file.rename(file.with_suffix(".real"))
+    file.symlink_to(file.with_suffix(".real"))
+
+
+DAMAGES = [
+    flip(0),
+    flip(0.5),
+    flip(1),
+    truncate,
+    lengthen,
+    link,
+    Path.unlink,
+    lambda file: file.write_bytes(b""),
+]
+NAMES = ["first bit", "middle bit", "last bit", "half", "longer", "link", "gone", "empty"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=NAMES)
+@pytest.mark.parametrize("file", ["8/state.safetensors", "8/state.json", "8/manifest.json", "rows/4-8.safetensors"])
+def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, damage: Callable[[Path], None]
+) -> None:
+    run = Trial(tmp_path)
+    run.advance(4)
+    run.save()
+    at_four = run.everything()
+    run.advance(4)
+    run.save()
+    damage(run.folder / file)
+    resumed = Trial(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert resumed.checkpoints.restore() == 4
+    assert Path(file).parts[-1].split(".")[0] in caplog.text or "belong" in caplog.text
+    if damage in (truncate, lengthen) and not file.endswith("manifest.json"):
+        assert re.search(r"has \d+ of \d+ bytes", caplog.text), "found before it is read"
+    assert resumed.everything() == at_four
+    resumed.advance(4)
+    assert resumed.save() == run.folder / "8"
+    assert snapshot.verify(run.folder / "8").frames == 8
+    assert resumed.everything() == run.everything()
+
+
+def test_without_an_intact_checkpoint_restoring_fails_and_changes_nothing(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    for _ in range(2):
+        run.advance(4)
+        run.save()
+    flip(0.5)(run.folder / "rows" / "0-4.safetensors")
+    fresh = Trial(tmp_path)
+    fresh.advance(3)
+    before = fresh.everything()
+    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints .*0-4.safetensors: its SHA-256") as failure:
+        fresh.checkpoints.restore()
+    assert "\n" not in str(failure.value)
+    assert fresh.everything() == before
+
+
+def test_a_checkpoint_under_another_name_or_of_another_format_is_not_taken(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    run.advance(4)
+    path = run.save()
+    path.rename(run.folder / "9")
+    with pytest.raises(CheckpointError, match="is the checkpoint at 4 frames"):
+        snapshot.verify(run.folder / "9")
+    (run.folder / "9").rename(path)
+    (path / "prefetch.pkl").touch()
+    with pytest.raises(CheckpointError, match=r"prefetch.pkl: does not belong"):
+        snapshot.verify(path)
+    (path / "prefetch.pkl").unlink()
+    seal = json.loads((path / "manifest.json").read_bytes())
+    reseal(path, seal["manifest"] | {"format": snapshot.FORMAT + 1})
+    with pytest.raises(CheckpointError, match=rf"has format {snapshot.FORMAT + 1}, this version reads"):
+        snapshot.verify(path)
+    seal["manifest"]["frames"] = 5
+    (path / "manifest.json").write_text(json.dumps(seal, separators=(",", ":")))
+    with pytest.raises(CheckpointError, match=r"manifest.json: its SHA-256"):
+        snapshot.verify(path)
+
+
+def reseal(path: Path, manifest: dict[str, Any]) -> None:
+    """Give a checkpoint another manifest, with the hash that belongs to it."""
+    text = json.dumps(manifest, separators=(",", ":"))
+    seal = {"manifest": manifest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    (path / "manifest.json").write_text(json.dumps(seal, separators=(",", ":")))
+
+
+@dataclass(frozen=True)
+class Constant:
+    value: int
+
+    def state_dict(self) -> Tree:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: Tree) -> None:
+        if state["value"] != self.value:
+            raise ValueError(f"no such value:\n\t{state['value']}")
+
+
+def test_a_part_that_refuses_its_state_leaves_all_parts_as_they_were(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    run.checkpoints = Checkpointing().build(run.folder, run.buffer, fitted=run.fitted, constant=Constant(1))
+    run.advance(4)
+    run.save()
+    fresh = Trial(tmp_path)
+    fresh.advance(3)
+    before = fresh.everything()
+    loading = Checkpointing().build(fresh.folder, fresh.buffer, fitted=fresh.fitted, constant=Constant(2))
+    with pytest.raises(CheckpointError, match=r"'constant' of the checkpoint at 4 frames .*: no such value: 1"):
+        loading.restore()
+    assert fresh.everything() == before
+    with pytest.raises(CheckpointError, match=r"holds \['constant', 'fitted'\] and this run has \['fitted'\]"):
+        fresh.checkpoints.restore()
+    assert fresh.everything() == before
+
+
+def test_networks_of_another_size_are_refused_and_stay_as_they_were(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    run.advance(4)
+    run.save()
+    wider = Trial(tmp_path, width=5)
+    before = wider.everything()
+    with pytest.raises(CheckpointError, match=r"'fitted' .* size mismatch for weight"):
+        wider.checkpoints.restore()
+    assert wider.everything() == before
+
+
+def test_rows_of_another_environment_are_refused(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    run.advance(4)
+    run.save()
+    specs = Specs(SPECS.observation, Bounded(-1, 1, shape=torch.Size([1])))
+    buffer = Replay(10, Storage.ram).build(tmp_path, specs, rows=10, batch_size=4, seed=0, device=CPU)
+    before = run.everything()
+    with pytest.raises(CheckpointError, match=r"column 'action' .* is torch.float32 \(2,\) and this run's .* \(1,\)"):
+        Checkpointing().build(run.folder, buffer, fitted=run.fitted).restore()
+    assert run.everything() == before
+    assert len(buffer) == 0
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "written", "fits"),
+    [(10, 20, 10, True), (10, 20, 11, False), (20, 10, 10, True), (20, 10, 11, False), (10, 10, 25, True)],
+)
+def test_a_ring_of_another_size_takes_over_only_what_it_can_continue(
+    tmp_path: Path, saved: int, now: int, written: int, fits: bool
+) -> None:
+    run = Trial(tmp_path, capacity=saved)
+    run.collect(written)
+    run.save()
+    resumed = Trial(tmp_path, capacity=now)
+    if not fits:
+        with pytest.raises(CheckpointError, match=f"ring of {saved} .* one of {now}: .*capacity={saved}"):
+            resumed.checkpoints.restore()
+        assert (len(resumed.buffer), resumed.buffer.write_count) == (0, 0)
+        return
+    resumed.checkpoints.restore()
+    resumed.collect(3)
+    held = resumed.buffer.storage[:]["observation"][:, 0].tolist()
+    assert sorted(held) == list(range(max(0, written + 3 - now), written + 3))
+    assert all(row % now == position for position, row in enumerate(held))
+
+
+def test_a_new_run_does_not_write_into_the_checkpoints_of_another(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    run.advance(4)
+    run.save()
+    files = {file: file.read_bytes() for file in run.folder.rglob("*.*")}
+    other = Trial(tmp_path)
+    other.advance(6)
+    with pytest.raises(CheckpointError, match="another run"):
+        other.save()
+    assert {file: file.read_bytes() for file in run.folder.rglob("*.*")} == files
+
+
+def test_saving_twice_at_the_same_frames_writes_once(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    run.advance(4)
+    path = run.save()
+    before = (path / "manifest.json").stat().st_mtime_ns
+    assert run.save() == path
+    assert (path / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_buffer_written_out_of_order_is_not_saved(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    run.advance(4)
+    run.save()
+    run.buffer.empty()
+    with pytest.raises(ValueError, match="emptied or written out of order"):
+        run.checkpoints.save(5)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let this process write no file of more than `size` bytes, as `ulimit -f` does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_save_that_fails_leaves_the_last_one_and_no_debris(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    run.advance(4)
+    run.save()
+    files = {file: file.read_bytes() for file in run.folder.rglob("*.*")}
+    run.advance(4)
+    with (
+        files_of_at_most(1_000),
+        pytest.raises(DiskError, match=r"cannot save the checkpoint .*checkpoints/8: File too large"),
+    ):  # the rows fit, the state does not
+        run.save()
+    left = {file: file.read_bytes() for file in run.folder.rglob("*.*")}
+    assert left.keys() - files.keys() == {run.folder / "rows" / "4-8.safetensors"}
+    assert files.items() <= left.items()
+    run.save()
+    resumed = Trial(tmp_path)
+    assert resumed.checkpoints.restore() == 8
+    assert resumed.everything() == run.everything()
+
+
+def test_replay_rows_that_may_not_be_as_large_are_refused(tmp_path: Path) -> None:
+    with files_of_at_most(100), pytest.raises(DiskError, match=r"cannot make the replay rows in .*File too large"):
+        Trial(tmp_path, storage=Storage.disk)
+
+
+def test_rows_that_cannot_be_written_leave_no_half_file(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    run.advance(4)
+    run.save()
+    files = {file: file.read_bytes() for file in run.folder.rglob("*.*")}
+    run.advance(4)
+    with files_of_at_most(100), pytest.raises(DiskError, match="File too large"):
+        run.save()
+    assert {file: file.read_bytes() for file in run.folder.rglob("*.*")} == files
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+def test_a_save_survives_the_failure_of_any_system_call(
+    tmp_path: Path, error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = []
+    for call in range(1, 1_000):
+        run = Trial(tmp_path / str(call), capacity=6)
+        for _ in range(3):
+            run.advance(4)
+            run.save()
+        run.advance(4)
+        said = ""
+        with monkeypatch.context() as failing:
+            left = fail_at(call, error, below=run.folder, patch=failing)
+            try:
+                run.save()
+            except DiskError as failure:
+                said = str(failure)
+        if left():
+            break
+        for frames in snapshot.frames_in(run.folder):
+            snapshot.verify(run.folder / str(frames))
+        at = Trial(tmp_path / str(call), capacity=6).checkpoints.restore()
+        assert at == 16 or (at == 12 and os.strerror(error) in said and "\n" not in said)
+        outcomes.append((said == "", at))
+        run.advance(1)
+        run.save()
+        assert not [path for path in run.folder.rglob("*") if path.name.startswith(".")]
+        again = Trial(tmp_path / str(call), capacity=6)
+        assert again.checkpoints.restore() == 17
+        assert again.everything() == run.everything()
+    assert call > 20
+    assert set(outcomes) >= {(False, 12), (False, 16)}
+
+
+def fail_at(call: int, error: int, *, below: Path, patch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Have one call of the system fail, once; tells how many more there would have to be for it to be reached."""
+    remaining = call
+
+    def failing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def once(*arguments: Any, **options: Any) -> Any:
+            nonlocal remaining
+            remaining -= 1
+            if remaining == 0:
+                raise OSError(error, os.strerror(error), str(below))
+            return function(*arguments, **options)
+
+        return once
+
+    for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir", "open"):
+        patch.setattr(os, name, failing(getattr(os, name)))
+    patch.setattr(io, "open", failing(io.open))
+    return lambda: max(0, remaining)
+
+
+def test_a_part_that_cannot_be_saved_leaves_no_file(tmp_path: Path) -> None:
+    class Broken(Constant):
+        def state_dict(self) -> Tree:
+            raise ArithmeticError("not finite")
+
+    run = Trial(tmp_path)
+    run.advance(4)
+    run.save()
+    files = {file: file.read_bytes() for file in run.folder.rglob("*.*")}
+    run.advance(4)
+    run.checkpoints._parts["broken"] = Broken(1)
+    with pytest.raises(ArithmeticError):
+        run.save()
+    assert {file: file.read_bytes() for file in run.folder.rglob("*.*")} == files
+
+
+def test_a_manifest_without_all_rows_is_refused(tmp_path: Path) -> None:
+    run = Trial(tmp_path)
+    for _ in range(2):
+        run.advance(4)
+        path = run.save()
+    manifest = json.loads((path / "manifest.json").read_bytes())["manifest"]
+    cuts: list[Any] = [[], manifest["rows"][:1], manifest["rows"][1:], manifest["rows"][::-1]]
+    for kept in cuts:
+        reseal(path, manifest | {"rows": kept})
+        with pytest.raises(CheckpointError, match="segments do not hold the rows 0 to 8"):
+            snapshot.verify(path)
+    (run.folder / "rows" / "0-4.safetensors").rename(run.folder / "rows" / "-4-4.safetensors")
+    reseal(path, manifest | {"rows": [manifest["rows"][0] | {"start": -4}, manifest["rows"][1]]})
+    with pytest.raises(CheckpointError, match="holds rows: -4 to 4 are none"):
+        snapshot.verify(path)
+
+
+def test_a_plan_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ConfigError, match="every=0"):
+        Checkpointing(every=0)
+    with pytest.raises(ConfigError, match="keep=1"):
+        Checkpointing(keep=1)
+
+
+def walk(folder: Path) -> None:
+    """Save from processes that kill themselves at their first, second, ... file-system event.
+
+    One process per event is forked from this one, so that torch is imported once.
+    """
+    torch.set_num_threads(1)
+    run = Trial(folder / "0", capacity=6)
+    for _ in range(3):
+        run.collect(4)
+        run.save()
+    for event in range(1, 1_000):
+        shutil.copytree(folder / "0", folder / str(event))
+        run = Trial(folder / str(event), capacity=6)
+        run.checkpoints.restore()
+        child = os.fork()
+        if child == 0:
+            kill_at(event, below=run.folder)
+            run.collect(4)
+            run.save()
+            os._exit(0)
+        if os.waitpid(child, 0)[1] == 0:
+            return
+    raise RuntimeError("a save never finished")
+
+
+def kill_at(event: int, *, below: Path) -> None:
+    names = {"fsync", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
+    seen = 0
+
+    def count(name: str, arguments: tuple[object, ...]) -> None:
+        nonlocal seen
+        if name in names or (name == "open" and str(arguments[0]).startswith(str(below))):
+            seen += 1
+            if seen == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    fsync = os.fsync
+
+    def audited(fd: Any) -> None:  # Python does not announce this one itself
+        sys.audit("fsync", fd)
+        fsync(fd)
+
+    os.fsync = audited
+    sys.addaudithook(count)
+
+
+def test_a_process_killed_at_any_moment_of_a_save_leaves_an_intact_checkpoint(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, __file__, tmp_path], env=environment, check=True, timeout=600)
+    outcomes = []
+    for event in sorted(int(path.name) for path in tmp_path.iterdir())[1:]:
+        for left in snapshot.frames_in(tmp_path / str(event) / "checkpoints"):
+            snapshot.verify(tmp_path / str(event) / "checkpoints" / str(left))
+        run = Trial(tmp_path / str(event), capacity=6)
+        frames = run.checkpoints.restore()
+        assert frames is not None
+        outcomes.append(frames)
+        assert not [path.name for path in run.folder.rglob(".*")], "also where nothing is saved any more"
+        held = run.buffer.storage[:]["next", "reward"][:, 0].tolist()
+        assert sorted(held) == list(range(frames - 6, frames))
+        run.collect(20 - frames)
+        run.save()
+        resumed = Trial(tmp_path / str(event), capacity=6)
+        assert resumed.checkpoints.restore() == 20
+        assert resumed.everything() == run.everything()
+    # Old until the rename, new from then on, through the removal of a checkpoint and a segment.
+    assert outcomes == sorted(outcomes)
+    assert outcomes.count(12) >= 15
+    assert outcomes.count(16) >= 10
+    assert set(outcomes) == {12, 16}
+
+
+if __name__ == "__main__":
+    walk(Path(sys.argv[1]))

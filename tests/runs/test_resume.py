@@ -1,0 +1,176 @@
+import csv
+import importlib.util
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sac_torchrl as sac
+from sac_torchrl import (
+    SAC,
+    Checkpointing,
+    Continuous,
+    Discrete,
+    DiscreteSAC,
+    Env,
+    Evaluating,
+    Execution,
+    Learning,
+    Network,
+    Replay,
+    Running,
+)
+from sac_torchrl.collectors.experience import Experience
+from sac_torchrl.config.schema import Training
+from sac_torchrl.errors import Preempted
+from sac_torchrl.replay.packing import PackedReplayBuffer
+from sac_torchrl.runs import snapshot
+
+RECIPES = Path(sac.__file__).parents[1] / "recipes"
+FRAMES = 240
+
+
+@pytest.fixture(autouse=True)
+def global_generators() -> Iterator[None]:
+    state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(state)
+
+
+def configuration(folder: Path, id: str, *, ratio: float = 0.3, plugins: Sequence[str] = ()) -> Training:
+    discrete = id.startswith("CartPole")
+    small = Network([8])
+    plugins = ["faulty"] if id == "Borrowing-v0" else plugins
+    return (Discrete if discrete else Continuous)(
+        variant=DiscreteSAC(network=small) if discrete else SAC(network=small),
+        env=Env(id, 2, list(plugins)),
+        total_frames=FRAMES,
+        random_frames=40,
+        replay_ratio=ratio,
+        batch_size=16,
+        log_every=36,
+        device="cpu",
+        learner=Learning(execution=Execution.eager),
+        replay=Replay(capacity=150),
+        evaluate=Evaluating(every=100 if id == "Pendulum-v1" else FRAMES, episodes=1),
+        checkpoint=Checkpointing(every=60),
+        run=Running(str(folder)),
+    )
+
+
+def train(config: Training) -> None:
+    """The recipe itself, in this process."""
+    name = "discrete" if isinstance(config, Discrete) else "continuous"
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    recipe.main(config)
+
+
+def digest(folder: Path, frames: int = FRAMES) -> str:
+    folder = folder / "checkpoints"
+    return snapshot.digest(folder, snapshot.verify(folder / str(frames)))
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{key: row[key] for key in row if not key.startswith("time/")} for row in csv.DictReader(file)]
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Has the process send itself SIGTERM when a run reaches so many frames."""
+
+    def arrange(frames: int) -> None:
+        take = Experience._take
+
+        def taken(self: Experience, steps: Any) -> None:
+            take(self, steps)
+            if self.frames == frames:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(Experience, "_take", taken)
+
+    return arrange
+
+
+@pytest.fixture
+def rewards(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The reward of every transition that is stored, in order."""
+    stored: list[float] = []
+    extend = PackedReplayBuffer.extend
+
+    def extended(self: PackedReplayBuffer, rows: Any) -> Any:
+        stored.extend(rows["next", "reward"].flatten().tolist())
+        return extend(self, rows)
+
+    monkeypatch.setattr(PackedReplayBuffer, "extend", extended)
+    return stored
+
+
+@pytest.mark.parametrize(
+    ("id", "stop", "ratio"),
+    [
+        ("Pendulum-v1", 20, 0.3),
+        ("Pendulum-v1", 142, 0.03),  # the next row of the log comes before the next update
+        ("CartPole-v1", 178, 0.3),  # 41.4 updates
+        ("Borrowing-v0", 134, 0.3),
+        ("Hopper-v5", 134, 0.3),
+        ("Ant-v5", 134, 0.3),
+        ("dmc/cartpole-swingup", 134, 0.3),
+    ],
+)
+def test_a_stopped_run_ends_in_the_digest_of_one_that_was_not(
+    tmp_path: Path, id: str, stop: int, ratio: float, stop_at: Callable[[int], None], rewards: list[float]
+) -> None:
+    train(configuration(tmp_path / "whole", id, ratio=ratio))
+    expected = rewards[-2 * ((FRAMES - stop) // 2) :]
+    stop_at(stop)
+    with pytest.raises(Preempted, match=f"SIGTERM came; saved at {stop} frames.*sac-torchrl resume"):
+        train(configuration(tmp_path / "stopped", id, ratio=ratio))
+    with (tmp_path / "stopped" / "metrics.csv").open("a") as file:
+        file.write(f"{stop + 2}\n")  # a process that is killed leaves rows of after its checkpoint
+    rewards.clear()
+    stop_at(-1)
+    train(configuration(tmp_path / "stopped", id, ratio=ratio))
+    new = rewards[-(FRAMES - stop) :]
+    assert new[:2] == expected[:2], "the first rewards after the resume"
+    assert new == expected
+    assert table(tmp_path / "stopped") == table(tmp_path / "whole")
+    assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
+
+
+def test_where_a_state_cannot_be_captured_both_runs_cut_the_episode(
+    tmp_path: Path, stop_at: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    def cutting(folder: Path) -> Training:
+        config = configuration(folder, "Closed-v0", plugins=["faulty"])
+        config.checkpoint.every = 66  # in the middle of episodes of ten steps
+        config.n_steps = 3  # rows are held back
+        return config
+
+    train(cutting(tmp_path / "whole"))
+    assert "episodes are cut at every checkpoint: Closed._socket is a faulty.Handle" in caplog.text
+    assert caplog.text.count("episodes are cut") == 1
+    stop_at(132)
+    with pytest.raises(Preempted):
+        train(cutting(tmp_path / "stopped"))
+    stop_at(-1)
+    train(cutting(tmp_path / "stopped"))
+    assert table(tmp_path / "stopped") == table(tmp_path / "whole")
+    assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
+
+
+def test_runs_of_another_seed_have_another_digest(tmp_path: Path) -> None:
+    train(configuration(tmp_path / "first", "Borrowing-v0"))
+    train(configuration(tmp_path / "second", "Borrowing-v0"))
+    other = configuration(tmp_path / "other", "Borrowing-v0")
+    other.seed = 1
+    train(other)
+    assert digest(tmp_path / "first") == digest(tmp_path / "second") != digest(tmp_path / "other")
+    assert table(tmp_path / "first") == table(tmp_path / "second") != table(tmp_path / "other")
