@@ -11,7 +11,7 @@ import warnings
 
 import torch
 
-from sac_torchrl import Env
+from sac_torchrl import EnvConfig
 
 TASK, COUNT = [*sys.argv[1:], *("inverted_pendulum", "64")[len(sys.argv) - 1 :]]
 STEPS = 20
@@ -24,7 +24,7 @@ def main() -> None:
 
     count = int(COUNT)
     id = TASK if TASK.startswith("playground/") else f"brax/{TASK}"
-    ours = {id: lambda: Env(id, count).build()}
+    ours = {id: lambda: EnvConfig(id, count).build()}
     others = {
         "BraxEnv(cache_clear_frequency=False)": lambda: BraxEnv(
             TASK, batch_size=[count], device="cpu", cache_clear_frequency=False

@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 from torchrl.collectors import Collector
 
-from sac_torchrl import SAC, Direct, Env, Replay, Storage
+from sac_torchrl import SAC, Direct, EnvConfig, ReplayConfig, Storage
 from sac_torchrl.agents.policies import acting
 
 TASK = "HalfCheetah-v5"
@@ -59,9 +59,9 @@ def main() -> None:
 
 def ours(count: int) -> Iterator[object]:
     """Collect as the recipe does."""
-    plan = Env(TASK, count)
+    plan = EnvConfig(TASK, count)
     specs = plan.specs()
-    buffer = Replay(100_000, Storage.ram).build(Path(), specs, rows=100_000, batch_size=256, seed=0, device=CPU)
+    buffer = ReplayConfig(100_000, Storage.ram).build(Path(), specs, rows=100_000, batch_size=256, seed=0, device=CPU)
     actor = SAC().build(specs, device=CPU).actor
     yield from Direct().build(plan, actor, buffer, specs=specs, total_frames=10**9, random_frames=0, seed=0)
 
@@ -84,7 +84,7 @@ def bare(count: int) -> Iterator[object]:
 
 def torchrl(count: int) -> Iterator[object]:
     """Collect with TorchRL's Collector as it is."""
-    plan = Env(TASK, count)
+    plan = EnvConfig(TASK, count)
     actor = SAC().build(plan.specs(), device=CPU).actor
     yield from Collector(
         plan.build(),

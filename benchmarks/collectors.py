@@ -24,8 +24,19 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
-from sac_torchrl import SAC, Async, Direct, Env, Experience, Learning, Processes, Replay, ReplayRatio, Storage
-from sac_torchrl.collectors.experience import Collecting
+from sac_torchrl import (
+    SAC,
+    Async,
+    Direct,
+    EnvConfig,
+    Experience,
+    LearnerConfig,
+    Processes,
+    ReplayConfig,
+    ReplayRatio,
+    Storage,
+)
+from sac_torchrl.collectors.experience import CollectorConfig
 
 MODULE = Path(__file__).stem
 CPU = torch.device("cpu")
@@ -52,17 +63,17 @@ if "Waiting-v0" not in gym.registry:  # Workers import this as a module and as t
     gym.register("Waiting-v0", Waiting)
 
 
-def build(kind: Collecting, env: Env, *, frames: int) -> tuple[Experience, Any, Any]:
+def build(kind: CollectorConfig, env: EnvConfig, *, frames: int) -> tuple[Experience, Any, Any]:
     """Build an experience, a learner and their buffer."""
     torch.manual_seed(0)
     specs = env.specs()
     agent = SAC().build(specs, device=CPU)
-    buffer = Replay(storage=Storage.ram).build(Path(), specs, rows=frames, batch_size=256, seed=0, device=CPU)
+    buffer = ReplayConfig(storage=Storage.ram).build(Path(), specs, rows=frames, batch_size=256, seed=0, device=CPU)
     experience = kind.build(env, agent.actor, buffer, specs=specs, total_frames=frames, random_frames=0, seed=0)
-    return experience, Learning().build(agent), buffer
+    return experience, LearnerConfig().build(agent), buffer
 
 
-def speed(kind: Collecting, env: Env, *, steps: int, ratio: float = 0.0) -> float:
+def speed(kind: CollectorConfig, env: EnvConfig, *, steps: int, ratio: float = 0.0) -> float:
     """Frames per second after twenty steps, with `ratio` updates a frame."""
     frames = (steps + 20) * env.count
     experience, learner, buffer = build(kind, env, frames=frames)
@@ -77,7 +88,7 @@ def speed(kind: Collecting, env: Env, *, steps: int, ratio: float = 0.0) -> floa
     return (experience.frames - start) / (time.perf_counter() - began)
 
 
-def updates_alone(env: Env, *, updates: int) -> float:
+def updates_alone(env: EnvConfig, *, updates: int) -> float:
     """Updates per second of the learner."""
     experience, learner, buffer = build(Direct(), env, frames=64)
     for _ in experience:
@@ -122,7 +133,7 @@ def processes() -> dict[str, float]:
     single = 200 / (time.perf_counter() - began)
     return {
         f"processes, 4 workers, {count} environments / (4 x one alone)": speed(
-            Processes(workers=4), Env("Waiting-v0", count, plugins=[MODULE]), steps=100
+            Processes(workers=4), EnvConfig("Waiting-v0", count, plugins=[MODULE]), steps=100
         )
         / (4 * single)
         for count in (4, 8, 16)
@@ -132,7 +143,7 @@ def processes() -> dict[str, float]:
 def direct() -> dict[str, float]:
     """Environments in this process."""
     return {
-        f"direct, {count} environments / bare loop": speed(Direct(), Env("Pendulum-v1", count), steps=150)
+        f"direct, {count} environments / bare loop": speed(Direct(), EnvConfig("Pendulum-v1", count), steps=150)
         / bare(count, steps=150)
         for count in (16, 64)
     }
@@ -140,7 +151,7 @@ def direct() -> dict[str, float]:
 
 def waiting() -> dict[str, float]:
     """As many updates a frame as take the learner the time of the collector."""
-    env = Env("Waiting-v0", 4, plugins=[MODULE])
+    env = EnvConfig("Waiting-v0", 4, plugins=[MODULE])
     learner, collector = updates_alone(env, updates=40), speed(Processes(workers=4), env, steps=100)
     ratio = round(learner / collector, 3)
     slower = min(collector, learner / ratio)
@@ -149,17 +160,17 @@ def waiting() -> dict[str, float]:
 
 def halfcheetah() -> dict[str, float]:
     """A learner that is slower than its collector."""
-    env = Env("HalfCheetah-v5")
+    env = EnvConfig("HalfCheetah-v5")
     learner, collector = updates_alone(env, updates=40), speed(Direct(), env, steps=300)
     slower = min(collector, learner / 0.25)
     return overlap(env, workers=1, steps=600, ratio=0.25, slower=slower, lock_step=Direct())
 
 
 def overlap(
-    env: Env, *, workers: int, steps: int, ratio: float, slower: float, lock_step: Collecting
+    env: EnvConfig, *, workers: int, steps: int, ratio: float, slower: float, lock_step: CollectorConfig
 ) -> dict[str, float]:
     """Frames per second with learning in parts of `slower`."""
-    kinds: dict[str, Collecting] = {
+    kinds: dict[str, CollectorConfig] = {
         "lock-step": lock_step,
         "pipelined": Processes(workers=workers, pipelined=True),
         "async": Async(workers=workers),

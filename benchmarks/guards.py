@@ -23,14 +23,14 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from sac_torchrl import Continuous, Env, Learner, ReplayRatio
-from sac_torchrl.envs.adapter import Edge
+from sac_torchrl import Continuous, EnvConfig, Learner, ReplayRatio
+from sac_torchrl.envs.adapter import SpaceAdapter
 from sac_torchrl.replay.packing import Packing
 
 WARMUP = 300
 
 
-class Bare(Edge):
+class Bare(SpaceAdapter):
     """The edge of an environment with its conversions and nothing else."""
 
     def __init__(self, env: Any, id: str) -> None:
@@ -69,7 +69,7 @@ def unchecked(packing: Packing, rows: TensorDictBase) -> Tensor:
 def training(folder: Path, env: str, *, guarded: bool) -> Iterator[Learner]:
     """Run the loop of the recipe, without evaluations, checkpoints and log; a frame an iteration."""
     cpu = torch.device("cpu")
-    cfg = Continuous(env=Env(env), total_frames=1_000_000, random_frames=WARMUP)
+    cfg = Continuous(env=EnvConfig(env), total_frames=1_000_000, random_frames=WARMUP)
     specs = cfg.specs()
     torch.manual_seed(0)
     agent = cfg.agent(specs, device=cpu)
@@ -99,7 +99,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     with TemporaryDirectory() as folder:
         runs = {whole: training(Path(folder) / str(whole), given.env, guarded=whole) for whole in (True, False)}
-        with patch("sac_torchrl.envs.config.Edge", Bare):
+        with patch("sac_torchrl.envs.config.SpaceAdapter", Bare):
             next(runs[False])
         times: dict[bool, list[float]] = {True: [], False: []}
         for number in range(WARMUP + 100 + given.frames):

@@ -17,7 +17,7 @@ from tensordict import TensorDict
 from torchrl.data import Bounded, LazyMemmapStorage, RandomSampler, TensorDictReplayBuffer, Unbounded
 from torchrl.data.replay_buffers import RoundRobinWriter
 
-from sac_torchrl import Replay, Specs, Storage
+from sac_torchrl import ReplayConfig, Specs, Storage
 from sac_torchrl.replay.buffer import layout, rows
 
 SPECS = Specs(Unbounded(shape=torch.Size([17])), Bounded(-1, 1, shape=torch.Size([6])))
@@ -54,7 +54,7 @@ def main() -> None:
 def build(folder: Path, size: int) -> dict[str, TensorDictReplayBuffer]:
     """Make the buffers that are compared, with room for `size` rows."""
     ours = {
-        f"ours, {storage.value}": Replay(size, storage).build(
+        f"ours, {storage.value}": ReplayConfig(size, storage).build(
             folder / storage.value, SPECS, rows=size, batch_size=BATCH, seed=0, device=CPU
         )
         for storage in (Storage.disk, Storage.ram)

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import torch
 from tensordict import TensorDict
 
-from sac_torchrl import Checkpointing, Checkpoints, Env, Replay, Storage
+from sac_torchrl import CheckpointConfig, Checkpoints, EnvConfig, ReplayConfig, Storage
 from sac_torchrl.replay.buffer import layout, row_bytes
 from sac_torchrl.replay.packing import Packing
 
@@ -30,13 +30,13 @@ def main() -> None:
 
 def measure(folder: Path, rows: int) -> list[str]:
     """Time of the first save, and time and bytes of one with `NEW` new rows, the median of five."""
-    specs, cpu = Env("HalfCheetah-v5").specs(), torch.device("cpu")
+    specs, cpu = EnvConfig("HalfCheetah-v5").specs(), torch.device("cpu")
     size = rows + 5 * NEW
-    buffer = Replay(size, Storage.ram).build(folder, specs, rows=size, batch_size=256, seed=0, device=cpu)
+    buffer = ReplayConfig(size, Storage.ram).build(folder, specs, rows=size, batch_size=256, seed=0, device=cpu)
     new: TensorDict = Packing(layout(specs)).unpack(torch.zeros(NEW, row_bytes(specs), dtype=torch.uint8))
     for _ in range(rows // NEW):
         buffer.extend(new)
-    checkpoints = Checkpointing().build(folder / "checkpoints", buffer)
+    checkpoints = CheckpointConfig().build(folder / "checkpoints", buffer)
     first, _ = save(checkpoints, folder, rows)
     times, written = [], []
     for number in range(1, 6):

@@ -18,7 +18,19 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 from tensordict import TensorDict
 from torchrl.data import Bounded, Unbounded
 
-from sac_torchrl import SAC, Direct, Env, Learner, Learning, Network, Precision, Replay, ReplayRatio, Specs, Storage
+from sac_torchrl import (
+    SAC,
+    Direct,
+    EnvConfig,
+    Learner,
+    LearnerConfig,
+    NetworkConfig,
+    Precision,
+    ReplayConfig,
+    ReplayRatio,
+    Specs,
+    Storage,
+)
 from sac_torchrl.replay.buffer import layout
 
 TASK = "HalfCheetah-v5"
@@ -82,10 +94,12 @@ def collection(count: int) -> Callable[[], object]:
 def loop(ratio: float) -> Callable[[], object]:
     """Make `FRAMES` frames with their updates."""
     trained = learner()
-    buffer = Replay(storage=Storage.ram).build(Path(), SPECS, rows=100_000, batch_size=256, seed=0, device=CPU)
+    buffer = ReplayConfig(storage=Storage.ram).build(Path(), SPECS, rows=100_000, batch_size=256, seed=0, device=CPU)
     buffer.extend(transitions(1_000))
     experience = iter(
-        Direct().build(Env(TASK), trained.agent.actor, buffer, specs=SPECS, total_frames=10**9, random_frames=0, seed=0)
+        Direct().build(
+            EnvConfig(TASK), trained.agent.actor, buffer, specs=SPECS, total_frames=10**9, random_frames=0, seed=0
+        )
     )
     due = ReplayRatio(ratio, after=0, frames=0)
 
@@ -99,7 +113,7 @@ def loop(ratio: float) -> Callable[[], object]:
 
 def sampling(rows: int, folder: Path) -> Callable[[], object]:
     """Sample 256 of `rows` rows on disk."""
-    buffer = Replay(rows).build(folder / str(rows), SPECS, rows=rows, batch_size=256, seed=0, device=CPU)
+    buffer = ReplayConfig(rows).build(folder / str(rows), SPECS, rows=rows, batch_size=256, seed=0, device=CPU)
     part = transitions(min(rows, 100_000))
     for _ in range(rows // len(part)):
         buffer.extend(part)
@@ -108,14 +122,16 @@ def sampling(rows: int, folder: Path) -> Callable[[], object]:
 
 def learner(*, width: int = 256, critics: int = 2, precision: Precision = Precision.float32) -> Learner:
     """Make a learner of the recipe's, but for its size."""
-    agent = SAC(network=Network([width, width]), critics=critics).build(SPECS, device=CPU)
-    return Learning(precision=precision).build(agent)
+    agent = SAC(network=NetworkConfig([width, width]), critics=critics).build(SPECS, device=CPU)
+    return LearnerConfig(precision=precision).build(agent)
 
 
 def _experience(count: int, *, actor_of: Learner) -> Iterator[int]:
-    buffer = Replay(storage=Storage.ram).build(Path(), SPECS, rows=100_000, batch_size=256, seed=0, device=CPU)
+    buffer = ReplayConfig(storage=Storage.ram).build(Path(), SPECS, rows=100_000, batch_size=256, seed=0, device=CPU)
     actor = actor_of.agent.actor
-    yield from Direct().build(Env(TASK, count), actor, buffer, specs=SPECS, total_frames=10**9, random_frames=0, seed=0)
+    yield from Direct().build(
+        EnvConfig(TASK, count), actor, buffer, specs=SPECS, total_frames=10**9, random_frames=0, seed=0
+    )
 
 
 def transitions(count: int) -> TensorDict:

@@ -6,7 +6,7 @@ HalfCheetah-v5, one environment, batch 256, two layers of 256, twin Q, learned t
 a buffer of a million rows: everybody's defaults, in everybody's own loop; `bfloat16` is the default but for its
 precision. The clock sits in the environment's `step`.
 A run is a process of its own, held to as many cores as it has threads. The processes of a round start one after the
-other, then take turns of a block of frames, whose end the others wait for; ratios are those of neighbouring blocks.
+other, then take turns of a block of frames, whose end the others wait for; ratios are those of neighboring blocks.
 PATH is the Python of an environment in which the other system is installed.
 """
 

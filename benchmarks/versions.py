@@ -4,7 +4,7 @@ python benchmarks/versions.py OLDER NEWER                     two checkouts; Hal
 python benchmarks/versions.py OLDER NEWER variant=redq        the keys of recipes/continuous.py follow
 
 Both train in processes of their own, of which one waits while the other makes a block of frames. Prints the median time
-a frame of each, and median and quartiles of the ratio of neighbouring blocks.
+a frame of each, and median and quartiles of the ratio of neighboring blocks.
 """
 
 import argparse

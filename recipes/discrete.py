@@ -15,7 +15,7 @@ def main(cfg: sac.Discrete) -> None:
     """Train one agent; all that it leaves behind is in the run folder."""
     specs = cfg.specs()
     with sac.open_run(cfg) as run:
-        torch.manual_seed(run.seeds.initialisation)
+        torch.manual_seed(run.seeds.initialization)
         agent = cfg.agent(specs, device=run.device)
         learner = cfg.learner.build(agent)
         buffer = cfg.replay.build(
@@ -53,7 +53,7 @@ def main(cfg: sac.Discrete) -> None:
             for _ in range(replay_ratio.due(new_frames)):
                 batch = source.sample()
                 learner.update(batch)
-                buffer.update_tensordict_priority(batch)  # where it is prioritised
+                buffer.update_tensordict_priority(batch)  # where it is prioritized
 
             frames, metrics = experience.frames, dict[str, float]()
             if log_now(frames) or experience.finished:

@@ -6,8 +6,8 @@ from sac_torchrl.agents.crossq import CrossQ
 from sac_torchrl.agents.discrete_sac import DiscreteSAC
 from sac_torchrl.agents.droq import DroQ
 from sac_torchrl.agents.fastsac import FastSAC
-from sac_torchrl.agents.networks import Network
-from sac_torchrl.agents.normalization import normalised
+from sac_torchrl.agents.networks import NetworkConfig
+from sac_torchrl.agents.normalization import with_normalization
 from sac_torchrl.agents.policies import categorical_actor, tanh_normal_actor
 from sac_torchrl.agents.redq import REDQ
 from sac_torchrl.agents.sac import SAC
@@ -22,14 +22,14 @@ from sac_torchrl.collectors.ray import Ray
 from sac_torchrl.config.files import open_run
 from sac_torchrl.config.launch import launch
 from sac_torchrl.config.schema import Continuous, Discrete
-from sac_torchrl.envs.config import Env
+from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import SacError
-from sac_torchrl.learner.learner import Execution, Learner, Learning, Order, Precision
-from sac_torchrl.replay.buffer import Replay, Storage
-from sac_torchrl.replay.offline import Offline
-from sac_torchrl.runs.checkpoint import Checkpointing, Checkpoints
-from sac_torchrl.runs.evaluation import Evaluating, Evaluation, evaluate, record_video, write_evaluation
-from sac_torchrl.runs.folder import Running
+from sac_torchrl.learner.learner import Execution, Learner, LearnerConfig, Order, Precision
+from sac_torchrl.replay.buffer import ReplayConfig, Storage
+from sac_torchrl.replay.offline import OfflineConfig
+from sac_torchrl.runs.checkpoint import CheckpointConfig, Checkpoints
+from sac_torchrl.runs.evaluation import Evaluation, EvaluationConfig, evaluate, record_video, write_evaluation
+from sac_torchrl.runs.folder import RunConfig
 from sac_torchrl.runs.loggers import Logger, Progress
 from sac_torchrl.runs.plots import curve
 from sac_torchrl.runs.schedule import Every, ReplayRatio
@@ -41,7 +41,7 @@ __all__ = [
     "TQC",
     "Agent",
     "Async",
-    "Checkpointing",
+    "CheckpointConfig",
     "Checkpoints",
     "Continuous",
     "CrossQ",
@@ -49,26 +49,26 @@ __all__ = [
     "Discrete",
     "DiscreteSAC",
     "DroQ",
-    "Env",
-    "Evaluating",
+    "EnvConfig",
     "Evaluation",
+    "EvaluationConfig",
     "Every",
     "Execution",
     "Experience",
     "FastSAC",
     "Learner",
-    "Learning",
+    "LearnerConfig",
     "Logger",
-    "Network",
-    "Offline",
+    "NetworkConfig",
+    "OfflineConfig",
     "Order",
     "Precision",
     "Processes",
     "Progress",
     "Ray",
-    "Replay",
+    "ReplayConfig",
     "ReplayRatio",
-    "Running",
+    "RunConfig",
     "SACv1",
     "SacError",
     "SimBa",
@@ -79,11 +79,11 @@ __all__ = [
     "curve",
     "evaluate",
     "launch",
-    "normalised",
     "open_run",
     "record_video",
     "state_action_critic",
     "state_critic",
     "tanh_normal_actor",
+    "with_normalization",
     "write_evaluation",
 ]

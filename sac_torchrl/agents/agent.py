@@ -30,7 +30,7 @@ class Observer(Protocol):
 class Agent:
     """An actor, the loss that trains it and the updaters of the loss's target networks, in TorchRL's types.
 
-    `targets` is empty where a variant has no target networks, `statistics` where nothing is normalised by batches.
+    `targets` is empty where a variant has no target networks, `statistics` where nothing is normalized by batches.
     `temperature` follows each update. `anew` builds the agent once more, with other initial weights.
     """
 
@@ -40,9 +40,9 @@ class Agent:
     temperature: Temperature = field(default_factory=Temperature)
     statistics: tuple[Statistics, ...] = ()
     observers: tuple[Observer, ...] = ()
-    anew: Callable[[], "Agent"] | None = None
+    rebuild: Callable[[], "Agent"] | None = None
 
     def observe(self, buffer: TensorDictReplayBuffer) -> None:
-        """Let `observers` (a normaliser of observations) take in the rows that are new in `buffer`."""
+        """Let `observers` (a normalizer of observations) take in the rows that are new in `buffer`."""
         for observer in self.observers:
             observer.read(buffer)

@@ -1,4 +1,4 @@
-"""CrossQ: no target networks, because the critics normalise present and next actions together."""
+"""CrossQ: no target networks, because the critics normalize present and next actions together."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.losses import AlphaForm, SACv2Loss, Terms, draw
-from sac_torchrl.agents.networks import Init, Network
+from sac_torchrl.agents.networks import Init, NetworkConfig
 from sac_torchrl.agents.variant import Variant, actor_and_critics, assemble
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.specs import Specs
@@ -18,10 +18,10 @@ from sac_torchrl.specs import Specs
 
 @dataclass
 class CrossQ(Variant):
-    """SAC without target networks, with batch renormalisation (Bhatt et al. 2024, arXiv 1902.05605v4).
+    """SAC without target networks, with batch renormalization (Bhatt et al. 2024, arXiv 1902.05605v4).
 
-    Two wide critics, `critic_hidden`, see (s, a) and (s', a') as one batch, so that both are normalised alike. Actor
-    (`network`) and critics normalise their input and every hidden layer behind its activation; the running statistics
+    Two wide critics, `critic_hidden`, see (s, a) and (s', a') as one batch, so that both are normalized alike. Actor
+    (`network`) and critics normalize their input and every hidden layer behind its activation; the running statistics
     keep `momentum` of themselves at an update and take over after `warmup` updates, by which r and d are bounded
     (arXiv 1702.03275). Numbers and initial weights: the authors' code.
     """
@@ -30,7 +30,7 @@ class CrossQ(Variant):
         "learner": {"lr": 1e-3, "betas": [0.5, 0.999], "actor_every": 3, "order": "critics_first"}
     }
 
-    network: Network = field(default_factory=lambda: Network(init=Init.lecun_normal))
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(init=Init.lecun_normal))
     critic_hidden: list[int] = field(default_factory=lambda: [2048, 2048])
     critics: int = 2
     gamma: float = 0.99
@@ -85,10 +85,10 @@ class CrossQ(Variant):
 
 
 class BatchRenorm(nn.Module):
-    """Batch renormalisation over the first of two dimensions (Ioffe 2017, arXiv 1702.03275, algorithm 1).
+    """Batch renormalization over the first of two dimensions (Ioffe 2017, arXiv 1702.03275, algorithm 1).
 
     In training mode the batch's own mean and deviation are corrected by r, in [1/3, 3], and d, in [-5, 5], towards the
-    running ones from the `warmup`-th update on; before, this is batch normalisation. The forward pass only notes the
+    running ones from the `warmup`-th update on; before, this is batch normalization. The forward pass only notes the
     batch's statistics: `RunningStatistics` moves the running ones once an update, however often a loss is computed.
     TorchRL's `BatchRenorm1d` never stops counting, and corrects r and d twice, three times, ... over from its second
     and third warm-up length on.
@@ -113,7 +113,7 @@ class BatchRenorm(nn.Module):
         self.register_buffer("moves", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `(batch, features)`, or in evaluation mode `(..., features)`."""
+        """Normalize `(batch, features)`, or in evaluation mode `(..., features)`."""
         running = (self.running_var + self.eps).sqrt()
         if not self.training:
             return torch.addcmul(self.bias, x - self.running_mean, self.weight / running)
@@ -154,7 +154,7 @@ class RunningStatistics:
 
 
 class Renormed(nn.Sequential):
-    """A ReLU perceptron that normalises its input and every hidden layer behind its activation."""
+    """A ReLU perceptron that normalizes its input and every hidden layer behind its activation."""
 
     def __init__(self, inputs: int, hidden: list[int], outputs: int, *, warmup: int) -> None:
         layers: list[nn.Module] = [BatchRenorm(inputs, warmup=warmup)]

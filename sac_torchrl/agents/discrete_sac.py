@@ -8,11 +8,11 @@ from torchrl.data import Categorical
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.critics import action_value_critic
-from sac_torchrl.agents.losses import AlphaForm, Combine, SACDiscreteLoss, Terms
-from sac_torchrl.agents.networks import Network
+from sac_torchrl.agents.losses import AlphaForm, CriticReduction, SACDiscreteLoss, Terms
+from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.policies import categorical_actor
-from sac_torchrl.agents.temperature import KeptTemperature
-from sac_torchrl.agents.variant import Variant, assemble, sized
+from sac_torchrl.agents.temperature import BoundedTemperature
+from sac_torchrl.agents.variant import Variant, assemble, with_hidden
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.specs import Specs
 
@@ -34,7 +34,7 @@ class DiscreteSAC(Variant):
     and the terms of the loss, see `losses.Terms`.
     """
 
-    network: Network = field(default_factory=Network)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     critics: int = 2
     gamma: float = 0.99
     tau: float = 0.02
@@ -46,8 +46,8 @@ class DiscreteSAC(Variant):
     min_alpha: float | None = None
     max_alpha: float | None = None
     critic_hidden: list[int] | None = None
-    actor_q: Combine = Combine.min
-    target_q: Combine = Combine.min
+    actor_q: CriticReduction = CriticReduction.min
+    target_q: CriticReduction = CriticReduction.min
     q_clip: float | None = None
     entropy_penalty: float = 0.0
     alpha_form: AlphaForm = AlphaForm.log_alpha
@@ -93,7 +93,7 @@ class DiscreteSAC(Variant):
         actions = specs.action.space.n
         specs = replace(specs, entropy=self.needs_entropy)
         actor = categorical_actor(self.network.build(specs.observation, outputs=actions, device=device), specs)
-        critic_network = sized(self.network, self.critic_hidden)
+        critic_network = with_hidden(self.network, self.critic_hidden)
         critics = [
             action_value_critic(critic_network.build(specs.observation, outputs=actions, device=device))
             for _ in range(self.critics)
@@ -128,9 +128,9 @@ class DiscreteSAC(Variant):
             math.inf if self.max_alpha is None else self.max_alpha,
         )
 
-    def _temperature(self, loss: SACDiscreteLoss, actions: int) -> KeptTemperature:
+    def _temperature(self, loss: SACDiscreteLoss, actions: int) -> BoundedTemperature:
         end = self.target_entropy_ratio if self.target_entropy_ratio_end is None else self.target_entropy_ratio_end
-        return KeptTemperature(
+        return BoundedTemperature(
             loss.log_alpha,
             loss.target_entropy,
             bounds=self._alpha_bounds(),

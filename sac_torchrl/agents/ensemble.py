@@ -9,7 +9,7 @@ from torch import nn
 from torchrl.objectives import LossModule
 
 from sac_torchrl.agents.agent import Agent
-from sac_torchrl.agents.policies import Std
+from sac_torchrl.agents.policies import StdForm
 from sac_torchrl.agents.variant import Variant, actor_and_critics, assemble
 from sac_torchrl.specs import Specs
 
@@ -39,7 +39,7 @@ class Ensemble(Variant):
         actor: Callable[[int], nn.Module],
         critic: Callable[[int], nn.Module],
         loss: Callable[..., LossModule],
-        std: Std = Std.clip,
+        std: StdForm = StdForm.clip,
     ) -> Agent:
         """Put the parts together, with networks from the number of action dimensions and a loss like SACLoss."""
         policy, critics = actor_and_critics(

@@ -13,10 +13,10 @@ from torchrl.modules import MLP
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.ensemble import Ensemble
-from sac_torchrl.agents.losses import AlphaForm, Combine, SACv2Loss, Terms, draw
-from sac_torchrl.agents.networks import Network
+from sac_torchrl.agents.losses import AlphaForm, CriticReduction, SACv2Loss, Terms, draw
+from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.policies import BoundedLogStd
-from sac_torchrl.agents.variant import sized
+from sac_torchrl.agents.variant import with_hidden
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.specs import SPAN, Specs
 
@@ -27,19 +27,19 @@ class FastSAC(Ensemble):
 
     Each of `critics` networks, `critic_hidden`, gives probabilities to `atoms` returns from `v_min` to `v_max` and
     learns from its own target (C51: Bellemare et al. 2017, arXiv 1707.06887); the actor (`network`) climbs the mean of
-    their expectations. All have layer normalisation and SiLU. The policy's last layer begins at zero and its logarithms
+    their expectations. All have layer normalization and SiLU. The policy's last layer begins at zero and its logarithms
     of standard deviations lie in [-5, 0], so that they begin at -2.5. Rewards, times `reward_scale`, have to bring
     returns within the bounds: `train/clipped` tells how much of the targets lies beyond them. A null `target_entropy`
     is 0. Numbers: holosoma's configuration and code.
     """
 
     training: ClassVar[Mapping[str, Any]] = {
-        "normalise": True,
+        "normalize": True,
         "learner": {"betas": [0.9, 0.95], "weight_decay": 1e-3, "actor_every": 4, "order": "critics_first"},
     }
     entropy_per_dimension: ClassVar[float] = 0.0
 
-    network: Network = field(default_factory=lambda: Network([512, 256, 128]))
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig([512, 256, 128]))
     critic_hidden: list[int] = field(default_factory=lambda: [768, 384, 192])
     gamma: float = 0.97
     tau: float = 0.125
@@ -60,7 +60,7 @@ class FastSAC(Ensemble):
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and CategoricalLoss; raises ConfigError where actions are discrete."""
 
-        def network(plan: Network, *, inputs: int = 0, outputs: int) -> nn.Module:
+        def network(plan: NetworkConfig, *, inputs: int = 0, outputs: int) -> nn.Module:
             return plan.build(
                 specs.observation,
                 inputs=inputs,
@@ -76,7 +76,7 @@ class FastSAC(Ensemble):
             nn.init.zeros_(head.bias)
             return nn.Sequential(policy, BoundedLogStd(-5.0, 0.0))
 
-        critic = sized(self.network, self.critic_hidden)
+        critic = with_hidden(self.network, self.critic_hidden)
         return self._build(
             specs,
             device,
@@ -85,7 +85,7 @@ class FastSAC(Ensemble):
             loss=partial(
                 CategoricalLoss,
                 support=torch.linspace(self.v_min, self.v_max, self.atoms),
-                terms=Terms(actor_q=Combine.mean, alpha_form=self.alpha_form, reward_scale=self.reward_scale),
+                terms=Terms(actor_q=CriticReduction.mean, alpha_form=self.alpha_form, reward_scale=self.reward_scale),
             ),
         )
 
@@ -107,7 +107,7 @@ class CategoricalLoss(SACv2Loss):
     With probabilities p of the target critic i at (s', a'), the entropy's part of the return is the reward's:
 
     - the target moves p_j from z_j to r + gamma (1 - terminated) (z_j - alpha log pi(a'|s')), clipped to the support,
-      and shares it between its two neighbours there (Bellemare et al. 2017, algorithm 1);
+      and shares it between its two neighbors there (Bellemare et al. 2017, algorithm 1);
     - `loss_qvalue`: the sum over critics of the mean cross-entropy from their own targets;
     - `loss_actor`: mean [alpha log pi(a|s) - Q(s, a)], Q the critics' expectations as `actor_q` combines them.
 

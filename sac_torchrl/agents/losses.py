@@ -16,7 +16,7 @@ from torchrl.objectives.sac import compute_rsample_log_prob
 from sac_torchrl.specs import ENTROPY, WEIGHT
 
 
-class Combine(Enum):
+class CriticReduction(Enum):
     """How the values of several critics, stacked in the first dimension, become one."""
 
     min = "min"
@@ -26,11 +26,11 @@ class Combine(Enum):
     def __call__(self, values: Tensor) -> Tensor:
         """Combine `(critics, ...)` into `(...)`."""
         match self:
-            case Combine.min:
+            case CriticReduction.min:
                 return values.amin(0)
-            case Combine.mean:
+            case CriticReduction.mean:
                 return values.mean(0)
-            case Combine.first:
+            case CriticReduction.first:
                 return values[0]
 
 
@@ -57,8 +57,8 @@ class Terms:
     entropy of the policy and that of the policy that collected a row to the actor's loss.
     """
 
-    actor_q: Combine = Combine.min
-    target_q: Combine = Combine.min
+    actor_q: CriticReduction = CriticReduction.min
+    target_q: CriticReduction = CriticReduction.min
     alpha_form: AlphaForm = AlphaForm.log_alpha
     reward_scale: float = 1.0
     critic_loss_scale: float = 1.0
@@ -66,8 +66,8 @@ class Terms:
     entropy_penalty: float = 0.0
 
 
-class WeighsCritics:
-    """Keeps the weights of prioritised rows to the critics' loss, where TorchRL weighs all losses: a mixin for a loss.
+class WeightedCritics:
+    """Keeps the weights of prioritized rows to the critics' loss, where TorchRL weighs all losses: a mixin for a loss.
 
     The weights correct how often a row is met by the regression to its target; actor and temperature ask for an
     average over states that nobody drew by their error.
@@ -119,7 +119,7 @@ class _WithTerms:
         of_actor = parameters is self._cached_detached_qvalue_params
         combine = self.terms.actor_q if of_actor else self.terms.target_q
         asked = self._every_critic(tensordict, parameters if of_actor else self._of_target(parameters))
-        if combine is Combine.min:
+        if combine is CriticReduction.min:
             return asked
         [key] = self.qvalue_network.out_keys
         return asked[:1].set(key, combine(asked.get(key)).unsqueeze(0))
@@ -140,7 +140,7 @@ class _WithTerms:
         return loss
 
 
-class SACv2Loss(WeighsCritics, _WithTerms, SACLoss):
+class SACv2Loss(WeightedCritics, _WithTerms, SACLoss):
     """TorchRL's SACLoss with other `terms`."""
 
     def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
@@ -153,7 +153,7 @@ class SACv2Loss(WeighsCritics, _WithTerms, SACLoss):
         return target
 
 
-class SACDiscreteLoss(WeighsCritics, _WithTerms, DiscreteSACLoss):
+class SACDiscreteLoss(WeightedCritics, _WithTerms, DiscreteSACLoss):
     """TorchRL's DiscreteSACLoss with other `terms`."""
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
@@ -225,7 +225,7 @@ class SACv1Loss(SACLoss):
         critics: int,
         alpha: float,
         reward_scale: float,
-        actor_q: Combine,
+        actor_q: CriticReduction,
     ) -> None:
         super().__init__(
             actor,
@@ -293,7 +293,7 @@ class SACv1Loss(SACLoss):
 
 
 def draw(loss: LossModule, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-    """Reparameterised actions `(batch, n)` of the loss's actor, and their log-probabilities `(batch,)`."""
+    """Reparameterized actions `(batch, n)` of the loss's actor, and their log-probabilities `(batch,)`."""
     with (
         set_exploration_type(ExplorationType.RANDOM),
         loss.actor_network_params.to_module(loss.actor_network, preserve_module_state=False),

@@ -74,7 +74,7 @@ class Init(Enum):
 
 
 @dataclass
-class Network:
+class NetworkConfig:
     """A ReLU perceptron; a discrete observation enters one-hot, or through a learned embedding.
 
     Two hidden layers of 256 are the size of every system SAC descends from (Haarnoja et al. 2018b, table 1).

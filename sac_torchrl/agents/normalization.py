@@ -14,7 +14,7 @@ from sac_torchrl.errors import ConfigError
 from sac_torchrl.specs import ERROR, Specs
 
 
-class Normaliser(nn.Module):
+class Normalizer(nn.Module):
     """(observation - mean) / sqrt(variance + 1e-8), over all rows that were ever stored.
 
     The statistics are buffers in float64, and change in `read` alone: evaluating and training leave them as they are.
@@ -31,7 +31,7 @@ class Normaliser(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device=device))
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Normalise `(..., features)`, in the type of the observation."""
+        """Normalize `(..., features)`, in the type of the observation."""
         deviation = (self.var + 1e-8).sqrt()
         return (observation - self.mean.to(observation.dtype)) / deviation.to(observation.dtype)
 
@@ -50,34 +50,34 @@ class Normaliser(nn.Module):
         self.seen.fill_(written)
 
 
-def normalised(agent: Agent, specs: Specs, *, device: torch.device) -> Agent:
-    """Put a `Normaliser` before the networks of an agent: before its loss, and in the actor that acts.
+def with_normalization(agent: Agent, specs: Specs, *, device: torch.device) -> Agent:
+    """Put a `Normalizer` before the networks of an agent: before its loss, and in the actor that acts.
 
     Raises ConfigError where states are discrete.
     """
     if isinstance(specs.observation, Categorical):
-        raise ConfigError("normalise=true: discrete states are no numbers to normalise; give normalise=false.")
-    normaliser = Normaliser(specs.observation.shape[-1], device=device)
+        raise ConfigError("normalize=true: discrete states are no numbers to normalize; give normalize=false.")
+    normalizer = Normalizer(specs.observation.shape[-1], device=device)
 
     given: list[TensorDictBase] = []
 
-    def normalise(loss: nn.Module, inputs: tuple[TensorDictBase, ...]) -> tuple[TensorDictBase, ...]:
+    def normalize(loss: nn.Module, inputs: tuple[TensorDictBase, ...]) -> tuple[TensorDictBase, ...]:
         given.append(inputs[0])
         batch = inputs[0].copy()
         for key in ("observation", ("next", "observation")):
-            batch.set(key, normaliser(batch.get(key)))
+            batch.set(key, normalizer(batch.get(key)))
         return (batch, *inputs[1:])
 
     def hand_back(loss: nn.Module, inputs: tuple[TensorDictBase, ...], losses: TensorDictBase) -> None:
         given.pop().set(ERROR, inputs[0].get(ERROR))
 
-    agent.loss.add_module("normaliser", normaliser)  # its buffers are saved with the loss
-    agent.loss.register_forward_pre_hook(normalise)
+    agent.loss.add_module("normalizer", normalizer)  # its buffers are saved with the loss
+    agent.loss.register_forward_pre_hook(normalize)
     agent.loss.register_forward_hook(hand_back)
-    # The loss computes with the actor's modules on observations that are normalised already: who acts needs modules
+    # The loss computes with the actor's modules on observations that are normalized already: who acts needs modules
     # of its own, on the same parameters.
     shared = {id(tensor): tensor for tensor in (*agent.actor.parameters(), *agent.actor.buffers())}
     actor = copy.deepcopy(agent.actor, shared)
     head: Any = actor.module[0]
-    head.module = nn.Sequential(normaliser, head.module)
-    return replace(agent, actor=actor, observers=(*agent.observers, normaliser))
+    head.module = nn.Sequential(normalizer, head.module)
+    return replace(agent, actor=actor, observers=(*agent.observers, normalizer))

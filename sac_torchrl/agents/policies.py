@@ -13,7 +13,7 @@ from torchrl.modules import ProbabilisticActor, TanhNormal
 from sac_torchrl.specs import ENTROPY, Specs
 
 
-class Std(Enum):
+class StdForm(Enum):
     """How a network's output becomes a standard deviation.
 
     `clip`: the exponential of the output clipped to [-20, 2] (haarnoja/sac, Spinning Up, Stable-Baselines3);
@@ -30,13 +30,13 @@ class Std(Enum):
     def __call__(self, output: Tensor) -> Tensor:
         """Map an output of any shape."""
         match self:
-            case Std.clip:
+            case StdForm.clip:
                 return output.clamp(-20.0, 2.0).exp()
-            case Std.tanh:
+            case StdForm.tanh:
                 return (-5.0 + 3.5 * (output.tanh() + 1.0)).exp()
-            case Std.softplus:
+            case StdForm.softplus:
                 return softplus(output) + 1e-5
-            case Std.biased_softplus:
+            case StdForm.biased_softplus:
                 # The smallest value of TorchRL's mapping, 0.01, lies below the bound of its recipe.
                 return (softplus(output + math.log(math.expm1(0.99))) + 0.01).clamp_min(0.1)
 
@@ -44,7 +44,7 @@ class Std(Enum):
 class NormalParameters(nn.Module):
     """Split `(..., 2n)` into a mean and a standard deviation `(..., n)`."""
 
-    def __init__(self, std: Std = Std.clip) -> None:
+    def __init__(self, std: StdForm = StdForm.clip) -> None:
         super().__init__()
         self.std = std
 
@@ -92,7 +92,7 @@ class SquashedNormal(TanhNormal):
         return u.tanh(), constant - minus.sum(-1)
 
 
-def tanh_normal_actor(network: nn.Module, specs: Specs, *, std: Std = Std.clip) -> ProbabilisticActor:
+def tanh_normal_actor(network: nn.Module, specs: Specs, *, std: StdForm = StdForm.clip) -> ProbabilisticActor:
     """A policy tanh(N(mean, std)) over actions `(..., n)` in [-1, 1] (Haarnoja et al. 2018b, appendix C).
 
     `network` maps the observation to `(..., 2n)`: means, and what `std` makes standard deviations of. The plain tanh

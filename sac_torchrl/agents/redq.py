@@ -12,8 +12,8 @@ from torchrl.modules import MLP
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.ensemble import Ensemble
-from sac_torchrl.agents.losses import AlphaForm, Combine, SACv2Loss, Terms
-from sac_torchrl.agents.networks import Init, Network
+from sac_torchrl.agents.losses import AlphaForm, CriticReduction, SACv2Loss, Terms
+from sac_torchrl.agents.networks import Init, NetworkConfig
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.specs import Specs
 
@@ -30,7 +30,7 @@ class REDQ(Ensemble):
 
     training: ClassVar[Mapping[str, Any]] = {"replay_ratio": 20.0, "learner": {"actor_every": 20}}
 
-    network: Network = field(default_factory=lambda: Network(init=Init.xavier_uniform))
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(init=Init.xavier_uniform))
     critics: int = 10
     sampled: int = 2
     alpha_form: AlphaForm = AlphaForm.log_alpha
@@ -64,7 +64,7 @@ class REDQ(Ensemble):
                 specs.observation, inputs=actions, outputs=1, device=device, perceptron=perceptron
             )
 
-        terms = Terms(actor_q=Combine.mean, alpha_form=self.alpha_form)
+        terms = Terms(actor_q=CriticReduction.mean, alpha_form=self.alpha_form)
         return self._build(
             specs,
             device,

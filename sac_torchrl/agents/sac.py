@@ -7,10 +7,10 @@ import torch
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.ensemble import Ensemble
-from sac_torchrl.agents.losses import AlphaForm, Combine, SACv2Loss, Terms
-from sac_torchrl.agents.networks import Network
-from sac_torchrl.agents.policies import Std
-from sac_torchrl.agents.variant import sized
+from sac_torchrl.agents.losses import AlphaForm, CriticReduction, SACv2Loss, Terms
+from sac_torchrl.agents.networks import NetworkConfig
+from sac_torchrl.agents.policies import StdForm
+from sac_torchrl.agents.variant import with_hidden
 from sac_torchrl.specs import Specs
 
 
@@ -27,17 +27,17 @@ class SAC(Ensemble):
     policy, `reward_scale`, and the terms of the loss, see `losses.Terms`.
     """
 
-    network: Network = field(default_factory=Network)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     critic_hidden: list[int] | None = None
-    std: Std = Std.clip
-    actor_q: Combine = Combine.min
+    std: StdForm = StdForm.clip
+    actor_q: CriticReduction = CriticReduction.min
     alpha_form: AlphaForm = AlphaForm.log_alpha
     reward_scale: float = 1.0
     critic_loss_scale: float = 1.0
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and SACv2Loss; raises ConfigError where actions are discrete."""
-        critic = sized(self.network, self.critic_hidden)
+        critic = with_hidden(self.network, self.critic_hidden)
         terms = Terms(
             actor_q=self.actor_q,
             alpha_form=self.alpha_form,

@@ -6,10 +6,10 @@ import torch
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.critics import state_critic
-from sac_torchrl.agents.losses import Combine, SACv1Loss
-from sac_torchrl.agents.networks import Network
-from sac_torchrl.agents.policies import Std
-from sac_torchrl.agents.variant import Variant, actor_and_critics, assemble, sized
+from sac_torchrl.agents.losses import CriticReduction, SACv1Loss
+from sac_torchrl.agents.networks import NetworkConfig
+from sac_torchrl.agents.policies import StdForm
+from sac_torchrl.agents.variant import Variant, actor_and_critics, assemble, with_hidden
 from sac_torchrl.specs import Specs
 
 
@@ -24,19 +24,19 @@ class SACv1(Variant):
     actor's) is for the critics and V, `std` is the policy's.
     """
 
-    network: Network = field(default_factory=Network)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     critics: int = 2
     gamma: float = 0.99
     tau: float = 0.005
     alpha: float = 1.0
     reward_scale: float = 1.0
-    actor_q: Combine = Combine.min
+    actor_q: CriticReduction = CriticReduction.min
     critic_hidden: list[int] | None = None
-    std: Std = Std.clip
+    std: StdForm = StdForm.clip
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics, value network and SACv1Loss; raises ConfigError where actions are discrete."""
-        critic = sized(self.network, self.critic_hidden)
+        critic = with_hidden(self.network, self.critic_hidden)
         actor, critics = actor_and_critics(
             "sac_v1",
             specs,

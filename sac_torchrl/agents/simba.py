@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.ensemble import Ensemble
 from sac_torchrl.agents.losses import AlphaForm, SACv2Loss, Terms
-from sac_torchrl.agents.networks import Network
+from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.policies import BoundedLogStd
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.specs import Specs
@@ -19,7 +19,7 @@ from sac_torchrl.specs import Specs
 
 @dataclass
 class SimBa(Ensemble):
-    """SAC on residual networks with layer norm and normalised observations (Lee et al. 2025, arXiv 2410.09754).
+    """SAC on residual networks with layer norm and normalized observations (Lee et al. 2025, arXiv 2410.09754).
 
     Actor and critics are `..._blocks` residual blocks of width `..._width`. A null `target_entropy` is minus half the
     number of action dimensions. Numbers: the paper's table of hyperparameters and the authors' code; their discount
@@ -28,7 +28,7 @@ class SimBa(Ensemble):
 
     training: ClassVar[Mapping[str, Any]] = {
         "replay_ratio": 2.0,
-        "normalise": True,
+        "normalize": True,
         "learner": {"lr": 1e-4, "weight_decay": 1e-2},
     }
     entropy_per_dimension: ClassVar[float] = -0.5
@@ -50,7 +50,7 @@ class SimBa(Ensemble):
         """Build actor, critics and SACv2Loss; raises ConfigError where actions are discrete."""
 
         def network(width: int, blocks: int, *, inputs: int = 0, outputs: int) -> nn.Module:
-            return Network().build(
+            return NetworkConfig().build(
                 specs.observation,
                 inputs=inputs,
                 outputs=outputs,

@@ -20,7 +20,7 @@ class Temperature:
         """Look at the `alpha` and the `entropy` (in nats) of an update that is logged."""
 
 
-class KeptTemperature(Temperature):
+class BoundedTemperature(Temperature):
     """A learned temperature within bounds, and the entropy target of discrete actions on its way.
 
     After each update `log_alpha`, `()`, is clamped so that alpha lies within `bounds`, and `target_entropy`, `()`, is

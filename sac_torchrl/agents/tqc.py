@@ -10,9 +10,9 @@ from torchrl.objectives import TQCLoss
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.ensemble import Ensemble
-from sac_torchrl.agents.losses import WeighsCritics
-from sac_torchrl.agents.networks import Network
-from sac_torchrl.agents.variant import sized
+from sac_torchrl.agents.losses import WeightedCritics
+from sac_torchrl.agents.networks import NetworkConfig
+from sac_torchrl.agents.variant import with_hidden
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.specs import Specs
 
@@ -27,7 +27,7 @@ class TQC(Ensemble):
     `dropped`: Hopper 5, HalfCheetah 0, the others 2. The targets and the actor's loss are TorchRL's.
     """
 
-    network: Network = field(default_factory=Network)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     critic_hidden: list[int] = field(default_factory=lambda: [512, 512, 512])
     critics: int = 5
     quantiles: int = 25
@@ -42,7 +42,7 @@ class TQC(Ensemble):
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and TruncatedLoss; raises ConfigError where actions are discrete."""
-        critic = sized(self.network, self.critic_hidden)
+        critic = with_hidden(self.network, self.critic_hidden)
         return self._build(
             specs,
             device,
@@ -54,8 +54,8 @@ class TQC(Ensemble):
         )
 
 
-class TruncatedLoss(WeighsCritics, TQCLoss):
-    """TQCLoss whose weights of prioritised rows are the critics' alone, with half the passes over its errors."""
+class TruncatedLoss(WeightedCritics, TQCLoss):
+    """TQCLoss whose weights of prioritized rows are the critics' alone, with half the passes over its errors."""
 
     def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over critics of the mean quantile Huber loss, and each row's largest mean error, `(batch,)`."""

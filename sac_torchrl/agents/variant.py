@@ -15,8 +15,8 @@ from torchrl.objectives import HardUpdate, LossModule, SoftUpdate, ValueEstimato
 
 from sac_torchrl.agents.agent import Agent, Statistics
 from sac_torchrl.agents.critics import state_action_critic
-from sac_torchrl.agents.networks import Network
-from sac_torchrl.agents.policies import Std, tanh_normal_actor
+from sac_torchrl.agents.networks import NetworkConfig
+from sac_torchrl.agents.policies import StdForm, tanh_normal_actor
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.specs import ENTROPY, SPAN, WEIGHT, Specs
 
@@ -72,7 +72,7 @@ def actor_and_critics(
     *,
     actor: Callable[[int], nn.Module],
     critic: Callable[[int], nn.Module],
-    std: Std = Std.clip,
+    std: StdForm = StdForm.clip,
 ) -> tuple[ProbabilisticActor, list[ValueOperator]]:
     """Build the policy and so many critics of variant `name`, which is for continuous actions.
 
@@ -111,7 +111,7 @@ def assemble(
             if isinstance(stacked, Parameter):
                 stacked.copy_(torch.stack([critic.get_parameter(name) for critic in critics]))
     loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
-    # A learner hands on what a loss asks for: TorchRL's reads these where rows span several frames or are prioritised,
+    # A learner hands on what a loss asks for: TorchRL's reads these where rows span several frames or are prioritized,
     # and ours the entropy.
     loss.in_keys = [*loss.in_keys, SPAN, WEIGHT, ENTROPY]
     if tau is None:
@@ -121,6 +121,6 @@ def assemble(
     return Agent(actor, loss, (target,), statistics=statistics)
 
 
-def sized(network: Network, hidden: list[int] | None) -> Network:
+def with_hidden(network: NetworkConfig, hidden: list[int] | None) -> NetworkConfig:
     """The same network with other hidden layers, where any are given."""
     return network if hidden is None else replace(network, hidden=list(hidden))

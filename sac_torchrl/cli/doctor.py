@@ -57,7 +57,7 @@ def _extension() -> str:
         importlib.import_module("torchrl._torchrl")
     except ImportError as error:
         return (
-            f"missing TorchRL's C++ extension, for prioritised replay ({error}): pip install --force-reinstall torchrl"
+            f"missing TorchRL's C++ extension, for prioritized replay ({error}): pip install --force-reinstall torchrl"
         )
     return "ok      TorchRL's C++ extension"
 

@@ -11,8 +11,8 @@ from sac_torchrl.cli.doctor import diagnose
 from sac_torchrl.config.files import load
 from sac_torchrl.config.launch import SHIPPED, assignment
 from sac_torchrl.config.schema import RECIPES, recipe_of
-from sac_torchrl.envs.check import Kind, examine
-from sac_torchrl.envs.config import Env
+from sac_torchrl.envs.check import Kind, check_env
+from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import CheckpointError, ConfigError, exit_codes, nearest
 from sac_torchrl.runs import snapshot
 from sac_torchrl.runs.device import resolve_device
@@ -151,7 +151,7 @@ def _verify(given: argparse.Namespace) -> None:
 
 def _check_env(given: argparse.Namespace) -> None:
     fatal = ""
-    for finding in examine(Env(given.id, plugins=given.plugin)):
+    for finding in check_env(EnvConfig(given.id, plugins=given.plugin)):
         print(f"{finding.kind.value:8}{finding.text}")
         fatal = fatal or (finding.text if finding.kind is Kind.fault else "")
     if fatal:

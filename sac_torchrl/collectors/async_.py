@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from sac_torchrl.collectors.experience import Collecting, Experience, Job
-from sac_torchrl.collectors.policy_workers import FreeRunning
-from sac_torchrl.collectors.workers import check, default_workers, refuse_simulator
+from sac_torchrl.collectors.experience import CollectorConfig, Experience, Job
+from sac_torchrl.collectors.policy_workers import AsyncExperience
+from sac_torchrl.collectors.workers import check, default_workers, refuse_batched
 from sac_torchrl.errors import ConfigError
 
 
 @dataclass
-class Async(Collecting):
+class Async(CollectorConfig):
     """Every worker steps its environments at its own pace, with a policy of its own, while the learner trains.
 
     `slack` bounds the ratio of updates to frames from both sides: no update comes before its frame, and at most
@@ -33,12 +33,12 @@ class Async(Collecting):
 
     def start(self, job: Job) -> Experience:
         """Connect them; raises ConfigError where the slack is less than a step of every environment."""
-        refuse_simulator(job.env)
+        refuse_batched(job.env)
         count = job.env.count
         slack = 16 * count if self.slack is None else self.slack
         if slack < count:
             raise ConfigError(f"collector.slack={slack}: give at least {count}, the env.count, or null.")
-        return FreeRunning(
+        return AsyncExperience(
             job,
             workers=self.workers or default_workers(),
             timeout=self.timeout,

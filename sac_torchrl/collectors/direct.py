@@ -13,42 +13,42 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.agents.policies import acting
-from sac_torchrl.collectors.experience import Collecting, Experience, Job, Lost, Steps
-from sac_torchrl.collectors.gymnasium import VectorCollector
+from sac_torchrl.collectors.experience import CollectorConfig, Dropped, Experience, Job, Steps
+from sac_torchrl.collectors.gymnasium import GymnasiumCollector
 from sac_torchrl.envs import generators
 from sac_torchrl.envs import state as envstate
-from sac_torchrl.envs.tensors import Simulator
+from sac_torchrl.envs.tensors import TensorEnv
 from sac_torchrl.errors import CheckpointError, EnvironmentFault
-from sac_torchrl.learner.finite import Watch
+from sac_torchrl.learner.finite import FiniteFlag
 from sac_torchrl.replay.buffer import rows
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Direct(Collecting):
+class Direct(CollectorConfig):
     """All environments in this process, one step of each between two looks at the replay ratio."""
 
     def start(self, job: Job) -> Experience:
         """Connect them; the policy acts with the very parameters that the learner trains, so nothing is copied."""
-        return InProcess(job)
+        return DirectExperience(job)
 
 
-class InProcess(Experience):
+class DirectExperience(Experience):
     """The environments stepped together by this process."""
 
     def __init__(self, job: Job) -> None:
-        self._env = job.env.build(device=next(job.actor.parameters()).device, forgiving=True)
+        self._env = job.env.build(device=next(job.actor.parameters()).device, tolerate_faults=True)
         super().__init__(job, device=self._env.device)
         self._running: TensorDictBase | None = None
         self._cutting = self._told_of_cuts = False
-        self._watch = Watch()
+        self._watch = FiniteFlag()
 
-    def _collect(self) -> Generator[list[Steps | Lost], None, None]:
-        with generators.kept():
+    def _collect(self) -> Generator[list[Steps | Dropped], None, None]:
+        with generators.preserve():
             self._env.set_seed(self._job.seed + self.frames)
             remaining = max(0, self._job.random_frames - self.frames)
-            collector = collecting(self._env, self._job.actor, random_frames=remaining)
+            collector = make_collector(self._env, self._job.actor, random_frames=remaining)
             self._continue(collector)
         try:
             for batch in collector:
@@ -59,7 +59,7 @@ class InProcess(Experience):
                 yield [Steps(new, batch["next", "done"].reshape(1, -1), slice(None))]
                 if self._cutting:
                     self._store(self._n_step.cut())
-                    with generators.kept():
+                    with generators.preserve():
                         self._env.set_seed(self._job.seed + self.frames)
                         collector.reset()
                     self._cut(torch.arange(len(self._returns)))
@@ -76,7 +76,7 @@ class InProcess(Experience):
         if not self._watch.finite:
             raise EnvironmentFault(
                 f"{type(self._env).__name__} made an observation, action or reward that is not finite, in the "
-                f"{self.frames - self._told_frames} frames up to {self.frames}. The last checkpoint is intact."
+                f"{self.frames - self._logged_frames} frames up to {self.frames}. The last checkpoint is intact."
             )
 
     def _environments(self) -> dict[str, Any] | None:
@@ -109,21 +109,21 @@ class InProcess(Experience):
         self._resumed = None
 
 
-def stepping(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> Generator[TensorDictBase, None, None]:
+def step_all(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> Generator[TensorDictBase, None, None]:
     """Step all environments of `env` once at a time, and close them at the end: transitions `(count, 1)`."""
-    with generators.kept():
-        collector = collecting(env, actor, random_frames=random_frames)
+    with generators.preserve():
+        collector = make_collector(env, actor, random_frames=random_frames)
     try:
         yield from collector
     finally:
         collector.shutdown()
 
 
-def collecting(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> Collector:
+def make_collector(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> Collector:
     """TorchRL's collector, one step of every environment in a batch, or what goes for it with a simulator."""
-    if isinstance(env, Simulator):
-        return cast(Collector, OnDevice(env, actor, random_frames=random_frames))
-    kind = VectorCollector if isinstance(env, GymWrapper) else Collector
+    if isinstance(env, TensorEnv):
+        return cast(Collector, TensorCollector(env, actor, random_frames=random_frames))
+    kind = GymnasiumCollector if isinstance(env, GymWrapper) else Collector
     return kind(
         env,
         acting(actor),
@@ -138,7 +138,7 @@ def collecting(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -
     )
 
 
-class OnDevice:
+class TensorCollector:
     """The same for a simulator of tensors: transitions `(count,)`.
 
     TorchRL's Collector asks the host after every step whether any episode ended. Here the reset is computed for all
@@ -147,7 +147,7 @@ class OnDevice:
 
     _carrier: TensorDictBase
 
-    def __init__(self, env: Simulator, actor: ProbabilisticActor, *, random_frames: int) -> None:
+    def __init__(self, env: TensorEnv, actor: ProbabilisticActor, *, random_frames: int) -> None:
         self._env = env
         self._policy = acting(actor)
         self._random_frames = random_frames

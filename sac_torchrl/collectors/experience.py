@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.modules import ProbabilisticActor
 
-from sac_torchrl.envs.config import Env
+from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.replay.n_step import NStep
 from sac_torchrl.specs import Specs
 
@@ -25,7 +25,7 @@ class Job:
     The first `random_frames` actions are drawn uniformly; it is over with `total_frames`, those of all environments.
     """
 
-    env: Env
+    env: EnvConfig
     actor: ProbabilisticActor
     buffer: TensorDictReplayBuffer
     specs: Specs
@@ -46,7 +46,7 @@ class Steps:
     rows: TensorDictBase
     done: Tensor
     environments: slice | Tensor
-    behind: float = 0.0
+    policy_lag: float = 0.0
 
     def first(self, frames: int) -> "Steps":
         """As many of these steps as make that many frames, or all."""
@@ -58,7 +58,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Lost:
+class Dropped:
     """The running episodes of these environments `(n,)` broke off after the steps before: they are nobody's return."""
 
     environments: Tensor
@@ -83,11 +83,11 @@ class Experience(ABC):
         self._returns = torch.zeros(count, dtype=torch.float64, device=device)
         self._lengths = torch.zeros(count, dtype=torch.int64, device=device)
         self._ended = torch.zeros(3, dtype=torch.float64, device=device)
-        self._behind = 0.0
+        self._policy_lag = 0.0
         self._faults = 0
         self._resumed: dict[str, Any] | None = None
-        self._told = time.monotonic()
-        self._told_frames = 0
+        self._logged_at = time.monotonic()
+        self._logged_frames = 0
 
     def __iter__(self) -> Iterator[int]:
         """Store transitions as they come and yield their number; close the environments at the end.
@@ -101,8 +101,8 @@ class Experience(ABC):
         with closing(self._collect()) as collected:
             for made in collected:
                 before = self.frames
-                for steps in self._forgiven(made) if self._job.env.faults else made:
-                    if isinstance(steps, Lost):
+                for steps in self._without_faults(made) if self._job.env.faults else made:
+                    if isinstance(steps, Dropped):
                         self._cut(steps.environments)
                     else:
                         self._take(steps.first(self._job.total_frames - self.frames))
@@ -125,17 +125,17 @@ class Experience(ABC):
         the acting policy had not learned from, as a mean over the new frames. `train/faults`, the faulty steps that
         were not stored, is there where `env.faults` allows some.
         """
-        now, new = time.monotonic(), self.frames - self._told_frames
-        metrics = {"time/frames_per_second": new / (now - self._told)}
+        now, new = time.monotonic(), self.frames - self._logged_frames
+        metrics = {"time/frames_per_second": new / (now - self._logged_at)}
         if new:
-            metrics["train/policy_lag"] = self._behind / new
+            metrics["train/policy_lag"] = self._policy_lag / new
         number, returns, lengths = self._ended.tolist()
         if number:
             metrics["train/return"] = returns / number
             metrics["train/length"] = lengths / number
         if self._job.env.faults:
             metrics["train/faults"] = self._faults
-        self._told, self._told_frames, self._behind, self._faults = now, self.frames, 0, 0
+        self._logged_at, self._logged_frames, self._policy_lag, self._faults = now, self.frames, 0, 0
         self._ended.zero_()
         return metrics
 
@@ -158,7 +158,7 @@ class Experience(ABC):
             raise ValueError(f"{len(state['returns'])} environments were saved and there are {len(self._returns)}")
         self._n_step.load_state_dict(state)
         self._resumed = state["environments"]
-        self.frames = self._told_frames = state["frames"]
+        self.frames = self._logged_frames = state["frames"]
         self._faults = state.get("faults", 0)  # checkpoints of before there was any have none
         for mine, saved in (
             (self._returns, state["returns"]),
@@ -172,21 +172,21 @@ class Experience(ABC):
         return None
 
     @abstractmethod
-    def _collect(self) -> Generator[list[Steps | Lost], None, None]:
+    def _collect(self) -> Generator[list[Steps | Dropped], None, None]:
         """Open the environments and step them, for as long as somebody asks; close them at the end."""
 
-    def _forgiven(self, made: list[Steps | Lost]) -> Iterator[Steps | Lost]:
+    def _without_faults(self, made: list[Steps | Dropped]) -> Iterator[Steps | Dropped]:
         """The same without the steps that the environments marked as faulty by the reward NaN."""
         for steps in made:
-            if isinstance(steps, Lost) or not steps.rows["next", "reward"].isnan().any():
+            if isinstance(steps, Dropped) or not steps.rows["next", "reward"].isnan().any():
                 yield steps
                 continue
             whose = torch.arange(self._job.env.count)[steps.environments]
             for rows, done in zip(steps.rows.split(steps.done.shape[1]), steps.done, strict=True):
                 faulty = rows["next", "reward"].reshape(-1).isnan()
                 self._faults += int(faulty.sum())
-                yield Steps(rows[~faulty], done[~faulty].unsqueeze(0), whose[~faulty], behind=steps.behind)
-                yield Lost(whose[faulty])
+                yield Steps(rows[~faulty], done[~faulty].unsqueeze(0), whose[~faulty], policy_lag=steps.policy_lag)
+                yield Dropped(whose[faulty])
 
     def _take(self, steps: Steps) -> None:
         """Store them and keep the sums of the episodes that are running, and of those that ended."""
@@ -199,7 +199,7 @@ class Experience(ABC):
             for rows, done in zip(steps.rows.split(steps.done.shape[1]), steps.done, strict=True):
                 self._store(self._n_step(rows, done, steps.environments))
         self.frames += new
-        self._behind += new * steps.behind
+        self._policy_lag += new * steps.policy_lag
         rewards = steps.rows["next", "reward"].reshape(steps.done.shape)
         if steps.done.is_cpu and not steps.done.any():
             self._returns[steps.environments] += rewards.sum(0, dtype=torch.float64)
@@ -225,12 +225,12 @@ class Experience(ABC):
 
 
 @dataclass
-class Collecting(ABC):
+class CollectorConfig(ABC):
     """What `collector=NAME` chooses."""
 
     def build(
         self,
-        env: Env,
+        env: EnvConfig,
         actor: ProbabilisticActor,
         buffer: TensorDictReplayBuffer,
         *,

@@ -12,11 +12,11 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from sac_torchrl.learner.capture import Recorded
+from sac_torchrl.learner.capture import Captured
 from sac_torchrl.replay.packing import unchecked
 
 
-class VectorCollector(Collector):
+class GymnasiumCollector(Collector):
     """Collects the transitions that `Collector` collects, bit for bit, in less than half the time.
 
     The policy is recorded once and replayed, and a step of the environments is one call of Gymnasium instead of four
@@ -27,7 +27,7 @@ class VectorCollector(Collector):
         super().__init__(env, policy, **options)
         self._vector: Any = env._env  # TorchRL's wrapper has no public name for what it wraps
         self._policy = policy
-        self._act = Recorded(self._choose)
+        self._act = Captured(self._choose)
 
     def iterator(self) -> Iterator[TensorDictBase]:
         """Yield transitions without end; each batch has tensors of its own, so that none need be copied."""

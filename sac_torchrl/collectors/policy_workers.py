@@ -12,36 +12,36 @@ import torch
 from torch import Tensor
 from torchrl.modules import ProbabilisticActor
 
-from sac_torchrl.collectors.direct import stepping
-from sac_torchrl.collectors.experience import Experience, Job, Lost, Steps
+from sac_torchrl.collectors.direct import step_all
+from sac_torchrl.collectors.experience import Dropped, Experience, Job, Steps
 from sac_torchrl.collectors.workers import (
-    Beginning,
-    Budget,
+    RestartBudget,
     Worker,
+    WorkerSeeds,
     begin,
     close,
     default_workers,
     listen,
+    log_new_episodes,
     open_slice,
     split,
     starting,
-    tell_resumed,
 )
-from sac_torchrl.envs.config import Env, wrapped
+from sac_torchrl.envs.config import EnvConfig, wrapped
 from sac_torchrl.errors import WorkerDied
 from sac_torchrl.replay.buffer import layout, rows
 from sac_torchrl.replay.packing import Packing
 from sac_torchrl.specs import Specs
 
 
-class Acting:
+class PolicyWorker:
     """A worker with its environments and a policy of its own, which it refreshes from `weights`, shared memory.
 
     It makes as many steps as it was granted and not one more. `learned` is the number of frames that the weights it
     was last given have learned from.
     """
 
-    def __init__(self, job: Job, environments: range, beginning: Beginning, *, timeout: float, learned: int) -> None:
+    def __init__(self, job: Job, environments: range, beginning: WorkerSeeds, *, timeout: float, learned: int) -> None:
         with starting(environments):
             self._weights = copy.deepcopy(job.actor).cpu().share_memory()
         self._packing = Packing(layout(job.specs))
@@ -96,7 +96,7 @@ class Acting:
 _Step = tuple[Any, Any, int]
 
 
-class Remote(Experience):
+class PolicyWorkers(Experience):
     """What the pipelined and the free-running collection share: the workers, their seeds and their replacement."""
 
     def __init__(self, job: Job, *, workers: int, timeout: float, restarts: int) -> None:
@@ -107,32 +107,32 @@ class Remote(Experience):
         self._packing = Packing(layout(job.specs))
 
     def _start(self) -> None:
-        tell_resumed(self.frames)
+        log_new_episodes(self.frames)
         # A product that is split over two threads waits for the one whose core a worker has taken.
         self._threads = torch.get_num_threads()
         torch.set_num_threads(max(1, min(self._threads, default_workers() - len(self._slices))))
-        self._budget = Budget(self._restarts)
+        self._budget = RestartBudget(self._restarts)
         self._incarnations = 0
-        self._crew: list[Acting] = []
+        self._workers: list[PolicyWorker] = []
         for environments in self._slices:
-            self._crew.append(self._recruit(environments))
+            self._workers.append(self._start_worker(environments))
 
     def _close(self) -> None:
         torch.set_num_threads(self._threads)
-        close([acting.worker for acting in self._crew])
+        close([acting.worker for acting in self._workers])
 
-    def _recruit(self, environments: range) -> Acting:
+    def _start_worker(self, environments: range) -> PolicyWorker:
         beginning = begin(self._job, environments, frames=self.frames, incarnation=self._incarnations)
-        return Acting(self._job, environments, beginning, timeout=self._timeout, learned=self.frames)
+        return PolicyWorker(self._job, environments, beginning, timeout=self._timeout, learned=self.frames)
 
-    def _replace(self, acting: Acting, died: WorkerDied) -> Lost:
+    def _replace(self, acting: PolicyWorker, died: WorkerDied) -> Dropped:
         """Start another in its place: it says when it is ready."""
         self._budget.spend(died)
         acting.worker.kill()
         environments = acting.worker.environments
         self._incarnations += 1
-        self._crew[self._crew.index(acting)] = self._recruit(environments)
-        return Lost(torch.arange(environments.start, environments.stop))
+        self._workers[self._workers.index(acting)] = self._start_worker(environments)
+        return Dropped(torch.arange(environments.start, environments.stop))
 
     def _steps(self, made: Sequence[tuple[range, list[_Step]]]) -> Steps:
         """Put together what several workers made, the same number of steps each, one step after the other."""
@@ -142,12 +142,12 @@ class Remote(Experience):
         whose: slice | Tensor = slice(first, last)
         if done.shape[1] < last - first:  # there are gaps
             whose = torch.cat([torch.arange(environments.start, environments.stop) for environments, _ in made])
-        behind = np.mean([step[2] for _, steps in made for step in steps])
+        policy_lag = np.mean([step[2] for _, steps in made for step in steps])
         transitions = self._packing.unpack(torch.from_numpy(packed.reshape(-1, packed.shape[-1])))
-        return Steps(transitions, torch.from_numpy(done), whose, behind=float(behind))
+        return Steps(transitions, torch.from_numpy(done), whose, policy_lag=float(policy_lag))
 
 
-class Pipelined(Remote):
+class PipelinedExperience(PolicyWorkers):
     """The workers make the next `steps` steps of all environments while the learner learns from the last.
 
     The policy that acts is therefore the one from before the updates on the last `steps` steps, always. With the same
@@ -158,7 +158,7 @@ class Pipelined(Remote):
         super().__init__(job, **options)
         self._at_once = steps
 
-    def _collect(self) -> Generator[list[Steps | Lost], None, None]:
+    def _collect(self) -> Generator[list[Steps | Dropped], None, None]:
         try:
             self._start()
             lost = self._grant()
@@ -169,9 +169,9 @@ class Pipelined(Remote):
         finally:
             self._close()
 
-    def _grant(self) -> list[Steps | Lost]:
-        lost = list[Steps | Lost]()
-        for acting in list(self._crew):
+    def _grant(self) -> list[Steps | Dropped]:
+        lost = list[Steps | Dropped]()
+        for acting in list(self._workers):
             if acting.ready:
                 acting.refresh(self._job.actor, learned=self.frames)
                 try:
@@ -180,11 +180,11 @@ class Pipelined(Remote):
                     lost.append(self._replace(acting, died))
         return lost
 
-    def _gather(self) -> list[Steps | Lost]:
+    def _gather(self) -> list[Steps | Dropped]:
         """The steps of every worker, in their order, and a start of those that were not ready."""
-        made = defaultdict[Acting, list[_Step]](list)
-        broken, lost = list[Steps | Lost](), list[Steps | Lost]()
-        waiting = {acting.worker: acting for acting in self._crew}
+        made = defaultdict[PolicyWorker, list[_Step]](list)
+        broken, lost = list[Steps | Dropped](), list[Steps | Dropped]()
+        waiting = {acting.worker: acting for acting in self._workers}
         while waiting:
             for worker in listen(list(waiting)):
                 acting = waiting[worker]
@@ -199,17 +199,17 @@ class Pipelined(Remote):
                         del waiting[worker]
                 except WorkerDied as died:
                     del waiting[worker]
-                    place = self._crew.index(acting)
+                    place = self._workers.index(acting)
                     if steps := made.pop(acting):
                         broken.append(self._steps([(worker.environments, steps)]))
                     lost.append(self._replace(acting, died))
-                    other = self._crew[place]
+                    other = self._workers[place]
                     waiting[other.worker] = other
-        whole = [(acting.worker.environments, made[acting]) for acting in self._crew if made[acting]]
+        whole = [(acting.worker.environments, made[acting]) for acting in self._workers if made[acting]]
         return [*broken, *lost, *([self._steps(whole)] if whole else [])]
 
 
-class FreeRunning(Remote):
+class AsyncExperience(PolicyWorkers):
     """Every worker steps on by itself, at most `slack` frames of all together ahead of what was learned from."""
 
     def __init__(self, job: Job, *, slack: int, refresh: int, **options: Any) -> None:
@@ -217,10 +217,10 @@ class FreeRunning(Remote):
         self._ahead = slack // job.env.count
         self._refresh = refresh
 
-    def _collect(self) -> Generator[list[Steps | Lost], None, None]:
+    def _collect(self) -> Generator[list[Steps | Dropped], None, None]:
         try:
             self._start()
-            lost = list[Steps | Lost]()
+            lost = list[Steps | Dropped]()
             while True:
                 collected = lost + self._take_some()
                 if collected:
@@ -229,10 +229,10 @@ class FreeRunning(Remote):
         finally:
             self._close()
 
-    def _grant(self) -> list[Steps | Lost]:
+    def _grant(self) -> list[Steps | Dropped]:
         """Let everyone who is ready run as far ahead as it may, with fresh weights where they are due."""
-        lost = list[Steps | Lost]()
-        for acting in list(self._crew):
+        lost = list[Steps | Dropped]()
+        for acting in list(self._workers):
             if acting.ready and acting.granted < self._ahead:
                 if self.frames - acting.learned >= self._refresh:
                     acting.refresh(self._job.actor, learned=self.frames)
@@ -242,12 +242,12 @@ class FreeRunning(Remote):
                     lost.append(self._replace(acting, died))
         return lost
 
-    def _take_some(self) -> list[Steps | Lost]:
+    def _take_some(self) -> list[Steps | Dropped]:
         """Wait for one step and take what else is there; half of what a worker may make at most, so that it goes on."""
-        collected = list[Steps | Lost]()
-        busy = {acting.worker: acting for acting in self._crew if acting.granted or not acting.ready}
+        collected = list[Steps | Dropped]()
+        busy = {acting.worker: acting for acting in self._workers if acting.granted or not acting.ready}
         for worker in listen(list(busy)):
-            acting, made, lost = busy[worker], list[_Step](), list[Steps | Lost]()
+            acting, made, lost = busy[worker], list[_Step](), list[Steps | Dropped]()
             try:
                 for _ in range(max(1, self._ahead // 2)):
                     step = acting.receive(stored=self.frames)
@@ -266,10 +266,10 @@ def _serve(
     connection: Connection,
     environments: range,
     busy: Any,
-    env: Env,
+    env: EnvConfig,
     weights: ProbabilisticActor,
     specs: Specs,
-    beginning: Beginning,
+    beginning: WorkerSeeds,
 ) -> None:
     """Make the steps that are granted."""
     envs = open_slice(env, environments, busy)
@@ -281,7 +281,7 @@ def _serve(
     connection.send(None)
     random_frames = beginning.random_steps * len(environments)
     # What has not made a step yet closes nothing.
-    with closing(envs), closing(stepping(wrapped(envs), actor, random_frames=random_frames)) as batches:
+    with closing(envs), closing(step_all(wrapped(envs), actor, random_frames=random_frames)) as batches:
         while True:
             while granted == 0 or connection.poll(0):
                 if (message := connection.recv()) is None:

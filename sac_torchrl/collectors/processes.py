@@ -12,29 +12,29 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from sac_torchrl.collectors.direct import stepping
-from sac_torchrl.collectors.experience import Collecting, Experience, Job, Lost, Steps
-from sac_torchrl.collectors.policy_workers import Pipelined
+from sac_torchrl.collectors.direct import step_all
+from sac_torchrl.collectors.experience import CollectorConfig, Dropped, Experience, Job, Steps
+from sac_torchrl.collectors.policy_workers import PipelinedExperience
 from sac_torchrl.collectors.workers import (
-    Budget,
+    RestartBudget,
     Worker,
     check,
     close,
     default_workers,
     listen,
+    log_new_episodes,
     open_slice,
-    refuse_simulator,
+    refuse_batched,
     split,
-    tell_resumed,
 )
 from sac_torchrl.envs import generators
-from sac_torchrl.envs.config import Env, seeds, wrapped
+from sac_torchrl.envs.config import EnvConfig, seeds, wrapped
 from sac_torchrl.errors import ConfigError, WorkerDied
 from sac_torchrl.replay.buffer import rows
 
 
 @dataclass
-class Processes(Collecting):
+class Processes(CollectorConfig):
     """Environments in `workers` processes (one a core where null), all stepped at once, one step between two looks.
 
     Where `pipelined`, the workers hold copies of the policy too, and make the next `steps` steps while the learner
@@ -58,39 +58,41 @@ class Processes(Collecting):
 
     def start(self, job: Job) -> Experience:
         """Connect them; the policy acts here with the very parameters that the learner trains, unless pipelined."""
-        refuse_simulator(job.env)
+        refuse_batched(job.env)
         workers = self.workers or default_workers()
         if self.pipelined:
-            return Pipelined(job, steps=self.steps, workers=workers, timeout=self.timeout, restarts=self.restarts)
-        return InWorkers(job, workers=workers, timeout=self.timeout, restarts=self.restarts)
+            return PipelinedExperience(
+                job, steps=self.steps, workers=workers, timeout=self.timeout, restarts=self.restarts
+            )
+        return ProcessesExperience(job, workers=workers, timeout=self.timeout, restarts=self.restarts)
 
 
-class InWorkers(Experience):
+class ProcessesExperience(Experience):
     """Environments in other processes, all stepped at once; the policy acts in this one."""
 
     def __init__(self, job: Job, *, workers: int, timeout: float, restarts: int) -> None:
         super().__init__(job)
-        self._opening = partial(ProcessEnvs, job.env, workers=workers, timeout=timeout, restarts=restarts)
+        self._opening = partial(ProcessVectorEnv, job.env, workers=workers, timeout=timeout, restarts=restarts)
 
-    def _collect(self) -> Generator[list[Steps | Lost], None, None]:
-        tell_resumed(self.frames)
+    def _collect(self) -> Generator[list[Steps | Dropped], None, None]:
+        log_new_episodes(self.frames)
         with closing(self._opening()) as envs:
             env = wrapped(envs)
-            with generators.kept():  # TorchRL seeds torch's generator as well
+            with generators.preserve():  # TorchRL seeds torch's generator as well
                 env.set_seed(self._job.seed + self.frames)
             remaining = max(0, self._job.random_frames - self.frames)
-            with closing(stepping(env, self._job.actor, random_frames=remaining)) as batches:
+            with closing(step_all(env, self._job.actor, random_frames=remaining)) as batches:
                 for batch in batches:
                     new, done = rows(batch, self._job.specs), batch["next", "done"].reshape(1, -1)
                     if envs.lost.any():
                         lost = torch.from_numpy(envs.lost)
                         kept = (~lost).nonzero().flatten()
-                        yield [Lost(lost.nonzero().flatten()), Steps(new[kept], done[:, kept], kept)]
+                        yield [Dropped(lost.nonzero().flatten()), Steps(new[kept], done[:, kept], kept)]
                     else:
                         yield [Steps(new, done, slice(None))]
 
 
-class ProcessEnvs(VectorEnv[Any, Any, Any]):
+class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
     """`env.count` Gymnasium environments in worker processes as one vector environment, autoreset disabled.
 
     Gymnasium's AsyncVectorEnv has one process an environment, hands a failure on without naming it and replaces
@@ -102,12 +104,12 @@ class ProcessEnvs(VectorEnv[Any, Any, Any]):
     autoreset_mode = AutoresetMode.DISABLED
     render_mode = None
 
-    def __init__(self, env: Env, *, workers: int, timeout: float, restarts: int) -> None:
+    def __init__(self, env: EnvConfig, *, workers: int, timeout: float, restarts: int) -> None:
         self.num_envs = env.count
         self.lost = np.zeros(env.count, np.bool_)
         self._env = env
         self._timeout = timeout
-        self._budget = Budget(restarts)
+        self._budget = RestartBudget(restarts)
         self._seed: int | None = None
         self._incarnations = 0
         self._unstarted: set[int] = set()
@@ -228,7 +230,7 @@ class ProcessEnvs(VectorEnv[Any, Any, Any]):
         return [int(word) for word in words]
 
 
-def _serve(connection: Connection, environments: range, busy: Any, env: Env) -> None:
+def _serve(connection: Connection, environments: range, busy: Any, env: EnvConfig) -> None:
     """Step a slice of the environments as the main process says."""
     with closing(open_slice(env, environments, busy)) as envs:
         space = envs.action_space

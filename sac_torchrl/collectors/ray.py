@@ -25,27 +25,27 @@ from torchrl.envs import EnvBase
 from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.agents.policies import acting
-from sac_torchrl.collectors.experience import Collecting, Experience, Job, Lost, Steps
+from sac_torchrl.collectors.experience import CollectorConfig, Dropped, Experience, Job, Steps
 from sac_torchrl.collectors.workers import (
     START_SECONDS,
-    Beginning,
-    Budget,
     EnvironmentFailed,
+    RestartBudget,
+    WorkerSeeds,
     begin,
     check,
+    log_new_episodes,
     open_slice,
-    refuse_simulator,
+    refuse_batched,
     split,
-    tell_resumed,
 )
-from sac_torchrl.envs.config import Env, wrapped
+from sac_torchrl.envs.config import EnvConfig, wrapped
 from sac_torchrl.errors import ConfigError, WorkerDied, short
 from sac_torchrl.replay.buffer import rows
 from sac_torchrl.specs import ENTROPY, Specs
 
 
 @dataclass
-class Ray(Collecting):
+class Ray(CollectorConfig):
     """Workers on a Ray cluster, each with a slice of the environments and a policy of its own.
 
     `address` is that of a running cluster, whose authentication token must be set (docs/ray.md), or null for one on
@@ -69,7 +69,7 @@ class Ray(Collecting):
 
     def start(self, job: Job) -> Experience:
         """Connect them; raises ConfigError without Ray, and for a cluster without a token."""
-        refuse_simulator(job.env)
+        refuse_batched(job.env)
         if importlib.util.find_spec("ray") is None:
             raise ConfigError("collector=ray needs Ray: pip install 'sac_torchrl[ray]'.")
         if self.address is not None and not _has_token():
@@ -77,10 +77,10 @@ class Ray(Collecting):
                 f"collector.address={self.address}: whoever reaches an open Ray cluster runs code on it; start it and "
                 "this run with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (docs/ray.md)."
             )
-        return InCluster(job, self)
+        return RayExperience(job, self)
 
 
-class InCluster(Experience):
+class RayExperience(Experience):
     """Workers on a Ray cluster that go on while the learner learns."""
 
     def __init__(self, job: Job, plan: Ray) -> None:
@@ -88,20 +88,20 @@ class InCluster(Experience):
         self._plan = plan
         self._slices = split(job.env.count, plan.workers or job.env.count)
 
-    def _collect(self) -> Generator[list[Steps | Lost], None, None]:
+    def _collect(self) -> Generator[list[Steps | Dropped], None, None]:
         self._ray: Any = importlib.import_module("ray")
-        tell_resumed(self.frames)
-        self._budget, self._incarnations = Budget(self._plan.restarts), 0
-        self._crew: list[_Remote] = []
+        log_new_episodes(self.frames)
+        self._budget, self._incarnations = RestartBudget(self._plan.restarts), 0
+        self._workers: list[_Remote] = []
         try:
             self._connect()
-            self._recruit(*self._slices)
+            self._start_worker(*self._slices)
             while True:
                 collected = self._take_some()
                 if collected:
                     yield collected
         finally:
-            for remote in self._crew:
+            for remote in self._workers:
                 remote.close()
             self._ray.shutdown()
 
@@ -126,13 +126,13 @@ class InCluster(Experience):
         if not self._alone:
             _check_name()
 
-    def _recruit(self, *slices: range) -> None:
+    def _start_worker(self, *slices: range) -> None:
         """Start their workers all at once: each takes a while to import what it needs."""
 
         def one(environments: range) -> None:
             beginning = begin(self._job, environments, frames=self.frames, incarnation=self._incarnations)
             learned, alone = self.frames, self._alone
-            self._crew.append(
+            self._workers.append(
                 _Remote(
                     self._ray,
                     self._job,
@@ -156,27 +156,27 @@ class InCluster(Experience):
             self._budget.spend(died)
             self._incarnations += 1
             try:
-                self._recruit(environments)
+                self._start_worker(environments)
             except WorkerDied as again:
                 died = again
             else:
                 return
 
-    def _take_some(self) -> list[Steps | Lost]:
+    def _take_some(self) -> list[Steps | Dropped]:
         """The steps of the first worker that has some, which then makes the next ones."""
-        by_task = {remote.task: remote for remote in self._crew}
-        wait = max(0.0, min(remote.deadline for remote in self._crew) - time.monotonic())
+        by_task = {remote.task: remote for remote in self._workers}
+        wait = max(0.0, min(remote.deadline for remote in self._workers) - time.monotonic())
         ready, _ = self._ray.wait(list(by_task), timeout=wait)
-        remote = by_task[ready[0]] if ready else min(self._crew, key=lambda remote: remote.deadline)
-        made = list[Steps | Lost]()
+        remote = by_task[ready[0]] if ready else min(self._workers, key=lambda remote: remote.deadline)
+        made = list[Steps | Dropped]()
         try:
             made += remote.receive(self._job.specs, stored=self.frames)
             remote.go_on(self._job.actor, learned=self.frames)
         except WorkerDied as died:
             remote.close()
-            self._crew.remove(remote)
+            self._workers.remove(remote)
             self._replace(remote.environments, died)
-            made += [Lost(torch.arange(remote.environments.start, remote.environments.stop))]
+            made += [Dropped(torch.arange(remote.environments.start, remote.environments.stop))]
         return made
 
 
@@ -189,7 +189,7 @@ class _Remote:
         job: Job,
         plan: Ray,
         environments: range,
-        beginning: Beginning,
+        beginning: WorkerSeeds,
         *,
         workers: int,
         learned: int,
@@ -268,7 +268,7 @@ class _Remote:
         self.task = self._actor.next.remote()
         self.deadline = time.monotonic() + self._timeout
 
-    def receive(self, specs: Specs, *, stored: int) -> list[Steps | Lost]:
+    def receive(self, specs: Specs, *, stored: int) -> list[Steps | Dropped]:
         """Take its steps; raises WorkerDied."""
         try:
             batch = self._ray.get(self.task, timeout=max(0.0, self.deadline - time.monotonic()))
@@ -282,13 +282,13 @@ class _Remote:
             raise self._unreached(error, f"is gone ({type(error).__name__})") from error
         whose = slice(self.environments.start, self.environments.stop)
         batch = batch.transpose(0, 1)
-        behind = stored - self._learned + (len(batch) - 1) / 2 * len(self.environments)
+        policy_lag = stored - self._learned + (len(batch) - 1) / 2 * len(self.environments)
         uniform, self._random_steps = self._random_steps, max(0, self._random_steps - len(batch))
-        made = list[Steps | Lost]()
+        made = list[Steps | Dropped]()
         # TorchRL has zeros in place of what the policy would have told of its random actions.
         for part in (batch[:uniform].exclude(ENTROPY), batch[uniform:]):
             if len(part):
-                made.append(Steps(rows(part, specs), part["next", "done"].squeeze(-1), whose, behind=behind))
+                made.append(Steps(rows(part, specs), part["next", "done"].squeeze(-1), whose, policy_lag=policy_lag))
         return made
 
     def _unreached(self, error: Exception, how: str) -> WorkerDied:
@@ -346,7 +346,7 @@ def _check_name() -> None:
         )
 
 
-def _open(env: Env, environments: range, words: list[int], exploration: int, alone: bool) -> EnvBase:
+def _open(env: EnvConfig, environments: range, words: list[int], exploration: int, alone: bool) -> EnvBase:
     """Open a slice of the environments, in a worker, which may be `alone` with the learner on one machine."""
     if not alone:
         _check_name()

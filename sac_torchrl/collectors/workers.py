@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from sac_torchrl.collectors.experience import Job
-from sac_torchrl.envs.config import Env, Envs, seeds
+from sac_torchrl.envs.config import EnvConfig, SequentialVectorEnv, seeds
 from sac_torchrl.errors import ConfigError, EnvironmentFault, WorkerDied, short
 from sac_torchrl.signals import STOPPING
 
@@ -87,18 +87,18 @@ class Numbered(gym.Wrapper[Any, Any, Any, Any]):
             raise EnvironmentFailed(self._number, _said(error)) from error
 
 
-def _open_numbered(env: Env, number: int, busy: Any) -> gym.Env[Any, Any]:
+def _open_numbered(env: EnvConfig, number: int, busy: Any) -> gym.Env[Any, Any]:
     """Open one environment of a worker."""
     busy.value = number
     try:
-        return Numbered(env.open(forgiving=True), number, busy)
+        return Numbered(env.open(tolerate_faults=True), number, busy)
     except Exception as error:
         raise EnvironmentFailed(number, _said(error)) from error
 
 
-def open_slice(env: Env, environments: range, busy: Any) -> Envs:
+def open_slice(env: EnvConfig, environments: range, busy: Any) -> SequentialVectorEnv:
     """Open a worker's environments."""
-    return Envs([_open_numbered(env, number, busy) for number in environments])
+    return SequentialVectorEnv([_open_numbered(env, number, busy) for number in environments])
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Worker:
     """
 
     def __init__(
-        self, serve: Callable[..., None], environments: range, *arguments: Any, env: Env, timeout: float
+        self, serve: Callable[..., None], environments: range, *arguments: Any, env: EnvConfig, timeout: float
     ) -> None:
         self.environments = environments
         self._env = env
@@ -218,7 +218,7 @@ def starting(environments: range) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class WorkerSeeds:
     """How a worker with a policy begins: seeds of its environments and of its exploration, random steps of each."""
 
     seeds: list[int]
@@ -226,13 +226,13 @@ class Beginning:
     random_steps: int
 
 
-def begin(job: Job, environments: range, *, frames: int, incarnation: int) -> Beginning:
+def begin(job: Job, environments: range, *, frames: int, incarnation: int) -> WorkerSeeds:
     """The episodes of `direct` for the first `incarnation` of its worker, 0, and others for each that replaces it."""
     count = job.env.count
     words = seeds(job.seed + frames, count)
     if incarnation:
         words = np.random.SeedSequence([job.seed + frames, incarnation]).generate_state(count).tolist()
-    return Beginning(
+    return WorkerSeeds(
         words[environments.start : environments.stop],
         exploration=int(np.random.SeedSequence([*words, environments.start]).generate_state(1)[0]),
         # Whole steps, as everywhere.
@@ -274,7 +274,7 @@ def close(workers: Sequence[Worker]) -> None:
         worker.kill(after=max(0.0, until - time.monotonic()))
 
 
-class Budget:
+class RestartBudget:
     """How many workers may still be replaced."""
 
     def __init__(self, restarts: int) -> None:
@@ -295,13 +295,13 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def tell_resumed(frames: int) -> None:
+def log_new_episodes(frames: int) -> None:
     """Say in the log that a run that goes on does so with new episodes."""
     if frames:
         log.info("resuming is not exact: the environments in workers start new episodes, of other seeds")
 
 
-def refuse_simulator(env: Env) -> None:
+def refuse_batched(env: EnvConfig) -> None:
     """Raise ConfigError for environments that no worker can hold a part of."""
     if env.in_one:
         raise ConfigError(f"env.id={env.id} steps all its environments at once: use collector=direct.")

@@ -14,7 +14,7 @@ from sac_torchrl.agents.crossq import CrossQ
 from sac_torchrl.agents.discrete_sac import DiscreteSAC
 from sac_torchrl.agents.droq import DroQ
 from sac_torchrl.agents.fastsac import FastSAC
-from sac_torchrl.agents.normalization import normalised
+from sac_torchrl.agents.normalization import with_normalization
 from sac_torchrl.agents.redq import REDQ
 from sac_torchrl.agents.sac import SAC
 from sac_torchrl.agents.sac_v1 import SACv1
@@ -23,18 +23,18 @@ from sac_torchrl.agents.tqc import TQC
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.collectors.async_ import Async
 from sac_torchrl.collectors.direct import Direct
-from sac_torchrl.collectors.experience import Collecting
+from sac_torchrl.collectors.experience import CollectorConfig
 from sac_torchrl.collectors.processes import Processes
 from sac_torchrl.collectors.ray import Ray
-from sac_torchrl.envs.config import Env
+from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.learner.learner import Learning
-from sac_torchrl.replay.buffer import Replay
-from sac_torchrl.replay.offline import Offline
-from sac_torchrl.runs.checkpoint import Checkpointing
+from sac_torchrl.learner.learner import LearnerConfig
+from sac_torchrl.replay.buffer import ReplayConfig
+from sac_torchrl.replay.offline import OfflineConfig
+from sac_torchrl.runs.checkpoint import CheckpointConfig
 from sac_torchrl.runs.device import resolve_device
-from sac_torchrl.runs.evaluation import Evaluating
-from sac_torchrl.runs.folder import Running
+from sac_torchrl.runs.evaluation import EvaluationConfig
+from sac_torchrl.runs.folder import RunConfig
 from sac_torchrl.specs import Specs
 
 
@@ -45,7 +45,7 @@ class Training:
     `total_frames` and `random_frames` (the first ones, drawn uniformly) count transitions over all
     environments. `replay_ratio` is updates per frame; they begin after `learning_starts` frames (null: after the
     random ones), and those of each `update_every` frames come at once. A row of the replay buffer spans `n_steps`
-    frames, and `normalise` gives the networks observations of mean 0 and variance 1 (the replay buffer keeps them as
+    frames, and `normalize` gives the networks observations of mean 0 and variance 1 (the replay buffer keeps them as
     they came). `log_every` frames lie between two rows of metrics.csv, `device` is auto, cpu, cuda or cuda:N.
     """
 
@@ -59,7 +59,7 @@ class Training:
         "simba": SimBa,
         "fastsac": FastSAC,
     }
-    collectors: ClassVar[dict[str, type[Collecting]]] = {
+    collectors: ClassVar[dict[str, type[CollectorConfig]]] = {
         "direct": Direct,
         "processes": Processes,
         "async": Async,
@@ -67,8 +67,8 @@ class Training:
     }
 
     variant: Variant = field(default_factory=SAC)
-    collector: Collecting = field(default_factory=Direct)
-    env: Env = field(default_factory=Env)
+    collector: CollectorConfig = field(default_factory=Direct)
+    env: EnvConfig = field(default_factory=EnvConfig)
     seed: int = 0
     total_frames: int = 10_000
     random_frames: int = 1_000
@@ -77,15 +77,15 @@ class Training:
     update_every: int = 1
     batch_size: int = 256
     n_steps: int = 1
-    normalise: bool = False
+    normalize: bool = False
     log_every: int = 500
     device: str = "auto"
-    learner: Learning = field(default_factory=Learning)
-    replay: Replay = field(default_factory=Replay)
-    offline: Offline = field(default_factory=Offline)
-    evaluate: Evaluating = field(default_factory=Evaluating)
-    checkpoint: Checkpointing = field(default_factory=Checkpointing)
-    run: Running = field(default_factory=Running)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    offline: OfflineConfig = field(default_factory=OfflineConfig)
+    evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         rows = min(self.replay.capacity, self.total_frames)
@@ -114,8 +114,8 @@ class Training:
                 ),
                 (
                     f"offline.dataset={self.offline.dataset}: rows of two sources are drawn uniformly; give "
-                    "replay.prioritised=false.",
-                    self.offline.dataset is None or not self.replay.prioritised,
+                    "replay.prioritized=false.",
+                    self.offline.dataset is None or not self.replay.prioritized,
                 ),
                 (
                     f"offline.dataset={self.offline.dataset}: its rows do not tell the entropy of the policy that made "
@@ -154,10 +154,10 @@ class Training:
         return replace(specs, n_steps=self.n_steps, gamma=self.variant.gamma, entropy=self.variant.needs_entropy)
 
     def agent(self, specs: Specs, *, device: torch.device) -> Agent:
-        """Build the agent of the variant, with a normaliser of observations where one is wanted."""
+        """Build the agent of the variant, with a normalizer of observations where one is wanted."""
         build = partial(self.variant.build, specs, device=device)
-        agent = replace(build(), anew=build)
-        return normalised(agent, specs, device=device) if self.normalise else agent
+        agent = replace(build(), rebuild=build)
+        return with_normalization(agent, specs, device=device) if self.normalize else agent
 
 
 @dataclass
@@ -172,7 +172,7 @@ class Discrete(Training):
     variants: ClassVar[dict[str, type[Variant]]] = {"discrete_sac": DiscreteSAC}
 
     variant: Variant = field(default_factory=DiscreteSAC)
-    env: Env = field(default_factory=lambda: Env(id="CartPole-v1"))
+    env: EnvConfig = field(default_factory=lambda: EnvConfig(id="CartPole-v1"))
     total_frames: int = 24_000
 
 

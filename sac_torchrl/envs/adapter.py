@@ -17,7 +17,7 @@ from sac_torchrl.errors import RECOVER, ConfigError, EnvironmentFault, LearnerFa
 log = logging.getLogger(__name__)
 
 
-class Edge(gym.Wrapper[Any, Any, Any, Any]):
+class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any]):
     """One environment with a float32 vector or index observed and an action in [-1, 1] or an index taken.
 
     Raises EnvironmentFault for what it returns and nothing can be learned from, and LearnerFault for an action that is
@@ -81,7 +81,7 @@ class Edge(gym.Wrapper[Any, Any, Any, Any]):
         )
 
 
-class Forgiving(gym.Wrapper[Any, Any, Any, Any]):
+class TolerateFaults(gym.Wrapper[Any, Any, Any, Any]):
     """Takes up to `faults` faulty steps of an Edge for the end of their episode; the next one raises.
 
     Such a step has the reward NaN, which no sound one has, and observes nothing but zeros. What it keeps is no part of

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sac_torchrl.envs.config import Env
+from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.state import Uncapturable, capture, restore
 from sac_torchrl.errors import ConfigError, EnvironmentFault, short
 
@@ -50,7 +50,7 @@ class _Seen(gym.Wrapper[Any, Any, Any, Any]):
         return result
 
 
-def examine(plan: Env) -> Iterator[Finding]:
+def check_env(plan: EnvConfig) -> Iterator[Finding]:
     """Open the environments of `plan`, play with random actions, and tell what is found, as it is found."""
     try:
         specs = plan.specs()
@@ -117,7 +117,7 @@ def _play(edge: Any) -> Iterator[Finding]:
     if largest.ndim and largest.max() > LARGE:
         yield Finding(
             Kind.note,
-            f"observes up to {largest.max():.3g} at index {largest.argmax()}: try normalise=true, or scale it",
+            f"observes up to {largest.max():.3g} at index {largest.argmax()}: try normalize=true, or scale it",
         )
 
 
@@ -132,7 +132,7 @@ def _outside(space: Any, observation: Any) -> str:
     return f"observes {short(repr(observation))}, which is outside of its space {short(space)}"
 
 
-def _repeat(plan: Env) -> Iterator[Finding]:
+def _repeat(plan: EnvConfig) -> Iterator[Finding]:
     """The same seed and actions twice, and once more where another episode was played before."""
     first, second, third = (_trajectory(plan, seed=1, used=used) for used in (False, False, True))
     if first != second:
@@ -148,7 +148,7 @@ def _repeat(plan: Env) -> Iterator[Finding]:
         )
 
 
-def _trajectory(plan: Env, *, seed: int, used: bool) -> list[Any]:
+def _trajectory(plan: EnvConfig, *, seed: int, used: bool) -> list[Any]:
     env: Any = plan.open()
     try:
         if used:
@@ -168,7 +168,7 @@ def _trajectory(plan: Env, *, seed: int, used: bool) -> list[Any]:
     return [np.asarray(value).tobytes() for value in seen]
 
 
-def _resume(plan: Env) -> Iterator[Finding]:
+def _resume(plan: EnvConfig) -> Iterator[Finding]:
     """The state in the middle of an episode, put into another instance."""
     env, other = (plan.build(seed=seed, count=1) for seed in (2, 3))
     try:

@@ -19,7 +19,7 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import TimeLimit
 from torchrl.envs import EnvBase, GymWrapper
 
-from sac_torchrl.envs.adapter import Edge, Forgiving
+from sac_torchrl.envs.adapter import SpaceAdapter, TolerateFaults
 from sac_torchrl.envs.quiet import quiet
 from sac_torchrl.envs.tensors import TORCH
 from sac_torchrl.errors import ConfigError, nearest, short
@@ -32,7 +32,7 @@ _POOL = "envpool/"
 
 
 @dataclass
-class Env:
+class EnvConfig:
     """A Gymnasium id, or `dmc/DOMAIN-TASK` for DeepMind Control, and how many of it are stepped together.
 
     `torch/pendulum`, `torch/cartpole`, `brax/TASK` and `playground/TASK` are simulators of tensors, for thousands of
@@ -65,7 +65,7 @@ class Env:
         count: int | None = None,
         render_mode: str | None = None,
         device: torch.device | None = None,
-        forgiving: bool = False,
+        tolerate_faults: bool = False,
     ) -> EnvBase:
         """Builds `count` environments in this process, batch size `(count,)`, each with a seed of its own.
 
@@ -79,7 +79,9 @@ class Env:
             return self._pooled(count, seed=seed, render_mode=render_mode)
         if self.id.startswith((_TORCH, *_JAX)):
             return self._simulator(count, device or torch.device("cpu"), seed=seed, render_mode=render_mode)
-        env = wrapped(Envs([self.open(render_mode, forgiving=forgiving) for _ in range(count)]))
+        env = wrapped(
+            SequentialVectorEnv([self.open(render_mode, tolerate_faults=tolerate_faults) for _ in range(count)])
+        )
         if seed is not None:
             env.set_seed(seed)
         return env
@@ -89,7 +91,7 @@ class Env:
         """Whether the environments are one batch of tensors or one pool, which no worker can hold a part of."""
         return self.id.startswith((_TORCH, *_JAX, _POOL))
 
-    def open(self, render_mode: str | None = None, *, forgiving: bool = False) -> gym.Env[Any, Any]:
+    def open(self, render_mode: str | None = None, *, tolerate_faults: bool = False) -> gym.Env[Any, Any]:
         """Opens one Gymnasium environment, at the agent's edge; imports the plugins before.
 
         Where `forgiving`, up to `faults` faulty steps end their episode and have the reward NaN, which tells who
@@ -98,7 +100,7 @@ class Env:
         for plugin in self.plugins:
             _load(plugin)
         env = _open(self.id, render_mode, self.max_episode_steps)
-        return Forgiving(env, self.faults) if forgiving and self.faults else env
+        return TolerateFaults(env, self.faults) if tolerate_faults and self.faults else env
 
     def _check(self, count: int) -> None:
         if count < 1:
@@ -153,11 +155,11 @@ def wrapped(envs: VectorEnv[Any, Any, Any]) -> EnvBase:
 
 
 def seeds(seed: int, count: int) -> list[int]:
-    """One seed an environment, far apart: Gymnasium's own `seed + i` makes the runs of neighbouring seeds overlap."""
+    """One seed an environment, far apart: Gymnasium's own `seed + i` makes the runs of neighboring seeds overlap."""
     return [int(word) for word in np.random.SeedSequence(seed).generate_state(count)]
 
 
-class Envs(VectorEnv[Any, Any, Any]):
+class SequentialVectorEnv(VectorEnv[Any, Any, Any]):
     """Gymnasium environments of the same spaces, stepped one after the other.
 
     Gymnasium's SyncVectorEnv takes twice the time, most of it when nothing is in the processor's caches, as after an
@@ -211,7 +213,7 @@ class Envs(VectorEnv[Any, Any, Any]):
 def _open(id: str, render_mode: str | None, limit: int | None) -> gym.Env[Any, Any]:
     env = _suite(id, render_mode, limit) if id.startswith(_SUITE) else _gymnasium(id, render_mode, limit)
     try:
-        return Edge(env, id)
+        return SpaceAdapter(env, id)
     except ConfigError:
         env.close()
         raise

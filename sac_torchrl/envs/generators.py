@@ -13,7 +13,7 @@ from sac_torchrl.trees import Tree
 log = logging.getLogger(__name__)
 
 
-def states() -> Tree:
+def get_states() -> Tree:
     """The states of torch's generators on all devices in use, NumPy's global one and Python's."""
     numpy = np.random.get_state(legacy=False)
     key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
@@ -28,7 +28,7 @@ def states() -> Tree:
     }
 
 
-def put(saved: Tree) -> None:
+def set_states(saved: Tree) -> None:
     """Put saved states back; those of another number of GPUs are left, with a warning."""
     torch.set_rng_state(saved["torch"])
     numpy = saved["numpy"]
@@ -42,10 +42,10 @@ def put(saved: Tree) -> None:
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def preserve() -> Iterator[None]:
     """Whatever is drawn from them inside, they go on from where they stood."""
-    before = states()
+    before = get_states()
     try:
         yield
     finally:
-        put(before)
+        set_states(before)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchrl.data import Bounded
 
 from sac_torchrl.envs.quiet import quiet
-from sac_torchrl.envs.tensors import Simulator
+from sac_torchrl.envs.tensors import TensorEnv
 from sac_torchrl.errors import ConfigError, nearest, short
 
 # TorchRL's BraxWrapper clears all of JAX's caches every 20 steps, unless told not to, and so compiles the physics
@@ -25,7 +25,7 @@ from sac_torchrl.errors import ConfigError, nearest, short
 # MujocoPlaygroundWrapper resets all environments when one ends, and has no time limit either.
 
 
-class JaxSimulator(Simulator):
+class JaxEnv(TensorEnv):
     """`count` environments of the task `id`, whose physics stays with JAX.
 
     Raises ConfigError where a package is not installed, or has no such task, or JAX cannot use the device.
@@ -94,7 +94,7 @@ class JaxSimulator(Simulator):
         return _to_torch(_vector(self._physics.obs))
 
 
-class Brax(JaxSimulator):
+class Brax(JaxEnv):
     """Tasks of Brax, truncated after 1000 steps as in Brax's own training."""
 
     @staticmethod
@@ -107,7 +107,7 @@ class Brax(JaxSimulator):
         return tasks.get_environment(id.removeprefix("brax/")), 1000, 1
 
 
-class Playground(JaxSimulator):
+class Playground(JaxEnv):
     """Tasks of MuJoCo Playground with MJX's own physics (not Warp's), truncated at each task's length.
 
     Of an observation that is a dictionary the agent sees `state`: the other is for critics, and for simulation only.
@@ -142,7 +142,7 @@ class Playground(JaxSimulator):
 
 
 @cache
-def _compiled(family: type[JaxSimulator], id: str, count: int) -> tuple[Any, ...]:
+def _compiled(family: type[JaxEnv], id: str, count: int) -> tuple[Any, ...]:
     """Functions that start episodes and that step; their state's shapes; observed numbers, actions, and the limit."""
     jax = _jax(id)
     env, limit, repeats = _quiet(family.load)(id)

@@ -22,9 +22,9 @@ from gymnasium.spaces import Space
 from torchrl.data import TensorSpec
 from torchrl.envs import EnvBase, GymWrapper, TransformedEnv
 
-from sac_torchrl.envs.adapter import Forgiving
-from sac_torchrl.envs.config import Envs
-from sac_torchrl.envs.tensors import Simulator
+from sac_torchrl.envs.adapter import TolerateFaults
+from sac_torchrl.envs.config import SequentialVectorEnv
+from sac_torchrl.envs.tensors import TensorEnv
 from sac_torchrl.trees import Tree
 
 # Spaces too: their generators are seeded by nobody, so that what is drawn from them differs from run to run anyway.
@@ -46,9 +46,9 @@ def capture(env: EnvBase) -> Tree:
     if isinstance(env, TransformedEnv):
         return {"base": capture(env.base_env), "transforms": dict(env.transform.state_dict())}
     vector = getattr(env, "_env", None)
-    if isinstance(env, GymWrapper) and isinstance(vector, Envs):
+    if isinstance(env, GymWrapper) and isinstance(vector, SequentialVectorEnv):
         return {"envs": [_gymnasium(one) for one in vector.envs]}
-    if env.batch_locked and not isinstance(env, Simulator):
+    if env.batch_locked and not isinstance(env, TensorEnv):
         raise Uncapturable(f"{type(env).__name__} keeps its state outside of the tensordict")
     return {"buffers": dict(env.state_dict()), "attributes": _attributes(env, type(env).__name__)}
 
@@ -63,7 +63,7 @@ def restore(env: EnvBase, state: Tree) -> None:
         env.transform.load_state_dict(state["transforms"])
         return
     vector = getattr(env, "_env", None)
-    if isinstance(env, GymWrapper) and isinstance(vector, Envs):
+    if isinstance(env, GymWrapper) and isinstance(vector, SequentialVectorEnv):
         if len(state["envs"]) != vector.num_envs:
             raise ValueError(f"{len(state['envs'])} environments were saved and there are {vector.num_envs}")
         for one, saved in zip(vector.envs, state["envs"], strict=True):
@@ -96,7 +96,7 @@ def _put_gymnasium(env: gym.Env[Any, Any], saved: list[Any]) -> None:
 def _layers(env: Any) -> Iterator[Any]:
     """The wrappers from the outside in, the environment, and what a DeepMind Control environment is made of."""
     while isinstance(env, gym.Wrapper):
-        if not isinstance(env, Forgiving):
+        if not isinstance(env, TolerateFaults):
             yield env
         env = env.env
     yield env

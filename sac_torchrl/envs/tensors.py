@@ -10,7 +10,7 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Un
 from torchrl.envs import EnvBase, PendulumEnv
 
 
-class Simulator(EnvBase):
+class TensorEnv(EnvBase):
     """`count` environments with observations `(count, n)`, that end by themselves or are truncated after `limit` steps.
 
     The state is the simulator's own. `begin` and `advance` make no transfer to the host, whatever ends when.
@@ -74,7 +74,7 @@ class Simulator(EnvBase):
         return (2 * torch.rand(shape, generator=self.generator, device=self.device) - 1) * high
 
 
-class Pendulum(Simulator):
+class Pendulum(TensorEnv):
     """Gymnasium's Pendulum-v1, with the equations of TorchRL's PendulumEnv, which has no time limit or batch itself."""
 
     def __init__(self, count: int, device: torch.device) -> None:
@@ -105,7 +105,7 @@ class Pendulum(Simulator):
         return torch.stack([angle.cos(), angle.sin(), speed], -1)
 
 
-class CartPole(Simulator):
+class CartPole(TensorEnv):
     """Gymnasium's CartPole-v1 (Barto, Sutton and Anderson 1983), which TorchRL has no tensors for."""
 
     def __init__(self, count: int, device: torch.device) -> None:
@@ -132,4 +132,4 @@ class CartPole(Simulator):
         return self._state, torch.ones_like(place), fallen
 
 
-TORCH: dict[str, Callable[[int, torch.device], Simulator]] = {"pendulum": Pendulum, "cartpole": CartPole}
+TORCH: dict[str, Callable[[int, torch.device], TensorEnv]] = {"pendulum": Pendulum, "cartpole": CartPole}

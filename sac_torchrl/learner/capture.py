@@ -22,14 +22,14 @@ from sac_torchrl.learner.passes import (
     keep_all,
     reuse,
     simplify,
-    turn,
+    transpose_narrow,
     write_into_stacks,
 )
 
 log = logging.getLogger(__name__)
 
 
-class Recorded:
+class Captured:
     """Calls `function` as it is at first, records the second call while it is made, and replays that from then on.
 
     `function` takes and returns tensors, of the same shapes each time. It may read others, draw random numbers, and
@@ -68,7 +68,7 @@ class Recorded:
         compute_once(graph, recording)
         fold(graph, recording)
         if not self._compiled:
-            turn(graph)
+            transpose_narrow(graph)
             simplify(graph)
             reuse(graph, recording)
             write_into_stacks(graph)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Watch:
+class FiniteFlag:
     """Remembers on their device whether any of the numbers it was shown was NaN or infinite."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from torchrl.objectives import LossModule
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault
-from sac_torchrl.learner.capture import CudaGraph, Recorded
+from sac_torchrl.learner.capture import Captured, CudaGraph
 from sac_torchrl.learner.finite import not_finite
 from sac_torchrl.specs import ERROR, WEIGHT
 
@@ -75,7 +75,7 @@ class Order(Enum):
 
 
 @dataclass
-class Learning:
+class LearnerConfig:
     """Adam for every loss: learning rate `lr` (3e-4, table 1 of Haarnoja et al. 2018b), or one of its own.
 
     `eps` and `betas` are Adam's; with a `weight_decay` above 0 it is AdamW. The losses step in `order`; actor and
@@ -122,7 +122,7 @@ class Learning:
 
     def build(self, agent: Agent) -> "Learner":
         """Make an optimizer for each loss of the agent that has parameters to train."""
-        if self.resets and agent.anew is None:
+        if self.resets and agent.rebuild is None:
             raise ConfigError(f"learner.resets={list(self.resets)}: this agent does not say how to build it anew.")
         rates = {"loss_actor": self.actor_lr, "loss_alpha": self.alpha_lr}
         kind = AdamW if self.weight_decay else Adam
@@ -165,7 +165,7 @@ def trained_parameters(loss: LossModule) -> dict[str, list[Parameter]]:
 class Learner:
     """Trains an agent: losses, gradients, a step of every optimizer, a step of every target network.
 
-    `updates` counts the calls of `update`; the other arguments are those of `Learning`.
+    `updates` counts the calls of `update`; the other arguments are those of `LearnerConfig`.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class Learner:
         """Train on `batch`, of shape `(batch,)`, on the agent's device.
 
         Returns detached scalars on that device: every loss, `alpha`, and `entropy` (of the policy, in nats), each
-        from the newest update that computed it. Where the rows of `batch` are prioritised, their absolute TD errors
+        from the newest update that computed it. Where the rows of `batch` are prioritized, their absolute TD errors
         `(batch,)` are written into it as `td_error`.
         """
         found = {key: tensor for key in self.agent.loss.in_keys if (tensor := batch.get(key, None)) is not None}
@@ -229,12 +229,12 @@ class Learner:
 
         Draws from torch's global generator. Raises ValueError where the agent does not know how it was built.
         """
-        if self.agent.anew is None:
+        if self.agent.rebuild is None:
             raise ValueError("this agent cannot be reset: build it with `anew`.")
         tensors = _tensors(self.agent.loss)
         with torch.no_grad():
-            # A normaliser of observations is not among them, and keeps what it has seen.
-            for name, tensor in _tensors(self.agent.anew().loss).items():
+            # A normalizer of observations is not among them, and keeps what it has seen.
+            for name, tensor in _tensors(self.agent.rebuild().loss).items():
                 tensors[name].copy_(tensor)
         for optimizer in self.optimizers.values():
             optimizer.state.clear()
@@ -355,7 +355,7 @@ class Learner:
 
         compiled = self._execution is Execution.compiled
         eager = self._execution is Execution.eager
-        computation = losses_and_gradients if eager else Recorded(losses_and_gradients, compiled=compiled)
+        computation = losses_and_gradients if eager else Captured(losses_and_gradients, compiled=compiled)
         self._recordings[form] = computation, told
         return self._recordings[form]
 
@@ -375,7 +375,7 @@ class Learner:
                 target.step()
             return []
 
-        return step if self._execution is Execution.eager else Recorded(step), len(parameters)
+        return step if self._execution is Execution.eager else Captured(step), len(parameters)
 
     def _settings(self) -> list[Any]:
         return [

@@ -92,7 +92,7 @@ def fold(graph: fx.Graph, module: fx.GraphModule) -> None:
     graph.eliminate_dead_code()
 
 
-def turn(graph: fx.Graph) -> None:
+def transpose_narrow(graph: fx.Graph) -> None:
     """Compute products with a few columns, and parts of them, as the transpose of one with a few rows.
 
     BLAS takes half the time for them. Where it does not get the same bits from it they stay as they are. Products of a
@@ -286,7 +286,7 @@ def _products(nodes: Iterable[fx.Node]) -> int:
 
 
 def _stays_within(node: fx.Node, parts: Iterable[set[fx.Node]]) -> bool:
-    """Whether a node may be computed at another time than between its neighbours in the graph."""
+    """Whether a node may be computed at another time than between its neighbors in the graph."""
     part = next(part for part in parts if node in part)
     if _is_random(node) and _products(part):
         return False

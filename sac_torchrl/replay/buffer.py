@@ -17,7 +17,7 @@ from torchrl.data.replay_buffers.samplers import Sampler
 
 from sac_torchrl.errors import ConfigError, DiskError, short
 from sac_torchrl.replay.packing import Layout, PackedMemmapStorage, PackedReplayBuffer, PackedTensorStorage, Packing
-from sac_torchrl.replay.prioritized import PrioritisedReplayBuffer, prioritised_sampler
+from sac_torchrl.replay.prioritized import PrioritizedReplayBuffer, prioritized_sampler
 from sac_torchrl.specs import ENTROPY, SPAN, Specs
 
 log = logging.getLogger(__name__)
@@ -32,17 +32,17 @@ class Storage(Enum):
 
 
 @dataclass
-class Replay:
+class ReplayConfig:
     """A ring of the newest `capacity` transitions, sampled with replacement.
 
-    Rows are drawn uniformly or, where `prioritised`, in proportion to their TD error to the power of
+    Rows are drawn uniformly or, where `prioritized`, in proportion to their TD error to the power of
     `priority_exponent`, and then weigh in the critics' loss by their priority to the power of minus
     `weight_exponent` (Schaul et al. 2016, arXiv 1511.05952: 0.6 and 0.4, of which the latter rises to 1 there).
     """
 
     capacity: int = 1_000_000
     storage: Storage = Storage.disk
-    prioritised: bool = False
+    prioritized: bool = False
     priority_exponent: float = 0.6
     weight_exponent: float = 0.4
 
@@ -69,8 +69,8 @@ class Replay:
         size = min(self.capacity, rows)
         place = device if self.storage is Storage.device else torch.device("cpu")
         sampler: Sampler = RandomSampler()
-        if self.prioritised:
-            sampler = prioritised_sampler(
+        if self.prioritized:
+            sampler = prioritized_sampler(
                 size, exponent=self.priority_exponent, correction=self.weight_exponent, device=place
             )
         if self.storage is Storage.disk:
@@ -80,7 +80,7 @@ class Replay:
         else:
             _check_memory(place, size * row_bytes(specs), rows=size, storage=self.storage)
             storage = PackedTensorStorage(size, layout(specs), device=place, compilable=True)
-        buffer = (PrioritisedReplayBuffer if self.prioritised else PackedReplayBuffer)(
+        buffer = (PrioritizedReplayBuffer if self.prioritized else PackedReplayBuffer)(
             storage=storage,
             sampler=sampler,
             # TorchRL's default writer wants a column for every row's index; `sample` adds it anyway.

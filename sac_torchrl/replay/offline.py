@@ -24,7 +24,7 @@ class Source(Protocol):
 
 
 @dataclass
-class Offline:
+class OfflineConfig:
     """Half of each batch from offline data (Ball et al. 2023, arXiv 2302.02948, algorithm 1), or another `fraction`.
 
     `dataset` is the id of a Minari dataset on this machine, below $MINARI_DATASETS_PATH or ~/.minari/datasets; null

@@ -1,4 +1,4 @@
-"""Prioritised replay: rows with large errors are drawn more often, and count for less in the critics' loss."""
+"""Prioritized replay: rows with large errors are drawn more often, and count for less in the critics' loss."""
 
 from importlib.metadata import version
 from typing import Any
@@ -13,7 +13,7 @@ from sac_torchrl.errors import ConfigError
 from sac_torchrl.replay.packing import PackedReplayBuffer
 
 
-class PrioritisedReplayBuffer(PackedReplayBuffer):
+class PrioritizedReplayBuffer(PackedReplayBuffer):
     """PackedReplayBuffer whose new rows have the largest priority so far (Schaul et al. 2016, algorithm 1, line 6)."""
 
     def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
@@ -23,7 +23,7 @@ class PrioritisedReplayBuffer(PackedReplayBuffer):
         return positions
 
 
-def prioritised_sampler(rows: int, *, exponent: float, correction: float, device: torch.device) -> Sampler:
+def prioritized_sampler(rows: int, *, exponent: float, correction: float, device: torch.device) -> Sampler:
     """TorchRL's PrioritizedSampler, which draws row i in proportion to (|td_error_i| + 1e-8)^exponent.
 
     Raises ConfigError where TorchRL's trees in C++ are not there.
@@ -32,9 +32,9 @@ def prioritised_sampler(rows: int, *, exponent: float, correction: float, device
         return PrioritizedSampler(rows, alpha=exponent, beta=correction, device=device)
     except RuntimeError as error:
         raise ConfigError(
-            f"replay.prioritised=true needs TorchRL's C++ extension for {device.type}, which does not load here (torch "
+            f"replay.prioritized=true needs TorchRL's C++ extension for {device.type}, which does not load here (torch "
             f"{version('torch')}, torchrl {version('torchrl')}): install torch>=2.14 with the torchrl that belongs to "
-            "it, or give replay.prioritised=false."
+            "it, or give replay.prioritized=false."
         ) from error
 
 

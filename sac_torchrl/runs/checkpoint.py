@@ -36,7 +36,7 @@ class Stateful(Protocol):
 
 
 @dataclass
-class Checkpointing:
+class CheckpointConfig:
     """A checkpoint every `every` frames, of which the newest `keep` stay."""
 
     every: int = 10_000
@@ -115,7 +115,7 @@ class Checkpoints:
     def _state(self) -> Tree:
         return {
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
-            "generators": {"sampling": generator(self._buffer).get_state(), "process": generators.states()},
+            "generators": {"sampling": generator(self._buffer).get_state(), "process": generators.get_states()},
             "rows": {
                 "capacity": self._buffer.storage.max_size,
                 "write_count": self._buffer.write_count,
@@ -194,7 +194,7 @@ class Checkpoints:
             ) from error
 
     def _load_generators(self, saved: Tree) -> None:
-        generators.put(saved["process"])
+        generators.set_states(saved["process"])
         sampling = generator(self._buffer)
         if sampling.get_state().shape == saved["sampling"].shape:
             sampling.set_state(saved["sampling"])

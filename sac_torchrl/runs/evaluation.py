@@ -17,7 +17,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from sac_torchrl.agents.policies import aligned
-from sac_torchrl.envs.config import Env, rendering
+from sac_torchrl.envs.config import EnvConfig, rendering
 from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError, short
 
 LONGEST = 100_000  # frames in an episode; one that goes on for longer is taken to have no end
@@ -50,7 +50,7 @@ class Evaluation:
 
 
 @dataclass
-class Evaluating:
+class EvaluationConfig:
     """How often (in frames) and on how many episodes the actor is evaluated; `video` films one of them."""
 
     every: int = 1000
@@ -93,7 +93,7 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, *, episodes: int, seed: 
     return Evaluation([total for total, _ in played], [length for _, length in played])
 
 
-def record_video(actor: TensorDictModuleBase, plan: Env, path: Path, *, seed: int) -> Path:
+def record_video(actor: TensorDictModuleBase, plan: EnvConfig, path: Path, *, seed: int) -> Path:
     """Films one deterministic episode, in real time, into the mp4 file `path`.
 
     At most about 30 pictures a second are drawn. Raises SacError where nothing can be drawn.

@@ -76,7 +76,7 @@ class Run:
 
 
 @dataclass
-class Running:
+class RunConfig:
     """Where the run is written: `folder`, or a new one below runs/ where none is given.
 
     A folder that holds a run is resumed. One that holds other files and no run is refused.

@@ -13,7 +13,7 @@ class Seeds:
     exploration: int
     sampling: int
     evaluation: int
-    initialisation: int
+    initialization: int
 
     @classmethod
     def derive(cls, seed: int) -> "Seeds":

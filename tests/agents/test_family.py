@@ -20,19 +20,19 @@ from sac_torchrl.agents.crossq import CrossQ
 from sac_torchrl.agents.droq import DroQ
 from sac_torchrl.agents.fastsac import FastSAC
 from sac_torchrl.agents.losses import AlphaForm
-from sac_torchrl.agents.networks import Init, Network
+from sac_torchrl.agents.networks import Init, NetworkConfig
 from sac_torchrl.agents.redq import REDQ
 from sac_torchrl.agents.simba import SimBa
 from sac_torchrl.agents.tqc import TQC
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.learner.learner import Execution, Learner, Learning, Order, trained_parameters
+from sac_torchrl.learner.learner import Execution, Learner, LearnerConfig, Order, trained_parameters
 from sac_torchrl.specs import Specs
 
 CPU = torch.device("cpu")
 OBSERVED, DIMENSIONS, ROWS = 3, 2, 8
 SPECS = Specs(Unbounded(shape=OBSERVED), Bounded(-1, 1, shape=DIMENSIONS))
-SMALL = Network([16, 12])
+SMALL = NetworkConfig([16, 12])
 GAMMA, ALPHA = 0.9, 0.3
 FAMILY: dict[str, Callable[..., Variant]] = {
     "redq": lambda **fields: REDQ(network=SMALL, critics=4, **fields),
@@ -51,7 +51,7 @@ def build(name: str, *, seed: int = 0, **fields: Any) -> Agent:
 
 
 def learner(name: str, execution: Execution = Execution.eager, *, seed: int = 0, **settings: Any) -> Learner:
-    return Learning(**{"lr": 1e-2, **settings}, execution=execution).build(build(name, seed=seed))
+    return LearnerConfig(**{"lr": 1e-2, **settings}, execution=execution).build(build(name, seed=seed))
 
 
 def batches(count: int, *, rows: int = ROWS) -> list[TensorDict]:
@@ -107,7 +107,7 @@ def test_the_actor_that_acts_is_the_one_that_is_trained(name: str) -> None:
 
 @pytest.mark.parametrize("variant", [REDQ, DroQ, CrossQ, TQC])
 def test_the_weights_of_actor_and_critics_are_drawn_as_asked(variant: Callable[..., Variant]) -> None:
-    network = Network([6, 6], init=Init.orthogonal)
+    network = NetworkConfig([6, 6], init=Init.orthogonal)
     wide = {"critic_hidden": [6, 6]} if variant in (CrossQ, TQC) else {}
     loss = variant(network=network, **wide).build(SPECS, device=CPU).loss
     for parameters in (loss.actor_network_params, loss.qvalue_network_params):
@@ -132,7 +132,7 @@ def test_discrete_states_are_taken(name: str) -> None:
     [batch] = batches(1)
     batch["observation"] = torch.arange(ROWS) % 5
     batch["next", "observation"] = torch.arange(ROWS) % 3
-    assert Learning().build(agent).update(batch)["loss_qvalue"].isfinite()
+    assert LearnerConfig().build(agent).update(batch)["loss_qvalue"].isfinite()
 
 
 @pytest.mark.parametrize(
@@ -168,8 +168,8 @@ def test_a_reset_begins_anew_and_goes_on_after_a_resume(name: str, execution: Ex
     def fresh(seed: int) -> Learner:
         torch.manual_seed(seed)
         variant = FAMILY[name]()
-        agent = replace(variant.build(SPECS, device=CPU), anew=lambda: variant.build(SPECS, device=CPU))
-        return Learning(lr=1e-2, resets=(3,), execution=execution).build(agent)
+        agent = replace(variant.build(SPECS, device=CPU), rebuild=lambda: variant.build(SPECS, device=CPU))
+        return LearnerConfig(lr=1e-2, resets=(3,), execution=execution).build(agent)
 
     data = batches(5)
     one, other = fresh(0), fresh(9)
@@ -194,9 +194,9 @@ def test_a_reset_begins_anew_and_goes_on_after_a_resume(name: str, execution: Ex
 
 def test_resets_need_an_agent_that_can_be_built_anew() -> None:
     with pytest.raises(ConfigError, match=r"learner\.resets=\[3\]: this agent does not say"):
-        Learning(resets=(3,)).build(build("redq"))
+        LearnerConfig(resets=(3,)).build(build("redq"))
     with pytest.raises(ConfigError, match=r"learner\.resets=\[0\]: "):
-        Learning(resets=(0,))
+        LearnerConfig(resets=(0,))
 
 
 # --- the equations, in plain torch with float64 numbers
@@ -347,7 +347,7 @@ def test_the_critics_of_a_target_are_drawn_anew_at_every_update() -> None:
 
 
 def renormed(named: dict[str, Tensor], x: Tensor, *, training: bool, warm: bool) -> Tensor:
-    """The perceptron of CrossQ: linear layers with ReLU, batch renormalisation of the input and behind each ReLU."""
+    """The perceptron of CrossQ: linear layers with ReLU, batch renormalization of the input and behind each ReLU."""
     layers: dict[int, dict[str, Tensor]] = {}
     for key, leaf in named.items():
         *_, index, kind = key.split(".")
@@ -373,7 +373,7 @@ def renormed(named: dict[str, Tensor], x: Tensor, *, training: bool, warm: bool)
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.usefixtures("float64")
 def test_crossq_is_its_equations(warm: bool) -> None:
-    """Figure 1 of Bhatt et al. 2024; its normalisation is algorithm 1 of Ioffe 2017."""
+    """Figure 1 of Bhatt et al. 2024; its normalization is algorithm 1 of Ioffe 2017."""
     torch.manual_seed(3)
     variant = CrossQ(network=SMALL, critic_hidden=[16, 12], gamma=GAMMA, alpha=ALPHA, warmup=0 if warm else 1)
     loss = variant.build(SPECS, device=CPU).loss
@@ -415,12 +415,12 @@ def test_running_statistics_move_once_an_update_and_are_those_that_act() -> None
     agent = build("crossq", momentum=0.75)
     assert agent.targets == ()
     [batch] = batches(1)
-    Learning(order=Order.critics_first, actor_updates=2, execution=Execution.captured).build(agent).update(batch)
+    LearnerConfig(order=Order.critics_first, actor_updates=2, execution=Execution.captured).build(agent).update(batch)
     first = agent.actor.get_submodule("module.0.module.0.0")
     torch.testing.assert_close(first.running_mean, 0.25 * batch["observation"].mean(0))
     torch.testing.assert_close(first.running_var, 0.75 + 0.25 * batch["observation"].var(0, unbiased=False))
     assert int(first.moves) == 1
-    # One row is normalised by them, not by itself.
+    # One row is normalized by them, not by itself.
     with torch.no_grad():
         one, other = (
             agent.actor.get_dist(TensorDict({"observation": torch.full((1, 3), x)}, [1])).loc for x in (0, 1.0)

@@ -15,8 +15,8 @@ from torchrl.objectives import LossModule
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.discrete_sac import DiscreteSAC
-from sac_torchrl.agents.losses import AlphaForm, Combine, Terms
-from sac_torchrl.agents.networks import Network
+from sac_torchrl.agents.losses import AlphaForm, CriticReduction, Terms
+from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.sac import SAC
 from sac_torchrl.agents.sac_v1 import SACv1
 from sac_torchrl.specs import Specs
@@ -54,7 +54,7 @@ def build(
 ) -> Agent:
     """An agent whose target networks have moved away from its critics."""
     torch.manual_seed(3)
-    network = Network([16, 12], embedding)
+    network = NetworkConfig([16, 12], embedding)
     if discrete:
         agent = DiscreteSAC(network, critics, GAMMA, TAU, ALPHA, fixed_alpha, target_entropy_ratio=0.7, **fields).build(
             Specs(observation, Categorical(ACTIONS)), device=CPU
@@ -120,8 +120,10 @@ def sampled(loss: LossModule, observation: Tensor, noise: Tensor) -> tuple[Tenso
     return u.tanh(), (normal - 2 * (math.log(2) - u - softplus(-2 * u))).sum(-1)
 
 
-def combined(how: Combine, q: Tensor) -> Tensor:
-    return {Combine.min: q.min(0).values, Combine.mean: q.sum(0) / len(q), Combine.first: q[0]}[how]
+def combined(how: CriticReduction, q: Tensor) -> Tensor:
+    return {CriticReduction.min: q.min(0).values, CriticReduction.mean: q.sum(0) / len(q), CriticReduction.first: q[0]}[
+        how
+    ]
 
 
 def expected_sac(
@@ -235,12 +237,12 @@ def test_discrete_sac_is_its_equations(
 TERMS = pytest.mark.parametrize(
     "terms",
     [
-        {"actor_q": Combine.mean},
-        {"actor_q": Combine.first},
+        {"actor_q": CriticReduction.mean},
+        {"actor_q": CriticReduction.first},
         {"alpha_form": AlphaForm.alpha},
         {"reward_scale": 5.0},
         {"critic_loss_scale": 0.5},
-        {"actor_q": Combine.mean, "alpha_form": AlphaForm.alpha, "reward_scale": 0.1, "critic_loss_scale": 0.5},
+        {"actor_q": CriticReduction.mean, "alpha_form": AlphaForm.alpha, "reward_scale": 0.1, "critic_loss_scale": 0.5},
     ],
     ids=str,
 )
@@ -258,10 +260,10 @@ def test_sac_has_the_terms_of_its_fields(terms: dict[str, Any]) -> None:
 
 
 @TERMS
-@pytest.mark.parametrize("target_q", list(Combine))
+@pytest.mark.parametrize("target_q", list(CriticReduction))
 @pytest.mark.parametrize("q_clip", [None, 0.05, 0.5])
 def test_discrete_sac_has_the_terms_of_its_fields(
-    terms: dict[str, Any], target_q: Combine, q_clip: float | None
+    terms: dict[str, Any], target_q: CriticReduction, q_clip: float | None
 ) -> None:
     loss = build(discrete=True, critics=3, target_q=target_q, q_clip=q_clip, **terms).loss
     batch = transitions(VECTOR, discrete=True)
@@ -367,7 +369,7 @@ def test_targets_move_by_tau(discrete: bool, critics: int) -> None:
 def build_v1(observation: TensorSpec = VECTOR, *, critics: int = 2, **fields: Any) -> Agent:
     """A first version whose target value has moved away from its value."""
     torch.manual_seed(3)
-    variant = SACv1(Network([16, 12]), critics, GAMMA, TAU, ALPHA, **fields)
+    variant = SACv1(NetworkConfig([16, 12]), critics, GAMMA, TAU, ALPHA, **fields)
     agent = variant.build(Specs(observation, Bounded(-1, 1, shape=DIMENSIONS)), device=CPU)
     with torch.no_grad():
         for leaf in agent.loss.target_value_network_params.values(True, True):
@@ -377,7 +379,7 @@ def build_v1(observation: TensorSpec = VECTOR, *, critics: int = 2, **fields: An
 
 
 def expected_v1(
-    loss: LossModule, batch: TensorDict, critics: int, noise: Tensor, *, scale: float, actor_q: Combine
+    loss: LossModule, batch: TensorDict, critics: int, noise: Tensor, *, scale: float, actor_q: CriticReduction
 ) -> dict[str, Tensor]:
     """Equations 5 to 13 of Haarnoja et al. 2018a with the temperature written out."""
     following = batch["next"]
@@ -389,7 +391,11 @@ def expected_v1(
     online = loss.qvalue_network_params
     of_policy = values(online.detach(), critics, batch["observation"], action).squeeze(-1)
     soft = (of_policy.amin(0) - ALPHA * log_prob).detach()
-    chosen = {Combine.min: of_policy.amin(0), Combine.mean: of_policy.mean(0), Combine.first: of_policy[0]}[actor_q]
+    chosen = {
+        CriticReduction.min: of_policy.amin(0),
+        CriticReduction.mean: of_policy.mean(0),
+        CriticReduction.first: of_policy[0],
+    }[actor_q]
     value = forward(loss.value_network_params, batch["observation"]).squeeze(-1)
     predicted = values(online, critics, batch["observation"], batch["action"]).squeeze(-1)
     return {
@@ -404,9 +410,9 @@ def expected_v1(
 @DONE
 @CRITICS
 @pytest.mark.parametrize("observation", [VECTOR, INDEX], ids=["vector", "one-hot"])
-@pytest.mark.parametrize("actor_q", list(Combine))
+@pytest.mark.parametrize("actor_q", list(CriticReduction))
 def test_the_first_version_is_its_equations(
-    observation: TensorSpec, critics: int, actor_q: Combine, done: bool
+    observation: TensorSpec, critics: int, actor_q: CriticReduction, done: bool
 ) -> None:
     loss = build_v1(observation, critics=critics, reward_scale=5.0, actor_q=actor_q).loss
     batch = transitions(observation, discrete=False, done=done)

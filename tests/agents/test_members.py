@@ -14,7 +14,7 @@ from torchrl.data import Bounded, Categorical, Unbounded
 from training import assert_equal_state, tensors, train
 
 import sac_torchrl
-from sac_torchrl import Continuous, Discrete, Execution, Learner, Learning, Network, Order, Specs
+from sac_torchrl import Continuous, Discrete, Execution, Learner, LearnerConfig, NetworkConfig, Order, Specs
 from sac_torchrl.agents.crossq import CrossQ
 from sac_torchrl.agents.discrete_sac import DiscreteSAC
 from sac_torchrl.agents.droq import DroQ
@@ -28,7 +28,7 @@ from sac_torchrl.agents.variant import Variant
 
 PAGES = Path(sac_torchrl.__file__).parents[1] / "docs" / "variants"
 OBSERVED, DIMENSIONS, ACTIONS, ROWS = 3, 2, 4, 8
-SMALL = Network([16, 12])
+SMALL = NetworkConfig([16, 12])
 MEMBERS: dict[str, Variant] = {
     "sac": SAC(network=SMALL),
     "sac_v1": SACv1(SMALL, reward_scale=5.0),
@@ -47,7 +47,7 @@ def learner(name: str, execution: Execution, *, seed: int = 0, **settings: Any) 
     torch.manual_seed(seed)
     action = Categorical(ACTIONS) if name == "discrete_sac" else Bounded(-1, 1, shape=DIMENSIONS)
     agent = MEMBERS[name].build(Specs(Unbounded(shape=OBSERVED), action), device=torch.device("cpu"))
-    return Learning(**{"lr": 1e-2, **settings}, execution=execution).build(agent)
+    return LearnerConfig(**{"lr": 1e-2, **settings}, execution=execution).build(agent)
 
 
 def batches(name: str, count: int) -> list[TensorDict]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchrl.data import Categorical, TensorSpec, Unbounded
 
-from sac_torchrl.agents.networks import Init, Network, OneHot
+from sac_torchrl.agents.networks import Init, NetworkConfig, OneHot
 from sac_torchrl.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def test_one_hot_has_the_type_of_newly_built_networks() -> None:
 @pytest.mark.parametrize("inputs", [0, 2])
 def test_a_vector_passes_through_relu_layers(hidden: list[int], inputs: int) -> None:
     torch.manual_seed(0)
-    network = Network(hidden).build(VECTOR, inputs=inputs, outputs=4, device=CPU)
+    network = NetworkConfig(hidden).build(VECTOR, inputs=inputs, outputs=4, device=CPU)
     values = [torch.randn(2, 9, 3)] + ([torch.randn(2, 9, inputs)] if inputs else [])
     torch.testing.assert_close(network(*values), perceptron(network, torch.cat(values, -1)))
     widths = [module.weight.shape for module in network.modules() if isinstance(module, nn.Linear)]
@@ -50,7 +50,7 @@ def test_a_vector_passes_through_relu_layers(hidden: list[int], inputs: int) -> 
 @pytest.mark.parametrize("inputs", [0, 2])
 def test_a_state_enters_one_hot(inputs: int) -> None:
     torch.manual_seed(0)
-    network = Network([8]).build(STATES, inputs=inputs, outputs=4, device=CPU)
+    network = NetworkConfig([8]).build(STATES, inputs=inputs, outputs=4, device=CPU)
     states = torch.tensor([[3, 0, 4], [1, 2, 3]])
     beside = [torch.randn(2, 3, inputs)] if inputs else []
     expected = perceptron(network, torch.cat([nn.functional.one_hot(states, 5).float(), *beside], -1))
@@ -61,7 +61,7 @@ def test_a_state_enters_one_hot(inputs: int) -> None:
 @pytest.mark.parametrize("inputs", [0, 2])
 def test_a_state_enters_through_a_learned_embedding(inputs: int) -> None:
     torch.manual_seed(0)
-    network = Network([8], embedding=6).build(STATES, inputs=inputs, outputs=4, device=CPU)
+    network = NetworkConfig([8], embedding=6).build(STATES, inputs=inputs, outputs=4, device=CPU)
     [table] = [module.weight for module in network.modules() if isinstance(module, nn.Embedding)]
     assert table.shape == (5, 6)
     assert any(parameter is table for parameter in network.parameters())
@@ -71,7 +71,7 @@ def test_a_state_enters_through_a_learned_embedding(inputs: int) -> None:
 
 
 def test_a_state_without_a_batch_is_one_row() -> None:
-    network = Network([8]).build(STATES, outputs=4, device=CPU)
+    network = NetworkConfig([8]).build(STATES, outputs=4, device=CPU)
     assert torch.equal(network(torch.tensor(2)), network(torch.tensor([2]))[0])
 
 
@@ -85,7 +85,7 @@ def test_a_state_without_a_batch_is_one_row() -> None:
 )
 def test_bad_fields_are_refused_in_one_line(hidden: list[int], embedding: int | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as raised:
-        Network(hidden, embedding)
+        NetworkConfig(hidden, embedding)
     assert "\n" not in str(raised.value)
 
 
@@ -93,7 +93,7 @@ def test_bad_fields_are_refused_in_one_line(hidden: list[int], embedding: int | 
 @pytest.mark.parametrize("observation", [VECTOR, STATES], ids=["vector", "index"])
 def test_weights_are_drawn_as_asked_and_biases_are_nought(init: Init, observation: TensorSpec) -> None:
     torch.manual_seed(0)
-    network = Network([400, 300], init=init).build(observation, outputs=4, device=CPU)
+    network = NetworkConfig([400, 300], init=init).build(observation, outputs=4, device=CPU)
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     assert len(layers) == 3
     for layer in layers:
@@ -115,7 +115,7 @@ def test_weights_are_drawn_as_asked_and_biases_are_nought(init: Init, observatio
 
 def test_without_a_choice_weights_and_biases_are_those_of_torch() -> None:
     torch.manual_seed(0)
-    network = Network([8]).build(VECTOR, outputs=2, device=CPU)
+    network = NetworkConfig([8]).build(VECTOR, outputs=2, device=CPU)
     torch.manual_seed(0)
     layers = [nn.Linear(3, 8), nn.Linear(8, 2)]
     found = [module for module in network.modules() if isinstance(module, nn.Linear)]

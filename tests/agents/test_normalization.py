@@ -8,17 +8,17 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import Bounded, Categorical, TensorDictReplayBuffer, Unbounded
 
-from sac_torchrl import SAC, Agent, Network, Replay, SimBa, Specs, Storage
-from sac_torchrl.agents.normalization import Normaliser, normalised
+from sac_torchrl import SAC, Agent, NetworkConfig, ReplayConfig, SimBa, Specs, Storage
+from sac_torchrl.agents.normalization import Normalizer, with_normalization
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.learner.learner import Execution, Learning
+from sac_torchrl.learner.learner import Execution, LearnerConfig
 
 CPU = torch.device("cpu")
 SPECS = Specs(Unbounded(shape=torch.Size([3])), Bounded(-1, 1, shape=torch.Size([2])))
 VARIANTS = pytest.mark.parametrize(
     "variant",
-    [SAC(network=Network([8])), SimBa(actor_width=8, critic_width=8)],
+    [SAC(network=NetworkConfig([8])), SimBa(actor_width=8, critic_width=8)],
     ids=lambda variant: type(variant).__name__,
 )
 
@@ -47,27 +47,27 @@ def transitions(count: int, *, seed: int) -> TensorDict:
 
 def build(variant: Variant, *, seed: int = 0) -> Agent:
     torch.manual_seed(seed)
-    return normalised(variant.build(SPECS, device=CPU), SPECS, device=CPU)
+    return with_normalization(variant.build(SPECS, device=CPU), SPECS, device=CPU)
 
 
 def ring(folder: Path, capacity: int = 1_000) -> TensorDictReplayBuffer:
-    return Replay(capacity, Storage.ram).build(folder, SPECS, rows=capacity, batch_size=8, seed=0, device=CPU)
+    return ReplayConfig(capacity, Storage.ram).build(folder, SPECS, rows=capacity, batch_size=8, seed=0, device=CPU)
 
 
 @pytest.mark.parametrize("capacity", [50, 1_000])
 def test_the_statistics_are_those_of_all_rows_ever_stored(tmp_path: Path, capacity: int) -> None:
-    buffer, normaliser = ring(tmp_path, capacity), Normaliser(3, device=CPU)
+    buffer, normalizer = ring(tmp_path, capacity), Normalizer(3, device=CPU)
     parts = [transitions(count, seed=count) for count in (1, 7, 30, 30, 2)]
     for part in parts:
         buffer.extend(part)
-        normaliser.read(buffer)
-        normaliser.read(buffer)  # nothing new
+        normalizer.read(buffer)
+        normalizer.read(buffer)  # nothing new
     everything: TensorDict = torch.cat(parts)
     seen = everything["observation"].double()
-    torch.testing.assert_close(normaliser.mean, seen.mean(0), rtol=1e-9, atol=0)
-    torch.testing.assert_close(normaliser.var, seen.var(0, correction=0), rtol=1e-9, atol=0)
+    torch.testing.assert_close(normalizer.mean, seen.mean(0), rtol=1e-9, atol=0)
+    torch.testing.assert_close(normalizer.var, seen.var(0, correction=0), rtol=1e-9, atol=0)
     torch.testing.assert_close(
-        normaliser(seen.float()), ((seen - seen.mean(0)) / seen.std(0, correction=0)).float(), rtol=1e-3, atol=1e-3
+        normalizer(seen.float()), ((seen - seen.mean(0)) / seen.std(0, correction=0)).float(), rtol=1e-3, atol=1e-3
     )
     kept = transitions(2, seed=2)["observation"]
     last = (buffer.write_count - 1) % capacity
@@ -106,7 +106,7 @@ def test_losses_and_actions_are_those_of_normalised_observations(tmp_path: Path,
 def test_captured_updates_follow_the_statistics_and_a_loaded_learner_has_them(tmp_path: Path, variant: Variant) -> None:
     buffer = ring(tmp_path, 50)  # the first rows are gone
     learners = [
-        Learning(execution=execution).build(build(variant)) for execution in (Execution.eager, Execution.captured)
+        LearnerConfig(execution=execution).build(build(variant)) for execution in (Execution.eager, Execution.captured)
     ]
 
     def step(one: Any, seed: int) -> dict[str, float]:
@@ -118,7 +118,7 @@ def test_captured_updates_follow_the_statistics_and_a_loaded_learner_has_them(tm
         buffer.extend(transitions(20, seed=100 + seed))
         first, second = (step(one, seed) for one in learners)
         assert first == second
-    other = Learning(execution=Execution.captured).build(build(variant, seed=9))
+    other = LearnerConfig(execution=Execution.captured).build(build(variant, seed=9))
     step(other, 5)
     cast(Any, other.agent.observers[0]).seen.zero_()  # another number of rows
     other.load_state_dict(copy.deepcopy(learners[0].state_dict()))
@@ -129,17 +129,17 @@ def test_captured_updates_follow_the_statistics_and_a_loaded_learner_has_them(tm
 def test_updates_and_evaluations_move_no_statistics(tmp_path: Path) -> None:
     buffer = ring(tmp_path)
     buffer.extend(transitions(50, seed=0))
-    agent = build(SAC(network=Network([8])))
+    agent = build(SAC(network=NetworkConfig([8])))
     agent.observe(buffer)
-    [normaliser] = agent.observers
-    assert isinstance(normaliser, Normaliser)
-    before = copy.deepcopy(normaliser.state_dict())
-    Learning().build(agent).update(transitions(16, seed=3))
+    [normalizer] = agent.observers
+    assert isinstance(normalizer, Normalizer)
+    before = copy.deepcopy(normalizer.state_dict())
+    LearnerConfig().build(agent).update(transitions(16, seed=3))
     agent.actor(transitions(16, seed=4))
-    assert all(torch.equal(before[name], value) for name, value in normaliser.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in normalizer.state_dict().items())
 
 
 def test_discrete_states_are_refused() -> None:
     specs = replace(SPECS, observation=Categorical(5))
-    with pytest.raises(ConfigError, match="normalise=true: discrete states"):
-        normalised(SAC(network=Network([8])).build(specs, device=CPU), specs, device=CPU)
+    with pytest.raises(ConfigError, match="normalize=true: discrete states"):
+        with_normalization(SAC(network=NetworkConfig([8])).build(specs, device=CPU), specs, device=CPU)

@@ -13,7 +13,7 @@ from torchrl.modules import ProbabilisticActor, TanhNormal
 from sac_torchrl.agents.policies import (
     NormalParameters,
     SquashedNormal,
-    Std,
+    StdForm,
     acting,
     categorical_actor,
     tanh_normal_actor,
@@ -151,13 +151,13 @@ def test_standard_deviations_stay_within_their_bounds() -> None:
 @pytest.mark.parametrize(
     ("std", "low", "at_zero", "high"),
     [
-        (Std.clip, math.exp(-20), 1.0, math.exp(2)),
-        (Std.tanh, math.exp(-5), math.exp(-1.5), math.exp(2)),
-        (Std.softplus, 1e-5, math.log(2) + 1e-5, 100.0 + 1e-5),
-        (Std.biased_softplus, 0.1, 1.0, 100.0 + math.log(math.expm1(0.99)) + 0.01),
+        (StdForm.clip, math.exp(-20), 1.0, math.exp(2)),
+        (StdForm.tanh, math.exp(-5), math.exp(-1.5), math.exp(2)),
+        (StdForm.softplus, 1e-5, math.log(2) + 1e-5, 100.0 + 1e-5),
+        (StdForm.biased_softplus, 0.1, 1.0, 100.0 + math.log(math.expm1(0.99)) + 0.01),
     ],
 )
-def test_every_standard_deviation_has_its_bounds(std: Std, low: float, at_zero: float, high: float) -> None:
+def test_every_standard_deviation_has_its_bounds(std: StdForm, low: float, at_zero: float, high: float) -> None:
     output = torch.tensor([-100.0, 0.0, 100.0], dtype=torch.float64)
     mean, found = NormalParameters(std)(torch.cat([output + 7, output]))
     assert torch.equal(mean, output + 7)
@@ -166,12 +166,12 @@ def test_every_standard_deviation_has_its_bounds(std: Std, low: float, at_zero: 
 
 def test_between_its_bounds_a_standard_deviation_is_that_of_its_system() -> None:
     output = torch.linspace(-4, 1.9, 50, dtype=torch.float64)
-    torch.testing.assert_close(Std.clip(output), output.exp())
+    torch.testing.assert_close(StdForm.clip(output), output.exp())
     stretched = -5 + (2 - -5) * (output.tanh() + 1) / 2
-    torch.testing.assert_close(Std.tanh(output), stretched.exp())
-    torch.testing.assert_close(Std.softplus(output), (1 + output.exp()).log() + 1e-5)
+    torch.testing.assert_close(StdForm.tanh(output), stretched.exp())
+    torch.testing.assert_close(StdForm.softplus(output), (1 + output.exp()).log() + 1e-5)
     torchrl = NormalParamExtractor(scale_mapping="biased_softplus_1.0", scale_lb=0.1)
-    torch.testing.assert_close(Std.biased_softplus(output), torchrl(torch.cat([output, output]))[1])
+    torch.testing.assert_close(StdForm.biased_softplus(output), torchrl(torch.cat([output, output]))[1])
 
 
 def test_the_narrowest_policy_still_has_an_exact_log_probability() -> None:

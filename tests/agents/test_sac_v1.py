@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import Bounded, Categorical, Unbounded
 
-from sac_torchrl import Execution, Learner, Learning, Network, SACv1, Specs
+from sac_torchrl import Execution, Learner, LearnerConfig, NetworkConfig, SACv1, Specs
 from sac_torchrl.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -17,8 +17,8 @@ SPECS = Specs(Unbounded(shape=3), Bounded(-1, 1, shape=2))
 
 def build(*, execution: Execution = Execution.captured, seed: int = 0) -> Learner:
     torch.manual_seed(seed)
-    agent = SACv1(Network([16]), reward_scale=5.0).build(SPECS, device=CPU)
-    return Learning(lr=1e-2, execution=execution).build(agent)
+    agent = SACv1(NetworkConfig([16]), reward_scale=5.0).build(SPECS, device=CPU)
+    return LearnerConfig(lr=1e-2, execution=execution).build(agent)
 
 
 def batches(count: int) -> list[TensorDict]:

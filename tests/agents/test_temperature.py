@@ -10,8 +10,8 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import Categorical, Unbounded
 
-from sac_torchrl import DiscreteSAC, Execution, Learner, Learning, Network, Specs
-from sac_torchrl.agents.temperature import KeptTemperature
+from sac_torchrl import DiscreteSAC, Execution, Learner, LearnerConfig, NetworkConfig, Specs
+from sac_torchrl.agents.temperature import BoundedTemperature
 from sac_torchrl.errors import ConfigError
 
 ACTIONS = 4
@@ -20,9 +20,9 @@ EXECUTIONS = pytest.mark.parametrize("execution", [Execution.eager, Execution.ca
 
 def build(*, execution: Execution = Execution.captured, lr: float = 1e-2, **fields: Any) -> Learner:
     torch.manual_seed(0)
-    variant = DiscreteSAC(Network([16]), **fields)
+    variant = DiscreteSAC(NetworkConfig([16]), **fields)
     agent = variant.build(Specs(Unbounded(shape=3), Categorical(ACTIONS)), device=torch.device("cpu"))
-    return Learning(lr=lr, execution=execution).build(agent)
+    return LearnerConfig(lr=lr, execution=execution).build(agent)
 
 
 def batches(count: int) -> list[TensorDict]:
@@ -100,13 +100,13 @@ def test_without_bounds_the_temperature_leaves_them() -> None:
     assert [float(learner.update(batch)["alpha"]) for batch in batches(12)][-1] < 0.7
 
 
-def kept(*, low: float = 0.0, high: float = math.inf, target: float = 1.0) -> KeptTemperature:
-    return KeptTemperature(
+def kept(*, low: float = 0.0, high: float = math.inf, target: float = 1.0) -> BoundedTemperature:
+    return BoundedTemperature(
         torch.tensor(0.0), torch.tensor(target), bounds=(low, high), targets=(target, target), over=0
     )
 
 
-def warnings(temperature: KeptTemperature, log: pytest.LogCaptureFixture, *seen: tuple[float, float]) -> list[str]:
+def warnings(temperature: BoundedTemperature, log: pytest.LogCaptureFixture, *seen: tuple[float, float]) -> list[str]:
     log.clear()
     for alpha, entropy in seen:
         temperature.watch({"alpha": alpha, "entropy": entropy})

@@ -7,7 +7,7 @@ from torchrl.data import Bounded, Categorical, TensorSpec, Unbounded
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.discrete_sac import DiscreteSAC
-from sac_torchrl.agents.networks import Network
+from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.sac import SAC
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.errors import ConfigError
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 VECTOR = Unbounded(shape=3)
 CONTINUOUS = Specs(VECTOR, Bounded(-1, 1, shape=2))
 DISCRETE = Specs(VECTOR, Categorical(4))
-SMALL = Network([8])
+SMALL = NetworkConfig([8])
 
 
 def build(*, discrete: bool, critics: int = 2, fixed_alpha: bool = False, seed: int = 0) -> Agent:
@@ -42,7 +42,7 @@ def test_critics_are_drawn_independently(discrete: bool, critics: int) -> None:
 @pytest.mark.parametrize("critics", [1, 2, 3])
 def test_critics_keep_the_weights_they_were_built_with(observation: TensorSpec, discrete: bool, critics: int) -> None:
     """TorchRL draws the weights of a critic that it copies itself anew, from another distribution."""
-    network = Network([8], embedding=6)
+    network = NetworkConfig([8], embedding=6)
     torch.manual_seed(0)
     if discrete:
         agent = DiscreteSAC(network, critics=critics).build(Specs(observation, Categorical(4)), device=CPU)

@@ -14,20 +14,20 @@ from torchrl.data import Categorical, TensorDictReplayBuffer
 
 from sac_torchrl import (
     Direct,
-    Env,
+    EnvConfig,
     Experience,
-    Network,
+    NetworkConfig,
     Processes,
     Ray,
-    Replay,
+    ReplayConfig,
     ReplayRatio,
     Storage,
     categorical_actor,
     tanh_normal_actor,
 )
 from sac_torchrl.agents.policies import acting
-from sac_torchrl.collectors.experience import Collecting, Job, Lost, Steps
-from sac_torchrl.collectors.gymnasium import VectorCollector
+from sac_torchrl.collectors.experience import CollectorConfig, Dropped, Job, Steps
+from sac_torchrl.collectors.gymnasium import GymnasiumCollector
 from sac_torchrl.errors import CheckpointError
 from sac_torchrl.replay.buffer import layout
 from sac_torchrl.specs import SPAN
@@ -44,9 +44,11 @@ def collect(
     random_frames: int = 0,
     seed: int = 3,
 ) -> tuple[Experience, TensorDictReplayBuffer]:
-    plan = Env("Counting-v0", count, plugins=["counting"])
+    plan = EnvConfig("Counting-v0", count, plugins=["counting"])
     specs = plan.specs()
-    buffer = Replay(capacity, Storage.disk).build(folder, specs, rows=total_frames, batch_size=1, seed=0, device=CPU)
+    buffer = ReplayConfig(capacity, Storage.disk).build(
+        folder, specs, rows=total_frames, batch_size=1, seed=0, device=CPU
+    )
     actor = tanh_normal_actor(counting.AlwaysUp(), specs)
     experience = Direct().build(
         plan,
@@ -184,16 +186,16 @@ def test_a_finished_experience_collects_nothing(tmp_path: Path) -> None:
 )
 def test_the_shorter_way_collects_what_torchrls_collector_collects(id: str, count: int) -> None:
     """Bit for bit, through random actions, the policy's and the ends of episodes."""
-    plan = Env(id, count)
+    plan = EnvConfig(id, count)
     specs = plan.specs()
-    network = Network([16]).build
+    network = NetworkConfig([16]).build
     torch.manual_seed(0)
     if isinstance(specs.action, Categorical):
         actor = categorical_actor(network(specs.observation, outputs=specs.action.space.n, device=CPU), specs)
     else:
         actor = tanh_normal_actor(network(specs.observation, outputs=2 * specs.action.shape[-1], device=CPU), specs)
     collected = []
-    for kind in (Collector, VectorCollector):
+    for kind in (Collector, GymnasiumCollector):
         torch.manual_seed(1)
         env = plan.build(seed=5)
         batches = kind(
@@ -235,17 +237,17 @@ def test_the_shorter_way_collects_what_torchrls_collector_collects(id: str, coun
     ids=["direct", "three steps", "pipelined", "ray"],
 )
 def test_rows_tell_the_entropy_of_the_policy_that_chose_their_action(
-    tmp_path: Path, kind: Collecting, n_steps: int, random: int
+    tmp_path: Path, kind: CollectorConfig, n_steps: int, random: int
 ) -> None:
-    plan = Env("FrozenLake-v1", 2)
+    plan = EnvConfig("FrozenLake-v1", 2)
     specs = replace(plan.specs(), entropy=True, n_steps=n_steps)
     torch.manual_seed(0)
-    network = Network([16]).build(specs.observation, outputs=4, device=CPU)
+    network = NetworkConfig([16]).build(specs.observation, outputs=4, device=CPU)
     with torch.no_grad():
         for leaf in network.parameters():
             leaf.mul_(4)  # away from the uniform policy
     actor = categorical_actor(network, specs)
-    buffer = Replay(storage=Storage.ram).build(tmp_path, specs, rows=60, batch_size=1, seed=0, device=CPU)
+    buffer = ReplayConfig(storage=Storage.ram).build(tmp_path, specs, rows=60, batch_size=1, seed=0, device=CPU)
     experience = kind.build(plan, actor, buffer, specs=specs, total_frames=60, random_frames=20, seed=1)
     for _ in experience:
         pass
@@ -259,9 +261,9 @@ def test_rows_tell_the_entropy_of_the_policy_that_chose_their_action(
 
 
 def test_transitions_that_were_collected_are_not_overwritten_by_the_next() -> None:
-    env = Env("Counting-v0", 2, plugins=["counting"])
+    env = EnvConfig("Counting-v0", 2, plugins=["counting"])
     actor = tanh_normal_actor(counting.AlwaysUp(), env.specs())
-    collector = VectorCollector(
+    collector = GymnasiumCollector(
         env.build(), acting(actor), frames_per_batch=2, total_frames=-1, auto_register_policy_transforms=False
     )
     batches = iter(collector)
@@ -281,18 +283,20 @@ def test_the_state_of_another_number_of_environments_is_refused(tmp_path: Path) 
 class Scripted(Experience):
     """Collects what it is told."""
 
-    def __init__(self, job: Job, script: list[list[Steps | Lost]]) -> None:
+    def __init__(self, job: Job, script: list[list[Steps | Dropped]]) -> None:
         super().__init__(job)
         self._script = script
 
-    def _collect(self) -> Generator[list[Steps | Lost], None, None]:
+    def _collect(self) -> Generator[list[Steps | Dropped], None, None]:
         yield from self._script
 
 
-def scripted(script: list[list[Steps | Lost]], *, n_steps: int, frames: int) -> tuple[TensorDictBase, dict[str, float]]:
-    plan = Env("Counting-v0", 3, plugins=["counting"])
+def scripted(
+    script: list[list[Steps | Dropped]], *, n_steps: int, frames: int
+) -> tuple[TensorDictBase, dict[str, float]]:
+    plan = EnvConfig("Counting-v0", 3, plugins=["counting"])
     specs = replace(plan.specs(), n_steps=n_steps, gamma=0.9)
-    buffer = Replay(storage=Storage.ram).build(Path(), specs, rows=100, batch_size=1, seed=0, device=CPU)
+    buffer = ReplayConfig(storage=Storage.ram).build(Path(), specs, rows=100, batch_size=1, seed=0, device=CPU)
     actor = tanh_normal_actor(counting.AlwaysUp(), specs)
     experience = Scripted(Job(plan, actor, buffer, specs, total_frames=frames, random_frames=0, seed=0), script)
     list(experience)
@@ -322,10 +326,10 @@ def a_script(steps: int, *, n_steps: int) -> tuple[TensorDict, torch.Tensor]:
 def test_steps_that_come_together_are_as_those_that_come_one_by_one(n_steps: int) -> None:
     rows, done = a_script(8, n_steps=n_steps)
     everyone = slice(0, 3)
-    one_by_one: list[list[Steps | Lost]] = [
+    one_by_one: list[list[Steps | Dropped]] = [
         [Steps(part, ended.unsqueeze(0), everyone)] for part, ended in zip(rows.split(3), done, strict=True)
     ]
-    together: list[list[Steps | Lost]] = [
+    together: list[list[Steps | Dropped]] = [
         [Steps(rows[:12], done[:4], everyone)],
         [Steps(rows[12:], done[4:], everyone)],
     ]
@@ -342,8 +346,8 @@ def test_steps_that_come_together_are_as_those_that_come_one_by_one(n_steps: int
 def test_no_row_spans_the_loss_of_a_worker() -> None:
     rows, done = a_script(8, n_steps=3)
     done[7, 2] = True  # of an episode that began after the loss
-    lost = Lost(torch.tensor([1, 2]))
-    script: list[list[Steps | Lost]] = [
+    lost = Dropped(torch.tensor([1, 2]))
+    script: list[list[Steps | Dropped]] = [
         [Steps(rows[:12], done[:4], slice(0, 3)), lost],
         [Steps(rows[12:], done[4:], slice(0, 3))],
     ]

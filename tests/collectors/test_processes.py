@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from sac_torchrl import (
     Async,
     Direct,
-    Env,
+    EnvConfig,
     Experience,
     Processes,
     Ray,
-    Replay,
+    ReplayConfig,
     ReplayRatio,
     SacError,
     Storage,
     tanh_normal_actor,
 )
-from sac_torchrl.collectors.experience import Collecting
+from sac_torchrl.collectors.experience import CollectorConfig
 from sac_torchrl.collectors.processes import _serve
 from sac_torchrl.collectors.workers import Worker, default_workers, listen, split
 from sac_torchrl.errors import ConfigError, WorkerDied
@@ -51,18 +51,20 @@ def left_by(pid: int) -> list[str]:
 
 
 def start(
-    collector: Collecting,
+    collector: CollectorConfig,
     *,
     count: int,
     frames: int,
-    env: Env | None = None,
+    env: EnvConfig | None = None,
     policy: nn.Module | None = None,
     random_frames: int | None = None,
 ) -> tuple[Experience, Callable[[], TensorDictBase]]:
     torch.manual_seed(0)
-    env = env or Env("Counting-v0", count, plugins=["counting"])
+    env = env or EnvConfig("Counting-v0", count, plugins=["counting"])
     specs = env.specs()
-    buffer = Replay(storage=Storage.ram).build(Path(), specs, rows=frames + count, batch_size=1, seed=0, device=CPU)
+    buffer = ReplayConfig(storage=Storage.ram).build(
+        Path(), specs, rows=frames + count, batch_size=1, seed=0, device=CPU
+    )
     experience = collector.build(
         env,
         tanh_normal_actor(policy or counting.AlwaysUp(), specs),
@@ -75,7 +77,7 @@ def start(
     return experience, lambda: buffer.storage[:]
 
 
-KINDS: dict[str, Collecting] = {
+KINDS: dict[str, CollectorConfig] = {
     "direct": Direct(),
     "processes": Processes(workers=2, timeout=100),
     "pipelined": Processes(workers=2, timeout=100, pipelined=True),
@@ -152,7 +154,7 @@ class Told(nn.Module):
         (Processes(workers=2, pipelined=True, steps=4), 4, 1),
     ],
 )
-def test_the_acting_policy_is_as_many_steps_old_as_stated(collector: Collecting, at_once: int, lag: int) -> None:
+def test_the_acting_policy_is_as_many_steps_old_as_stated(collector: CollectorConfig, at_once: int, lag: int) -> None:
     policy = Told()
     experience, rows = start(collector, count=3, frames=60, policy=policy, random_frames=0)
     lags = []
@@ -192,7 +194,7 @@ def test_a_pipelined_run_comes_out_again() -> None:
     assert (taken[0] == taken[1]).all()
 
 
-def test_free_running_workers_stay_within_their_slack(faulty: Callable[..., Env], tmp_path: Path) -> None:
+def test_free_running_workers_stay_within_their_slack(faulty: Callable[..., EnvConfig], tmp_path: Path) -> None:
     made = tmp_path / "made"
     made.touch()
     env = faulty(at_step=f"open({str(made)!r}, 'a').write('x')", count=3)
@@ -213,12 +215,12 @@ def test_free_running_workers_stay_within_their_slack(faulty: Callable[..., Env]
         learned += new_frames
         assert 0 <= experience.metrics()["train/policy_lag"] <= 13
         # One worker may have begun long before the other; from here on both have been told to run.
-        running = all(acting.ready for acting in cast(Any, experience)._crew)
+        running = all(acting.ready for acting in cast(Any, experience)._workers)
         if checked == 15:
             break
 
 
-def test_a_slow_environment_holds_up_no_other_worker(faulty: Callable[..., Env]) -> None:
+def test_a_slow_environment_holds_up_no_other_worker(faulty: Callable[..., EnvConfig]) -> None:
     slow = counting.seeds(3, 2)[0]
     env = faulty(
         at_reset="self.seed = seed if seed is not None else self.seed",
@@ -242,10 +244,10 @@ def test_free_running_policies_get_new_weights() -> None:
         stored += [experience.frames - new_frames] * new_frames
         policy.told.data.fill_(0.001 * experience.frames)
     told = rows()["action"].atanh().mul(1000).round().int().flatten()
-    behind = torch.tensor(stored) - told
-    assert behind.min() >= 0
-    assert behind.float().mean() < 30
-    assert experience.metrics()["train/policy_lag"] == pytest.approx(behind.double().mean().item())
+    policy_lag = torch.tensor(stored) - told
+    assert policy_lag.min() >= 0
+    assert policy_lag.float().mean() < 30
+    assert experience.metrics()["train/policy_lag"] == pytest.approx(policy_lag.double().mean().item())
 
 
 def test_environments_are_dealt_out_evenly() -> None:
@@ -327,7 +329,7 @@ def test_a_policy_is_given_no_new_weights_before_it_has_taken_the_last() -> None
     experience, _ = start(KINDS["async"], count=1, frames=1_000_000, policy=policy, random_frames=0)
     steps = iter(experience)
     next(steps)
-    (acting,) = cast(Any, experience)._crew
+    (acting,) = cast(Any, experience)._workers
     os.kill(acting.worker.pid, signal.SIGSTOP)
     actor = cast(Any, experience)._job.actor
     for told in (0.5, 0.9):  # at the latest the second comes while others are on their way
@@ -348,7 +350,7 @@ def test_policies_are_refreshed_no_sooner_than_asked() -> None:
 
 
 def test_a_worker_has_more_time_to_start_than_to_answer() -> None:
-    plan = Env("Counting-v0", plugins=["counting"])
+    plan = EnvConfig("Counting-v0", plugins=["counting"])
     worker = Worker(_serve, range(1), plan, env=plan, timeout=0.01)
     try:
         assert listen([worker]) == [worker]
@@ -358,7 +360,7 @@ def test_a_worker_has_more_time_to_start_than_to_answer() -> None:
 
 
 def test_a_worker_that_takes_nothing_is_found() -> None:
-    plan = Env("Counting-v0", plugins=["counting"])
+    plan = EnvConfig("Counting-v0", plugins=["counting"])
     worker = Worker(_serve, range(1), plan, env=plan, timeout=0.5)
     listen([worker])
     worker.receive()
@@ -374,13 +376,13 @@ def working(experience: Experience) -> Iterator[int]:
     """The steps of an experience once all its workers are at work; `async` begins with the first that is."""
     steps = iter(experience)
     next(steps)
-    while not all(acting.ready for acting in getattr(experience, "_crew", [])):
+    while not all(acting.ready for acting in getattr(experience, "_workers", [])):
         next(steps)
     return steps
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_environments_are_closed_at_the_end(kind: str, faulty: Callable[..., Env], tmp_path: Path) -> None:
+def test_environments_are_closed_at_the_end(kind: str, faulty: Callable[..., EnvConfig], tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     env = faulty(at_close=f"with open({str(closed)!r}, 'a') as file: file.write('x')")
     experience, _ = start(KINDS[kind], count=2, frames=1_000_000, env=env)
@@ -427,7 +429,7 @@ gym.register("{name}-v0", Faulty)
 
 
 @pytest.fixture
-def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[..., Env]:
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[..., EnvConfig]:
     def make(
         *,
         at_reset: str = "pass",
@@ -435,25 +437,25 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
         at_close: str = "pass",
         observation: str = "0.0",
         count: int = 2,
-    ) -> Env:
+    ) -> EnvConfig:
         name = re.sub(r"\W", "", request.node.name).title()[:40]
         tmp_path.joinpath(f"{name}_plugin.py").write_text(
             PLUGIN.format(name=name, at_reset=at_reset, at_step=at_step, at_close=at_close, observation=observation)
         )
         monkeypatch.syspath_prepend(tmp_path)
-        return Env(f"{name}-v0", count, plugins=[f"{name}_plugin"])
+        return EnvConfig(f"{name}-v0", count, plugins=[f"{name}_plugin"])
 
     return make
 
 
-def test_what_an_environment_raises_when_it_is_reset_names_it(faulty: Callable[..., Env]) -> None:
+def test_what_an_environment_raises_when_it_is_reset_names_it(faulty: Callable[..., EnvConfig]) -> None:
     env = faulty(at_reset=f"assert seed != {counting.seeds(3, 3)[1]}", count=3)
     experience, _ = start(Processes(workers=1, timeout=100), count=3, frames=102, env=env)
     with pytest.raises(SacError, match=r"environment 1 of .* raised AssertionError"):
         list(experience)
 
 
-def test_what_an_environment_raises_arrives_with_its_name_and_traceback(faulty: Callable[..., Env]) -> None:
+def test_what_an_environment_raises_arrives_with_its_name_and_traceback(faulty: Callable[..., EnvConfig]) -> None:
     env = faulty(
         at_reset="self.seed = seed if seed is not None else self.seed",
         at_step=f"if self.seed == {counting.seeds(3, 3)[1]} and self.steps == 4: raise ValueError('the arm is stuck')",
@@ -467,7 +469,7 @@ def test_what_an_environment_raises_arrives_with_its_name_and_traceback(faulty: 
     assert experience.frames == len(rows()) == 9
 
 
-def test_a_crash_loop_ends_with_the_budget(faulty: Callable[..., Env], tmp_path: Path) -> None:
+def test_a_crash_loop_ends_with_the_budget(faulty: Callable[..., EnvConfig], tmp_path: Path) -> None:
     env = faulty(at_reset=f"assert not Path({str(tmp_path / 'broken')!r}).exists()", count=1)
     experience, _ = start(Processes(workers=1, restarts=2, timeout=100), count=1, frames=100, env=env)
     steps = iter(experience)
@@ -493,7 +495,7 @@ def test_a_crash_loop_ends_with_the_budget(faulty: Callable[..., Env], tmp_path:
         (Ray, {"steps": 0}),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused(kind: Callable[..., Collecting], wrong: dict[str, float]) -> None:
+def test_a_plan_that_cannot_be_is_refused(kind: Callable[..., CollectorConfig], wrong: dict[str, float]) -> None:
     ((key, _),) = wrong.items()
     with pytest.raises(ConfigError, match=f"collector.{key}="):
         kind(**wrong)

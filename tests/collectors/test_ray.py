@@ -16,7 +16,7 @@ import counting
 import pytest
 import torch
 
-from sac_torchrl import Env, Ray, Replay, ReplayRatio, SacError, Storage, tanh_normal_actor
+from sac_torchrl import EnvConfig, Ray, ReplayConfig, ReplayRatio, SacError, Storage, tanh_normal_actor
 from sac_torchrl.errors import WorkerDied
 
 pytestmark = [
@@ -43,9 +43,9 @@ def test_every_transition_is_there_once_although_a_worker_dies(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
-    env = Env("Counting-v0", 3, plugins=["counting"])
+    env = EnvConfig("Counting-v0", 3, plugins=["counting"])
     specs = env.specs()
-    buffer = Replay(storage=Storage.ram).build(
+    buffer = ReplayConfig(storage=Storage.ram).build(
         Path(), specs, rows=2000, batch_size=1, seed=0, device=torch.device("cpu")
     )
     experience = Ray(workers=2, steps=4, restarts=1).build(
@@ -81,7 +81,7 @@ def test_every_transition_is_there_once_although_a_worker_dies(
 def test_a_cluster_without_a_token_is_refused(
     given: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    env = Env("Counting-v0", 1, plugins=["counting"])
+    env = EnvConfig("Counting-v0", 1, plugins=["counting"])
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -106,9 +106,11 @@ def test_a_worker_that_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatc
     )
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
     monkeypatch.syspath_prepend(tmp_path)
-    env = Env("Counting-v0", 2, plugins=["only_here"])
+    env = EnvConfig("Counting-v0", 2, plugins=["only_here"])
     specs = env.specs()
-    buffer = Replay(storage=Storage.ram).build(Path(), specs, rows=9, batch_size=1, seed=0, device=torch.device("cpu"))
+    buffer = ReplayConfig(storage=Storage.ram).build(
+        Path(), specs, rows=9, batch_size=1, seed=0, device=torch.device("cpu")
+    )
     experience = Ray(workers=2).build(
         env,
         tanh_normal_actor(counting.AlwaysUp(), specs),

@@ -13,19 +13,19 @@ from omegaconf import OmegaConf
 
 import sac_torchrl
 from sac_torchrl.agents.discrete_sac import DiscreteSAC
-from sac_torchrl.agents.losses import Combine
-from sac_torchrl.agents.networks import Init, Network
+from sac_torchrl.agents.losses import CriticReduction
+from sac_torchrl.agents.networks import Init, NetworkConfig
 from sac_torchrl.agents.redq import REDQ
 from sac_torchrl.agents.sac import SAC
 from sac_torchrl.agents.sac_v1 import SACv1
 from sac_torchrl.config.files import load, open_run, read
 from sac_torchrl.config.launch import SHIPPED, assignment, launch
 from sac_torchrl.config.schema import RECIPES, Continuous, Discrete, Training, plan
-from sac_torchrl.envs.config import Env
+from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.learner.learner import Execution
-from sac_torchrl.replay.buffer import Replay, Storage
-from sac_torchrl.replay.offline import Offline
+from sac_torchrl.replay.buffer import ReplayConfig, Storage
+from sac_torchrl.replay.offline import OfflineConfig
 
 ROOT = Path(sac_torchrl.__file__).parents[1]
 PRESETS = sorted(path.stem for path in (SHIPPED / "presets").glob("*.yaml"))
@@ -197,9 +197,9 @@ def test_all_mistakes_are_in_one_message(recipe: Recipe, tmp_path: Path) -> None
     ("wrong", "said"),
     [
         ({"total_frames": 0}, "total_frames=0: give 1 or more."),
-        ({"env": Env(count=300), "replay": Replay(256)}, "env.count=300: a step of all does not fit into"),
+        ({"env": EnvConfig(count=300), "replay": ReplayConfig(256)}, "env.count=300: a step of all does not fit into"),
         (
-            {"variant": DiscreteSAC(entropy_penalty=0.5), "offline": Offline("some/data-v0")},
+            {"variant": DiscreteSAC(entropy_penalty=0.5), "offline": OfflineConfig("some/data-v0")},
             "its rows do not tell the entropy of the policy",
         ),
     ],
@@ -237,7 +237,7 @@ def test_fastsac_updates_as_often_whatever_is_simulated(recipe: Recipe) -> None:
     config = recipe("preset=fastsac").config
     assert config.replay_ratio * config.env.count == 8
     assert config.replay.capacity == 1024 * config.env.count
-    assert (config.learner.actor_every, config.batch_size, config.normalise) == (4, 8192, True)
+    assert (config.learner.actor_every, config.batch_size, config.normalize) == (4, 8192, True)
 
 
 def test_keys_on_the_command_line_win_over_a_preset(recipe: Recipe) -> None:
@@ -256,7 +256,9 @@ def test_a_system_is_combined_with_a_task_and_later_presets_win(recipe: Recipe) 
         config = recipe(*words).config
         assert (config.env.id, config.batch_size, config.total_frames) == ("HalfCheetah-v5", 100, total)
     config = recipe("preset=[haarnoja2018a,humanoid]", "variant.reward_scale=20").config
-    assert config.variant == SACv1(Network(init=Init.xavier_uniform), reward_scale=20.0, actor_q=Combine.first)
+    assert config.variant == SACv1(
+        NetworkConfig(init=Init.xavier_uniform), reward_scale=20.0, actor_q=CriticReduction.first
+    )
 
 
 COMMANDS = [

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase, StepCounter, TransformedEnv
 from torchrl.envs.custom.pendulum import PendulumEnv
 
-from sac_torchrl import Env
+from sac_torchrl import EnvConfig
 from sac_torchrl.envs.state import Uncapturable, capture, restore
 from sac_torchrl.trees import decode, encode
 
@@ -53,7 +53,7 @@ def through_json(state: Any) -> Any:
     ],
 )
 def test_an_environment_goes_on_bit_for_bit_from_the_middle_of_an_episode(id: str) -> None:
-    plan = Env(id, 2)
+    plan = EnvConfig(id, 2)
     env = plan.build(seed=3)
     root = env.reset()
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ def test_an_environment_goes_on_bit_for_bit_from_the_middle_of_an_episode(id: st
 
 
 def test_contacts_and_options_of_a_simulation_are_there_before_the_next_step() -> None:
-    env, other = (Env("HalfCheetah-v5").build(seed=seed) for seed in (3, 9))
+    env, other = (EnvConfig("HalfCheetah-v5").build(seed=seed) for seed in (3, 9))
     one, two = (cast(Any, each)._env.envs[0].unwrapped for each in (env, other))
     root = env.reset()
     while one.data.ncon == 0:
@@ -122,7 +122,7 @@ class Cupboard(gym.Env[Any, Any]):
 
 
 def test_every_kind_of_value_keeps_its_type_and_arrays_their_views() -> None:
-    plan = Env("Cupboard-v0")
+    plan = EnvConfig("Cupboard-v0")
     gym.register("Cupboard-v0", cast(Any, Cupboard))
     try:
         env, other = (plan.build() for _ in range(2))
@@ -145,12 +145,12 @@ def test_every_kind_of_value_keeps_its_type_and_arrays_their_views() -> None:
 
 def test_what_cannot_be_captured_is_named() -> None:
     with pytest.raises(Uncapturable, match=r"Opaque\._socket is a faulty\.Handle"):
-        capture(Env("Opaque-v0").build())
+        capture(EnvConfig("Opaque-v0").build())
 
 
 def test_the_state_of_another_environment_is_refused(tmp_path: Path) -> None:
-    state = capture(Env("Pendulum-v1", 2).build(seed=0))
+    state = capture(EnvConfig("Pendulum-v1", 2).build(seed=0))
     with pytest.raises(ValueError, match="2 environments were saved and there are 1"):
-        restore(Env("Pendulum-v1", 1).build(seed=0), state)
+        restore(EnvConfig("Pendulum-v1", 1).build(seed=0), state)
     with pytest.raises(ValueError, match=r"PendulumEnv.*Sound"):
-        restore(Env("Sound-v0", 2).build(seed=0), state)
+        restore(EnvConfig("Sound-v0", 2).build(seed=0), state)

@@ -7,9 +7,20 @@ import pytest
 import torch
 from tensordict import TensorDictBase
 
-from sac_torchrl import Async, Direct, Env, Network, Processes, Replay, SacError, Storage, evaluate, tanh_normal_actor
+from sac_torchrl import (
+    Async,
+    Direct,
+    EnvConfig,
+    NetworkConfig,
+    Processes,
+    ReplayConfig,
+    SacError,
+    Storage,
+    evaluate,
+    tanh_normal_actor,
+)
 from sac_torchrl.agents.policies import categorical_actor
-from sac_torchrl.collectors.experience import Collecting
+from sac_torchrl.collectors.experience import CollectorConfig
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="needs envpool")
 CPU = torch.device("cpu")
@@ -28,14 +39,16 @@ class AlwaysLeft(torch.nn.Module):
 
 def collect(id: str, *, count: int, steps: int, random_steps: int = 0, seed: int = 3) -> TensorDictBase:
     torch.manual_seed(1)
-    env = Env(id, count)
+    env = EnvConfig(id, count)
     specs = env.specs()
-    buffer = Replay(storage=Storage.ram).build(Path(), specs, rows=count * steps, batch_size=1, seed=0, device=CPU)
+    buffer = ReplayConfig(storage=Storage.ram).build(
+        Path(), specs, rows=count * steps, batch_size=1, seed=0, device=CPU
+    )
     actor = (
         categorical_actor(AlwaysLeft(), specs)
         if specs.action.dtype == torch.int64
         else tanh_normal_actor(
-            Network([8]).build(specs.observation, outputs=2 * specs.action.shape[0], device=CPU), specs
+            NetworkConfig([8]).build(specs.observation, outputs=2 * specs.action.shape[0], device=CPU), specs
         )
     )
     experience = Direct().build(
@@ -69,7 +82,7 @@ def test_a_time_limit_truncates_and_seeds_differ_by_environment_and_run() -> Non
 
 
 def test_actions_reach_the_bounds_of_the_environment() -> None:
-    env = Env("envpool/Pendulum-v1", 2).build(seed=0)
+    env = EnvConfig("envpool/Pendulum-v1", 2).build(seed=0)
     start = env.reset()
     speed = start["observation"][:, 2]
     gravity = 15 * start["observation"][:, 1]
@@ -83,7 +96,7 @@ def test_actions_reach_the_bounds_of_the_environment() -> None:
 
 
 def test_a_policy_is_evaluated_on_whole_episodes() -> None:
-    plan = Env("envpool/CartPole-v1", 4)
+    plan = EnvConfig("envpool/CartPole-v1", 4)
     env = plan.build()
     found = evaluate(categorical_actor(AlwaysLeft(), plan.specs()), env, episodes=4, seed=0)
     assert all(8 <= length <= 11 for length in found.lengths)
@@ -93,16 +106,16 @@ def test_a_policy_is_evaluated_on_whole_episodes() -> None:
 
 def test_tasks_that_are_not_there_and_pictures_are_refused() -> None:
     with pytest.raises(SacError, match=r"envpool/HalfCheeta-v5 is not a task of EnvPool.*HalfCheetah-v5"):
-        Env("envpool/HalfCheeta-v5").specs()
+        EnvConfig("envpool/HalfCheeta-v5").specs()
     with pytest.raises(SacError, match="cannot be rendered"):
-        Env("envpool/Pendulum-v1").build(render_mode="rgb_array")
+        EnvConfig("envpool/Pendulum-v1").build(render_mode="rgb_array")
 
 
 @pytest.mark.parametrize("collector", [Processes(), Async()])
-def test_workers_refuse_a_pool(collector: Collecting) -> None:
-    plan = Env("envpool/Pendulum-v1", 2)
+def test_workers_refuse_a_pool(collector: CollectorConfig) -> None:
+    plan = EnvConfig("envpool/Pendulum-v1", 2)
     specs = plan.specs()
-    buffer = Replay(storage=Storage.ram).build(Path(), specs, rows=4, batch_size=1, seed=0, device=CPU)
-    actor = tanh_normal_actor(Network([8]).build(specs.observation, outputs=2, device=CPU), specs)
+    buffer = ReplayConfig(storage=Storage.ram).build(Path(), specs, rows=4, batch_size=1, seed=0, device=CPU)
+    actor = tanh_normal_actor(NetworkConfig([8]).build(specs.observation, outputs=2, device=CPU), specs)
     with pytest.raises(SacError, match="use collector=direct"):
         collector.build(plan, actor, buffer, specs=specs, total_frames=4, random_frames=0, seed=0)

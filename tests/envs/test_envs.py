@@ -17,8 +17,8 @@ from torchrl.data import Bounded, Categorical, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import check_env_specs
 
-from sac_torchrl.envs.adapter import Edge
-from sac_torchrl.envs.config import Env
+from sac_torchrl.envs.adapter import SpaceAdapter
+from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import ConfigError, EnvironmentFault, LearnerFault
 
 Register = Callable[..., str]
@@ -130,7 +130,7 @@ def test_every_transition_is_that_of_the_bare_environment(
     id: str, frames: int, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # bare MuJoCo writes a log file where it is
-    env = Env(id).build(seed=7, count=2)
+    env = EnvConfig(id).build(seed=7, count=2)
     steps = play(env, frames)
     env.close()
     for number, seed in enumerate(np.random.SeedSequence(7).generate_state(2).tolist()):
@@ -153,7 +153,7 @@ def test_every_transition_is_that_of_the_bare_environment(
 
 
 def test_a_task_that_stops_with_discount_zero_is_terminated() -> None:
-    env = Env("dmc/cartpole-balance").build(seed=0)
+    env = EnvConfig("dmc/cartpole-balance").build(seed=0)
     root = env.rand_action(env.reset())
     inner(env)[0]._env.task.get_termination = lambda physics: 0.0
     step = env.step(root)
@@ -162,7 +162,7 @@ def test_a_task_that_stops_with_discount_zero_is_terminated() -> None:
 
 @pytest.mark.parametrize("count", [1, 7])
 def test_no_transition_is_lost_doubled_or_torn(count: int) -> None:
-    env = Env("Counting-v0", count, plugins=["counting"]).build(seed=3)
+    env = EnvConfig("Counting-v0", count, plugins=["counting"]).build(seed=3)
     steps: Any = torch.stack(play(env, 100), 1).double()
     numbers = steps["observation"][:, 0, 0].tolist()
     assert len(set(numbers)) == count
@@ -183,7 +183,7 @@ def test_no_transition_is_lost_doubled_or_torn(count: int) -> None:
 
 
 def test_an_observation_is_not_overwritten_by_the_next() -> None:
-    env = Env("Counting-v0", plugins=["counting"]).open()  # it reuses its array
+    env = EnvConfig("Counting-v0", plugins=["counting"]).open()  # it reuses its array
     first = env.reset(seed=3)[0]
     second = env.step(np.zeros(1))[0]
     assert (first[2], second[2]) == (0, 1)
@@ -192,7 +192,7 @@ def test_an_observation_is_not_overwritten_by_the_next() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_both_ends_of_asymmetric_bounds_are_reached(register: Register, dtype: type[np.floating[Any]]) -> None:
     low, high = np.array([-3.0, 0.1, -1e9], dtype), np.array([1.0, 1000.0, 0.3], dtype)
-    env = Env(register(action=spaces.Box(low, high, dtype=dtype))).build(seed=0)
+    env = EnvConfig(register(action=spaces.Box(low, high, dtype=dtype))).build(seed=0)
     root = env.reset()
     for value in (-1.0, 1.0, 0.0, 1.0 + 1e-6):
         root["action"] = torch.full((1, 3), value)
@@ -206,7 +206,7 @@ def test_both_ends_of_asymmetric_bounds_are_reached(register: Register, dtype: t
 
 
 def test_discrete_spaces_that_start_elsewhere_are_shifted(register: Register) -> None:
-    env = Env(register(spaces.Discrete(3, start=-5), spaces.Discrete(4, start=2))).build(seed=0, count=2)
+    env = EnvConfig(register(spaces.Discrete(3, start=-5), spaces.Discrete(4, start=2))).build(seed=0, count=2)
     steps = play(env, 60)
     seen = torch.stack([step["observation"] for step in steps])
     assert seen.dtype == torch.int64 and seen.shape == (60, 2) and set(seen.flatten().tolist()) == {0, 1, 2}
@@ -216,17 +216,17 @@ def test_discrete_spaces_that_start_elsewhere_are_shifted(register: Register) ->
 
 
 def test_integer_observations_become_float32(register: Register) -> None:
-    env = Env(register(spaces.Box(0, 255, (4,), np.uint8))).build(seed=0)
+    env = EnvConfig(register(spaces.Box(0, 255, (4,), np.uint8))).build(seed=0)
     seen = env.reset()["observation"]
     assert seen.dtype == torch.float32 and seen.max() > 1
 
 
 def test_specs_have_no_batch_dimension(register: Register) -> None:
-    vector = Env("InvertedPendulum-v5", count=5).specs()
+    vector = EnvConfig("InvertedPendulum-v5", count=5).specs()
     assert vector.observation == Unbounded(torch.Size([4]), dtype=torch.float32)
     assert vector.action == Bounded(-1, 1, torch.Size([1]), dtype=torch.float32)
-    assert Env(register(BOX)).specs().observation == Unbounded(torch.Size([2]), dtype=torch.float32), "many lie"
-    index = Env(register(spaces.Discrete(6), spaces.Discrete(3, start=1)), count=5).specs()
+    assert EnvConfig(register(BOX)).specs().observation == Unbounded(torch.Size([2]), dtype=torch.float32), "many lie"
+    index = EnvConfig(register(spaces.Discrete(6), spaces.Discrete(3, start=1)), count=5).specs()
     assert index.observation == Categorical(6, dtype=torch.int64)
     assert index.action == Categorical(3, dtype=torch.int64)
 
@@ -236,7 +236,7 @@ def test_specs_have_no_batch_dimension(register: Register) -> None:
     "id", ["CartPole-v1", "Pendulum-v1", "InvertedPendulum-v5", "FrozenLake-v1", "dmc/cheetah-run"]
 )
 def test_data_agrees_with_the_specs(id: str, count: int) -> None:
-    env = Env(id).build(seed=0, count=count)
+    env = EnvConfig(id).build(seed=0, count=count)
     assert env.batch_size == (count,)
     check_env_specs(env)
     env.close()
@@ -260,7 +260,7 @@ def test_data_agrees_with_the_specs(id: str, count: int) -> None:
 def test_other_observation_spaces_are_refused(register: Register, observation: spaces.Space[Any], advice: str) -> None:
     id = register(observation)
     with pytest.raises(ConfigError) as refusal:
-        Env(id).specs()
+        EnvConfig(id).specs()
     message = str(refusal.value)
     assert message.startswith(f"env.id={id}: the observation space is {' '.join(str(observation).split())}, ")
     assert advice in message and "\n" not in message
@@ -287,7 +287,7 @@ def test_other_observation_spaces_are_refused(register: Register, observation: s
 def test_other_action_spaces_are_refused(register: Register, action: spaces.Space[Any], problem: str) -> None:
     id = register(action=action)
     with pytest.raises(ConfigError) as refusal:
-        Env(id).specs()
+        EnvConfig(id).specs()
     message = str(refusal.value)
     assert message.startswith(f"env.id={id}: the action space is {' '.join(str(action).split())}, ")
     assert problem in message and "\n" not in message
@@ -303,7 +303,7 @@ def test_other_action_spaces_are_refused(register: Register, action: spaces.Spac
     ],
 )
 def test_an_episode_is_truncated_after_as_many_steps_as_are_given(id: str, limit: int) -> None:
-    steps = play(Env(id, 2, max_episode_steps=limit).build(seed=0), 2 * limit + 1)
+    steps = play(EnvConfig(id, 2, max_episode_steps=limit).build(seed=0), 2 * limit + 1)
     ends = [number for number, step in enumerate(steps, 1) if step["next", "truncated"].all()]
     assert ends == [limit, 2 * limit]
     assert not any(step["next", "terminated"].any() for step in steps)
@@ -312,7 +312,7 @@ def test_an_episode_is_truncated_after_as_many_steps_as_are_given(id: str, limit
 @pytest.mark.parametrize(("id", "limit"), [("CartPole-v1", 0), ("torch/pendulum", 9), ("envpool/Pendulum-v1", 9)])
 def test_a_limit_of_steps_that_cannot_be_is_refused(id: str, limit: int) -> None:
     with pytest.raises(ConfigError, match=rf"env\.max_episode_steps={limit}: .*give .*null"):
-        Env(id, max_episode_steps=limit).build()
+        EnvConfig(id, max_episode_steps=limit).build()
 
 
 def test_all_environments_are_closed_with_the_one_they_make(
@@ -320,7 +320,7 @@ def test_all_environments_are_closed_with_the_one_they_make(
 ) -> None:
     closed: list[Toy] = []
     monkeypatch.setattr(Toy, "close", lambda self: closed.append(self))
-    Env(register(), 3).build(seed=0).close()
+    EnvConfig(register(), 3).build(seed=0).close()
     assert len(set(closed)) == 3
 
 
@@ -328,7 +328,7 @@ def test_an_environment_that_cannot_be_used_is_closed(register: Register, monkey
     closed: list[Toy] = []
     monkeypatch.setattr(Toy, "close", lambda self: closed.append(self))
     with pytest.raises(ConfigError):
-        Env(register(spaces.Text(3))).specs()
+        EnvConfig(register(spaces.Text(3))).specs()
     assert len(closed) == 1
 
 
@@ -349,50 +349,50 @@ def test_a_step_that_cannot_be_learned_from_is_named(space: spaces.Space[Any], r
     toy: Any = Toy(space, CHOICE)
     toy.step = lambda action: result
     with pytest.raises(EnvironmentFault, match=rf"env.id=Toy-v0 returned .*{said}, at step 1 "):
-        Edge(toy, "Toy-v0").step(0)
+        SpaceAdapter(toy, "Toy-v0").step(0)
 
 
 def test_a_reward_may_be_an_array_without_dimensions_and_infos_stay_behind() -> None:
     toy: Any = Toy(BOX, CHOICE)
     toy.reset = lambda **_: (np.zeros(2), {"info": 1})
-    assert Edge(toy, "Toy-v0").reset()[1] == {}
+    assert SpaceAdapter(toy, "Toy-v0").reset()[1] == {}
     toy.step = lambda action: (np.zeros(2), np.array(1.5), False, False, {"info": 1})
-    assert Edge(toy, "Toy-v0").step(0)[1:] == (1.5, False, False, {})
+    assert SpaceAdapter(toy, "Toy-v0").step(0)[1:] == (1.5, False, False, {})
 
 
 def test_a_wrong_reset_is_named() -> None:
     toy: Any = Toy(BOX, CHOICE)
     toy.reset = lambda **_: np.zeros(2)
     with pytest.raises(EnvironmentFault, match=r"returned array.* when it was reset, not \(observation, info\)"):
-        Edge(toy, "Toy-v0").reset()
+        SpaceAdapter(toy, "Toy-v0").reset()
     toy.reset = lambda **_: 1 / 0
     with pytest.raises(EnvironmentFault, match=r"ZeroDivisionError: .* \(test_envs.py:\d+\) when it was reset"):
-        Edge(toy, "Toy-v0").reset()
+        SpaceAdapter(toy, "Toy-v0").reset()
 
 
 def test_an_index_that_is_no_action_never_reaches_the_environment() -> None:
     toy = Toy(BOX, spaces.Discrete(3, start=1))
     for wrong in (-1, 3):
         with pytest.raises(LearnerFault, match=f"the action {wrong} .* is not one of 0 to 2"):
-            Edge(toy, "Toy-v0").step(wrong)
+            SpaceAdapter(toy, "Toy-v0").step(wrong)
     assert toy.actions == []
 
 
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        (Env("Pendulum"), ["env.id=Pendulum ", "Pendulum-v1", "env.plugins"]),
-        (Env("halfcheetah-v5"), ["HalfCheetah-v5"]),
-        (Env("HalfCheetah-v3"), ["gymnasium-robotics"]),
-        (Env("nothing like it"), ["env.plugins"]),
-        (Env("module:Thing-v0"), ["env.id=Thing-v0 env.plugins=[module]"]),
-        (Env("dmc/chetah-run"), ["dmc/cheetah-run"]),
-        (Env("dmc/cheetah"), ["dmc/cheetah-run"]),
-        (Env(plugins=["no_such_module"]), ["no_such_module", "PYTHONPATH"]),
-        (Env(count=0), ["env.count=0"]),
+        (EnvConfig("Pendulum"), ["env.id=Pendulum ", "Pendulum-v1", "env.plugins"]),
+        (EnvConfig("halfcheetah-v5"), ["HalfCheetah-v5"]),
+        (EnvConfig("HalfCheetah-v3"), ["gymnasium-robotics"]),
+        (EnvConfig("nothing like it"), ["env.plugins"]),
+        (EnvConfig("module:Thing-v0"), ["env.id=Thing-v0 env.plugins=[module]"]),
+        (EnvConfig("dmc/chetah-run"), ["dmc/cheetah-run"]),
+        (EnvConfig("dmc/cheetah"), ["dmc/cheetah-run"]),
+        (EnvConfig(plugins=["no_such_module"]), ["no_such_module", "PYTHONPATH"]),
+        (EnvConfig(count=0), ["env.count=0"]),
     ],
 )
-def test_a_wrong_plan_is_told_in_one_line(plan: Env, words: list[str]) -> None:
+def test_a_wrong_plan_is_told_in_one_line(plan: EnvConfig, words: list[str]) -> None:
     with pytest.raises(ConfigError) as refusal:
         plan.specs()
     message = str(refusal.value)
@@ -402,25 +402,25 @@ def test_a_wrong_plan_is_told_in_one_line(plan: Env, words: list[str]) -> None:
 def test_a_missing_package_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dm_control.suite", None)
     with pytest.raises(ConfigError, match=r"pip install 'sac_torchrl\[dmc\]'"):
-        Env("dmc/cheetah-run").specs()
+        EnvConfig("dmc/cheetah-run").specs()
     monkeypatch.setitem(sys.modules, "Box2D", None)
     monkeypatch.delitem(sys.modules, "gymnasium.envs.box2d", raising=False)
     monkeypatch.delitem(sys.modules, "gymnasium.envs.box2d.lunar_lander", raising=False)
     with pytest.raises(ConfigError, match=r"pip install 'gymnasium\[box2d\]'"):
-        Env("LunarLander-v3").specs()
+        EnvConfig("LunarLander-v3").specs()
 
 
 @pytest.mark.parametrize("id", ["Pendulum-v1", "CartPole-v1", "dmc/cartpole-swingup", "dmc/lqr-lqr_2_1"])
 def test_seeds_are_reproducible_and_not_shared(id: str) -> None:
-    first, again = (play(Env(id).build(seed=0, count=3), 30) for _ in range(2))
+    first, again = (play(EnvConfig(id).build(seed=0, count=3), 30) for _ in range(2))
     assert all((one == same).all() for one, same in zip(first, again, strict=True))
-    other = play(Env(id).build(seed=1, count=3), 30)
+    other = play(EnvConfig(id).build(seed=1, count=3), 30)
     starts = [tuple(start) for steps in (first, other) for start in steps[0]["observation"].tolist()]
     assert len(set(starts)) == 6
 
 
 def test_resets_continue_the_environments_own_generator() -> None:
-    env = Env("Pendulum-v1").build(seed=0)
+    env = EnvConfig("Pendulum-v1").build(seed=0)
     starts = [env.reset()["observation"].tolist() for _ in range(3)]
     assert starts[0] != starts[1] != starts[2]
     env.set_seed(0)

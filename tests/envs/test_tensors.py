@@ -17,21 +17,21 @@ from sac_torchrl import (
     SAC,
     Async,
     Direct,
-    Env,
-    Learning,
-    Network,
+    EnvConfig,
+    LearnerConfig,
+    NetworkConfig,
     Processes,
     Ray,
-    Replay,
+    ReplayConfig,
     ReplayRatio,
     SacError,
     Storage,
     evaluate,
     tanh_normal_actor,
 )
-from sac_torchrl.collectors.experience import Collecting
+from sac_torchrl.collectors.experience import CollectorConfig
 from sac_torchrl.envs.state import capture, restore
-from sac_torchrl.envs.tensors import CartPole, Pendulum, Simulator
+from sac_torchrl.envs.tensors import CartPole, Pendulum, TensorEnv
 from sac_torchrl.trees import decode, encode
 
 CPU = torch.device("cpu")
@@ -41,13 +41,13 @@ PLAYGROUND = pytest.mark.skipif(importlib.util.find_spec("mujoco_playground") is
 
 @pytest.mark.parametrize("id", ["torch/pendulum", "torch/cartpole"])
 def test_specs_are_what_the_simulator_gives(id: str) -> None:
-    env = Env(id, 5).build(seed=1)
+    env = EnvConfig(id, 5).build(seed=1)
     assert env.batch_size == (5,)
     check_env_specs(env)
 
 
 @pytest.mark.parametrize(("simulator", "id"), [(Pendulum, "Pendulum-v1"), (CartPole, "CartPole-v1")])
-def test_dynamics_are_gymnasiums(simulator: type[Simulator], id: str) -> None:
+def test_dynamics_are_gymnasiums(simulator: type[TensorEnv], id: str) -> None:
     count, steps = 3, 30
     ours = simulator(count, CPU)  # type: ignore[call-arg]  # those of the tasks take no more
     ours.set_seed(4)
@@ -73,7 +73,7 @@ def test_dynamics_are_gymnasiums(simulator: type[Simulator], id: str) -> None:
     assert compared > 20
 
 
-class Clock(Simulator):
+class Clock(TensorEnv):
     """Observes (environment, episode, step); ends as the other counting environment does, if within 7 steps."""
 
     def __init__(self, count: int) -> None:
@@ -94,10 +94,12 @@ class Clock(Simulator):
 
 @pytest.mark.parametrize("count", [1, 3, 16])
 def test_every_transition_of_a_simulator_is_there_once(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Env("torch/pendulum", count)
+    plan = EnvConfig("torch/pendulum", count)
     specs = plan.specs()
-    monkeypatch.setattr(Env, "build", lambda self, **_: Clock(count))
-    buffer = Replay(storage=Storage.device).build(Path(), specs, rows=30 * count, batch_size=1, seed=0, device=CPU)
+    monkeypatch.setattr(EnvConfig, "build", lambda self, **_: Clock(count))
+    buffer = ReplayConfig(storage=Storage.device).build(
+        Path(), specs, rows=30 * count, batch_size=1, seed=0, device=CPU
+    )
     actor = tanh_normal_actor(torch.nn.Linear(3, 2), specs)
     experience = Direct().build(
         plan, actor, buffer, specs=specs, total_frames=30 * count, random_frames=15 * count, seed=0
@@ -117,12 +119,12 @@ def test_every_transition_of_a_simulator_is_there_once(count: int, monkeypatch: 
     assert experience.metrics()["train/length"] == pytest.approx(np.mean(lengths))
 
 
-def train(env: Env, *, steps: int, updates_per_step: float, lr: float = 3e-3) -> float:
+def train(env: EnvConfig, *, steps: int, updates_per_step: float, lr: float = 3e-3) -> float:
     torch.manual_seed(0)
     specs, frames = env.specs(), steps * env.count
-    agent = SAC(network=Network([64, 64]), gamma=0.97, alpha=0.1, tau=0.02).build(specs, device=CPU)
-    learner = Learning(lr=lr).build(agent)
-    buffer = Replay(storage=Storage.device).build(Path(), specs, rows=frames, batch_size=256, seed=1, device=CPU)
+    agent = SAC(network=NetworkConfig([64, 64]), gamma=0.97, alpha=0.1, tau=0.02).build(specs, device=CPU)
+    learner = LearnerConfig(lr=lr).build(agent)
+    buffer = ReplayConfig(storage=Storage.device).build(Path(), specs, rows=frames, batch_size=256, seed=1, device=CPU)
     experience = Direct().build(
         env, agent.actor, buffer, specs=specs, total_frames=frames, random_frames=2 * env.count, seed=2
     )
@@ -134,12 +136,12 @@ def train(env: Env, *, steps: int, updates_per_step: float, lr: float = 3e-3) ->
 
 
 def test_thousands_of_pendulums_train_in_seconds() -> None:
-    assert train(Env("torch/pendulum", 4096), steps=200, updates_per_step=8) > -300
+    assert train(EnvConfig("torch/pendulum", 4096), steps=200, updates_per_step=8) > -300
 
 
 @BRAX
 def test_a_brax_task_trains() -> None:
-    env = Env("brax/inverted_pendulum", 64)
+    env = EnvConfig("brax/inverted_pendulum", 64)
     check_env_specs(env.build(seed=1))
     # A pole that is left alone, or pushed at random, falls within ten steps or so.
     assert train(env, steps=200, updates_per_step=4) > 30
@@ -204,7 +206,7 @@ def clocks() -> None:
 @pytest.mark.usefixtures("clocks")
 def test_every_transition_of_jax_is_there_once() -> None:
     count, steps = 5, 40
-    env: Any = Env("playground/Clock", count).build(seed=1)
+    env: Any = EnvConfig("playground/Clock", count).build(seed=1)
     now = env.reset()["observation"]
     assert now.shape == (count, 2) and len(now[:, 0].unique()) == count and not now[:, 1].any()
     lengths = set()
@@ -228,7 +230,7 @@ def test_every_transition_of_jax_is_there_once() -> None:
 @PLAYGROUND
 @pytest.mark.usefixtures("clocks")
 def test_an_action_lasts_as_long_as_the_task_says() -> None:
-    env: Any = Env("playground/Twice", 1).build(seed=1)
+    env: Any = EnvConfig("playground/Twice", 1).build(seed=1)
     env.reset()
     step = env._step(TensorDict({"action": torch.zeros(1, 2)}, [1]))
     assert step["reward"].item() == 1 + 2 and step["observation"][0, 1] == 2
@@ -239,7 +241,7 @@ def test_an_action_lasts_as_long_as_the_task_says() -> None:
 @pytest.mark.usefixtures("clocks")
 def test_an_observation_without_a_vector_is_refused() -> None:
     with pytest.raises(SacError, match=r"playground/Pixels has observations \['pixels/view_0', 'privileged_state'\]"):
-        Env("playground/Pixels").specs()
+        EnvConfig("playground/Pixels").specs()
 
 
 @PLAYGROUND
@@ -248,14 +250,14 @@ def test_robots_are_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(inner, "MENAGERIE_PATH", tmp_path / "nothing")
     monkeypatch.setattr(inner, "ensure_menagerie_exists", lambda: pytest.fail("it would download"))
     with pytest.raises(SacError, match=r"needs robots.*ensure_menagerie_exists"):
-        Env("playground/Go1JoystickFlatTerrain").specs()
+        EnvConfig("playground/Go1JoystickFlatTerrain").specs()
 
 
 @PLAYGROUND
 def test_playgrounds_physics_is_mujocos() -> None:
     count, steps = 3, 100
     mujoco = module("mujoco")
-    env: Any = Env("playground/PendulumSwingup", count).build(seed=2)
+    env: Any = EnvConfig("playground/PendulumSwingup", count).build(seed=2)
     seen = env.reset()["observation"]
     assert len(seen[:, 0].unique()) == count
     suite = module("mujoco_playground").dm_control_suite
@@ -275,7 +277,9 @@ def test_playgrounds_physics_is_mujocos() -> None:
             expected = [turned[0, 2], turned[2, 2], data.qvel[0]]
             assert seen[number].tolist() == pytest.approx(expected, abs=1e-3)
     assert env.limit == 1000
-    first, again, other = (Env("playground/PendulumSwingup", count).build(seed=seed).reset() for seed in (2, 2, 3))
+    first, again, other = (
+        EnvConfig("playground/PendulumSwingup", count).build(seed=seed).reset() for seed in (2, 2, 3)
+    )
     assert torch.equal(first["observation"], again["observation"])
     assert not torch.equal(first["observation"], other["observation"])
 
@@ -299,7 +303,7 @@ def test_a_simulation_goes_on_bit_for_bit_from_the_middle_of_its_episodes(id: st
             seen.append(b"".join(tensor.numpy().tobytes() for tensor in tensors))
         return seen
 
-    env, other = (Env(id, count).build(seed=seed) for seed in (1, 2))
+    env, other = (EnvConfig(id, count).build(seed=seed) for seed in (1, 2))
     for one in (env, other):
         one.reset()
         play(one, 17)
@@ -312,17 +316,17 @@ def test_a_simulation_goes_on_bit_for_bit_from_the_middle_of_its_episodes(id: st
     assert play(other, 60) == expected
     if not id.startswith("torch/"):
         with pytest.raises((ValueError, RuntimeError), match="bytes of physics"):
-            restore(Env(id, 2).build(), state)
+            restore(EnvConfig(id, 2).build(), state)
 
 
 @pytest.mark.parametrize("collector", [Processes(), Async(), Ray()])
-def test_workers_refuse_a_batch_of_tensors(collector: Collecting) -> None:
+def test_workers_refuse_a_batch_of_tensors(collector: CollectorConfig) -> None:
     with pytest.raises(SacError, match="use collector=direct"):
         collector.build(
-            Env("torch/pendulum", 2),
+            EnvConfig("torch/pendulum", 2),
             None,  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]
-            specs=Env("torch/pendulum").specs(),
+            specs=EnvConfig("torch/pendulum").specs(),
             total_frames=1,
             random_frames=0,
             seed=0,
@@ -340,4 +344,4 @@ def test_workers_refuse_a_batch_of_tensors(collector: Collecting) -> None:
 )
 def test_a_wrong_name_is_answered(id: str, advice: str) -> None:
     with pytest.raises(SacError, match=advice):
-        Env(id).specs()
+        EnvConfig(id).specs()

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.optim import Adam
 from torchrl.data import Categorical
 
-from sac_torchrl.agents.networks import Network
-from sac_torchrl.learner.capture import Recorded, SideBySide
+from sac_torchrl.agents.networks import NetworkConfig
+from sac_torchrl.learner.capture import Captured, SideBySide
 
 SQUARE = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -17,7 +17,7 @@ def assert_same(make: Callable[[], Callable[..., Sequence[Tensor]]], *shapes: tu
     answers = []
     for recorded in (False, True):
         torch.manual_seed(3)
-        function = Recorded(make()) if recorded else make()
+        function = Captured(make()) if recorded else make()
         inputs = [[torch.randn(shape) for shape in shapes] for _ in range(6)]
         answers.append([[result.clone() for result in function(*each)] for each in inputs])
     for plain, replayed in zip(*answers, strict=True):
@@ -33,7 +33,7 @@ def test_calls_are_replayed_and_not_made_again() -> None:
         made += 1
         return [x + 1]
 
-    recorded = Recorded(function)
+    recorded = Captured(function)
     assert [recorded(torch.tensor(float(number)))[0].item() for number in range(5)] == [1, 2, 3, 4, 5]
     assert made == 2
 
@@ -85,7 +85,7 @@ def test_an_optimizer_goes_on_in_the_state_that_it_has() -> None:
 
 
 def test_equal_numbers_of_other_types_are_other_operations() -> None:
-    recorded = Recorded(lambda x: [x + 1, x + 1.0])
+    recorded = Captured(lambda x: [x + 1, x + 1.0])
     types = [[result.dtype for result in recorded(torch.ones(2, dtype=torch.int64))] for _ in range(3)]
     assert types == 3 * [[torch.int64, torch.float32]]
 
@@ -98,7 +98,7 @@ def test_equal_operations_are_computed_once() -> None:
 
 
 def test_a_state_is_encoded_once_for_all_networks() -> None:
-    networks = [Network([4]).build(Categorical(5), outputs=2, device=torch.device("cpu")) for _ in range(3)]
+    networks = [NetworkConfig([4]).build(Categorical(5), outputs=2, device=torch.device("cpu")) for _ in range(3)]
 
     def function(state: Tensor) -> list[Tensor]:
         return [network(state) for network in networks]
@@ -108,7 +108,7 @@ def test_a_state_is_encoded_once_for_all_networks() -> None:
 
 def called(function: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> dict[str, int]:
     """How often a replay of the recorded function calls each of torch's operations."""
-    recorded = Recorded(function)
+    recorded = Captured(function)
     for _ in range(2):
         recorded(*inputs)
     with torch.profiler.profile() as profile:
@@ -133,13 +133,13 @@ def test_a_factor_of_one_is_left_out_where_nobody_can_tell() -> None:
         return [copied + x, (x * 1.0).sin(), x * 1.0, counted * 1.0 + 1, (x**1).cos()]
 
     assert_same(lambda: function, (3,))
-    x, recorded = torch.ones(3), Recorded(function)
+    x, recorded = torch.ones(3), Captured(function)
     assert all(result.data_ptr() != x.data_ptr() for _ in range(3) for result in recorded(x))
     assert called(function, x)["aten::mul"] == 3
 
 
 def test_a_constant_that_is_returned_is_the_callers_own() -> None:
-    recorded = Recorded(lambda x: [x + 1, torch.ones(3)])
+    recorded = Captured(lambda x: [x + 1, torch.ones(3)])
     returned = [recorded(torch.zeros(3))[1] for _ in range(4)]
     assert len({ones.data_ptr() for ones in returned}) == 4
 
@@ -186,7 +186,7 @@ def test_products_with_few_columns_are_the_same_turned_over(columns: int) -> Non
 def test_turned_products_lie_in_memory_like_the_others() -> None:
     # An optimizer goes through a parameter and its gradient in the order of their memory.
     narrow = torch.randn(256, 23, generator=torch.Generator().manual_seed(0))
-    recorded = Recorded(lambda x: [x @ narrow])
+    recorded = Captured(lambda x: [x @ narrow])
     assert all(recorded(torch.randn(64, 256))[0].is_contiguous() for _ in range(3))
 
 
@@ -249,7 +249,7 @@ def side_by_side(function: Callable[..., Sequence[Tensor]]) -> tuple[SideBySide,
     """How a function whose halves are computed side by side is replayed, and the constants that are passed to it."""
     assert_same(lambda: function, (3, 4))
     torch.set_num_threads(2)
-    recorded = Recorded(function)
+    recorded = Captured(function)
     for _ in range(3):
         recorded(torch.ones(3, 4))
     assert isinstance(recorded._replay, SideBySide)
@@ -279,7 +279,7 @@ def test_what_one_half_needs_alone_is_computed_by_it() -> None:
 @pytest.mark.parametrize("function", [noise_between, in_place, changed_afterwards, joined])
 def test_what_hangs_together_stays_together(function: Callable[..., Sequence[Tensor]]) -> None:
     assert_same(lambda: function, (3, 4))
-    recorded = Recorded(function)
+    recorded = Captured(function)
     for _ in range(2):
         recorded(torch.ones(3, 4))
     assert not isinstance(recorded._replay, SideBySide)

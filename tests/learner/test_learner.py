@@ -14,10 +14,10 @@ from training import assert_equal_state, tensors, train
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.discrete_sac import DiscreteSAC
-from sac_torchrl.agents.networks import Network
+from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.sac import SAC
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.learner.learner import Execution, Learner, Learning, Order, Precision, trained_parameters
+from sac_torchrl.learner.learner import Execution, Learner, LearnerConfig, Order, Precision, trained_parameters
 from sac_torchrl.specs import Specs
 
 CPU = torch.device("cpu")
@@ -39,14 +39,14 @@ def build(
     **fields: Any,
 ) -> Learner:
     torch.manual_seed(seed)
-    network = Network([width], embedding)
+    network = NetworkConfig([width], embedding)
     observation = VECTOR if states is None else Categorical(states)
     agent: Agent
     if discrete:
         agent = DiscreteSAC(network, **fields).build(Specs(observation, Categorical(4)), device=CPU)
     else:
         agent = SAC(network=network, **fields).build(Specs(observation, Bounded(-1, 1, shape=2)), device=CPU)
-    return Learning(lr=lr, execution=execution, **(learning or {})).build(agent)
+    return LearnerConfig(lr=lr, execution=execution, **(learning or {})).build(agent)
 
 
 def batches(count: int, *, discrete: bool = False, rows: int = 8, states: int | None = None) -> list[TensorDict]:
@@ -442,7 +442,7 @@ def test_the_discrete_temperature_falls_from_an_almost_uniform_policy() -> None:
 @pytest.mark.parametrize("rate", [0.0, -1e-3, math.inf, math.nan])
 def test_a_bad_learning_rate_is_refused(name: str, rate: float) -> None:
     with pytest.raises(ConfigError, match=rf"learner\.{name}={rate}: "):
-        Learning(**cast(Any, {name: rate}))
+        LearnerConfig(**cast(Any, {name: rate}))
 
 
 @pytest.mark.parametrize(
@@ -459,7 +459,7 @@ def test_a_bad_learning_rate_is_refused(name: str, rate: float) -> None:
 )
 def test_a_field_out_of_range_is_refused(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"learner\.{field}="):
-        Learning(**{field: value})
+        LearnerConfig(**{field: value})
 
 
 def test_the_learning_rate_reaches_every_optimizer() -> None:

@@ -21,21 +21,21 @@ from sac_torchrl import (
     Direct,
     DiscreteSAC,
     DroQ,
-    Env,
+    EnvConfig,
     FastSAC,
-    Learning,
-    Network,
-    Replay,
+    LearnerConfig,
+    NetworkConfig,
+    ReplayConfig,
     ReplayRatio,
     SACv1,
     SimBa,
     Storage,
 )
-from sac_torchrl.agents.losses import Combine
+from sac_torchrl.agents.losses import CriticReduction
 from sac_torchrl.agents.variant import Variant
 
 CPU = torch.device("cpu")
-SMALL = Network(hidden=[32, 32])
+SMALL = NetworkConfig(hidden=[32, 32])
 
 
 class Aim(gym.Env[Any, Any]):
@@ -91,12 +91,14 @@ gym.register("Forever-v0", f"{__name__}:Forever", max_episode_steps=3)
 
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., Agent]:
-    def run(variant: Variant, env: Env, *, frames: int, ratio: float = 1.0) -> Agent:
+    def run(variant: Variant, env: EnvConfig, *, frames: int, ratio: float = 1.0) -> Agent:
         torch.manual_seed(0)
         specs = replace(env.specs(), entropy=variant.needs_entropy)
         agent = variant.build(specs, device=CPU)
-        learner = Learning(lr=3e-3).build(agent)
-        buffer = Replay(storage=Storage.ram).build(tmp_path, specs, rows=frames, batch_size=64, seed=1, device=CPU)
+        learner = LearnerConfig(lr=3e-3).build(agent)
+        buffer = ReplayConfig(storage=Storage.ram).build(
+            tmp_path, specs, rows=frames, batch_size=64, seed=1, device=CPU
+        )
         experience = Direct().build(
             env, agent.actor, buffer, specs=specs, total_frames=frames, random_frames=200, seed=2
         )
@@ -126,7 +128,7 @@ def train(tmp_path: Path) -> Callable[..., Agent]:
     ids=lambda variant: type(variant).__name__,
 )
 def test_a_continuous_policy_becomes_the_best_of_its_temperature(train: Callable[..., Agent], variant: Variant) -> None:
-    agent = train(variant, Env("Aim-v0", 4), frames=4_000, ratio=0.4)
+    agent = train(variant, EnvConfig("Aim-v0", 4), frames=4_000, ratio=0.4)
     seen = torch.linspace(-0.8, 0.8, 5).unsqueeze(-1)
     with torch.no_grad():
         actions = agent.actor.get_dist(TensorDict({"observation": seen}, [5])).sample((2_000,))
@@ -136,7 +138,7 @@ def test_a_continuous_policy_becomes_the_best_of_its_temperature(train: Callable
 
 
 def test_a_learned_temperature_meets_its_entropy(train: Callable[..., Agent]) -> None:
-    agent = train(SAC(network=SMALL, alpha=0.2, tau=0.05), Env("Aim-v0", 4), frames=6_000, ratio=0.4)
+    agent = train(SAC(network=SMALL, alpha=0.2, tau=0.05), EnvConfig("Aim-v0", 4), frames=6_000, ratio=0.4)
     seen = torch.linspace(-0.8, 0.8, 9).unsqueeze(-1)
     distribution = agent.actor.get_dist(TensorDict({"observation": seen}, [9]))
     with torch.no_grad():
@@ -147,13 +149,13 @@ def test_a_learned_temperature_meets_its_entropy(train: Callable[..., Agent]) ->
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"actor_q": Combine.mean, "target_q": Combine.mean, "q_clip": 0.5, "entropy_penalty": 0.5}],
+    [{}, {"actor_q": CriticReduction.mean, "target_q": CriticReduction.mean, "q_clip": 0.5, "entropy_penalty": 0.5}],
     ids=["minimum", "sd_sac"],
 )
 def test_a_discrete_policy_is_that_of_soft_value_iteration(fields: dict[str, Any], train: Callable[..., Agent]) -> None:
     alpha, gamma = 0.1, 0.8
     variant = DiscreteSAC(SMALL, alpha=alpha, fixed_alpha=True, gamma=gamma, tau=0.05, **fields)
-    agent = train(variant, Env("Corridor-v0", 4), frames=5_000, ratio=0.4)
+    agent = train(variant, EnvConfig("Corridor-v0", 4), frames=5_000, ratio=0.4)
     values = np.zeros((5, 2))
     for _ in range(200):
         state = alpha * np.log(np.exp(values / alpha).sum(1))
@@ -175,7 +177,7 @@ def test_a_discrete_policy_is_that_of_soft_value_iteration(fields: dict[str, Any
     ids=["sac", "sac_v1"],
 )
 def test_a_time_limit_does_not_end_the_value(variant: Variant, train: Callable[..., Agent]) -> None:
-    agent = train(variant, Env("Forever-v0", 4), frames=4_000, ratio=0.4)
+    agent = train(variant, EnvConfig("Forever-v0", 4), frames=4_000, ratio=0.4)
     # Against a reward of 0 at an end, the error of the larger critic is its value.
     nothing = {
         "observation": torch.zeros(1, 1),

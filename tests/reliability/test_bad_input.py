@@ -14,26 +14,26 @@ from torchrl.data import TensorDictReplayBuffer
 from sac_torchrl import (
     SAC,
     Async,
-    Checkpointing,
+    CheckpointConfig,
     Direct,
-    Env,
+    EnvConfig,
     Execution,
     Learner,
-    Learning,
-    Network,
+    LearnerConfig,
+    NetworkConfig,
     Processes,
-    Replay,
+    ReplayConfig,
     SacError,
     Specs,
     Storage,
     evaluate,
     tanh_normal_actor,
 )
-from sac_torchrl.collectors.experience import Collecting, Experience
+from sac_torchrl.collectors.experience import CollectorConfig, Experience
 from sac_torchrl.envs.state import capture, restore
 from sac_torchrl.envs.tensors import Pendulum
 from sac_torchrl.errors import ConfigError, EnvironmentFault, LearnerFault
-from sac_torchrl.learner.finite import Watch, not_finite
+from sac_torchrl.learner.finite import FiniteFlag, not_finite
 from sac_torchrl.specs import SPAN
 
 pytestmark = pytest.mark.limit(300)
@@ -52,12 +52,12 @@ class Constant(nn.Module):
 
 
 def collect(
-    folder: Path, id: str, *, height: float = 0.0, collector: Collecting | None = None, frames: int = 100
+    folder: Path, id: str, *, height: float = 0.0, collector: CollectorConfig | None = None, frames: int = 100
 ) -> tuple[Experience, TensorDictReplayBuffer]:
     collector = collector or Direct()
-    plan = Env(id, plugins=["faulty"])
+    plan = EnvConfig(id, plugins=["faulty"])
     specs = plan.specs()
-    buffer = Replay(1_000, Storage.ram).build(folder, specs, rows=1_000, batch_size=1, seed=0, device=CPU)
+    buffer = ReplayConfig(1_000, Storage.ram).build(folder, specs, rows=1_000, batch_size=1, seed=0, device=CPU)
     actor = tanh_normal_actor(Constant(height), specs)
     experience = collector.build(plan, actor, buffer, specs=specs, total_frames=frames, random_frames=0, seed=1)
     return experience, buffer
@@ -85,7 +85,7 @@ FAULTS = [
 ]
 
 
-def check_fault(folder: Path, collector: Collecting, name: str, complaint: str, *, when: int) -> None:
+def check_fault(folder: Path, collector: CollectorConfig, name: str, complaint: str, *, when: int) -> None:
     """The failure names environment, step, field and value; what came before it is stored, and nothing else."""
     id = f"Faulty-{name}-v0" if when == faulty.WHEN else f"Faulty-{name}-at-{when}-v0"
     experience, buffer = collect(folder, id, collector=collector, frames=when + 100)
@@ -160,9 +160,9 @@ def episodes(rows: TensorDict) -> list[int]:
 
 def collect_glitches(folder: Path, kind: str, *, n_steps: int) -> tuple[Experience, Any]:
     """Collect 12 x 8 sound frames of two environments whose every 13th step is faulty."""
-    plan = Env("Glitch-v0", 2, plugins=["faulty"], faults=100)
+    plan = EnvConfig("Glitch-v0", 2, plugins=["faulty"], faults=100)
     specs = replace(plan.specs(), n_steps=n_steps)
-    buffer = Replay(1_000, Storage.ram).build(folder, specs, rows=1_000, batch_size=1, seed=0, device=CPU)
+    buffer = ReplayConfig(1_000, Storage.ram).build(folder, specs, rows=1_000, batch_size=1, seed=0, device=CPU)
     actor = tanh_normal_actor(Constant(0.0), specs)
     experience = KINDS[kind].build(plan, actor, buffer, specs=specs, total_frames=96, random_frames=0, seed=1)
     assert sum(experience) == 96
@@ -193,9 +193,9 @@ def test_no_row_reaches_beyond_a_faulty_step(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_faulty_step_more_than_allowed_ends_the_run(tmp_path: Path, kind: str) -> None:
-    plan = Env("Faulty-reward-nan-v0", plugins=["faulty"], faults=2)
+    plan = EnvConfig("Faulty-reward-nan-v0", plugins=["faulty"], faults=2)
     specs = plan.specs()
-    buffer = Replay(1_000, Storage.ram).build(tmp_path, specs, rows=1_000, batch_size=1, seed=0, device=CPU)
+    buffer = ReplayConfig(1_000, Storage.ram).build(tmp_path, specs, rows=1_000, batch_size=1, seed=0, device=CPU)
     actor = tanh_normal_actor(Constant(0.0), specs)
     experience = KINDS[kind].build(plan, actor, buffer, specs=specs, total_frames=99, random_frames=0, seed=1)
     with pytest.raises(SacError, match=f"at step {faulty.WHEN + 2} ") as fault:
@@ -208,18 +208,18 @@ def test_one_faulty_step_more_than_allowed_ends_the_run(tmp_path: Path, kind: st
 @pytest.mark.parametrize(
     ("plan", "complaint"),
     [
-        (Env("Sound-v0", plugins=["faulty"], faults=-1), "env.faults=-1: give 0 or more"),
-        (Env("torch/pendulum", faults=1), "a fault of one ends the run"),
+        (EnvConfig("Sound-v0", plugins=["faulty"], faults=-1), "env.faults=-1: give 0 or more"),
+        (EnvConfig("torch/pendulum", faults=1), "a fault of one ends the run"),
     ],
 )
-def test_a_number_of_faults_that_cannot_be_is_refused(plan: Env, complaint: str) -> None:
+def test_a_number_of_faults_that_cannot_be_is_refused(plan: EnvConfig, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         plan.specs()
 
 
 def test_a_run_that_a_fault_ended_goes_on_where_faults_are_allowed() -> None:
-    strict, forgiving = (Env("Sound-v0", plugins=["faulty"], faults=faults) for faults in (0, 5))
-    first, second = strict.build(seed=0, forgiving=True), forgiving.build(seed=1, forgiving=True)
+    strict, tolerate_faults = (EnvConfig("Sound-v0", plugins=["faulty"], faults=faults) for faults in (0, 5))
+    first, second = strict.build(seed=0, tolerate_faults=True), tolerate_faults.build(seed=1, tolerate_faults=True)
     for env in (first, second):
         env.reset()
     for ours, theirs in ((first, second), (second, first)):
@@ -232,7 +232,7 @@ def test_a_run_that_a_fault_ended_goes_on_where_faults_are_allowed() -> None:
 def test_observations_of_another_type_than_declared_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         for _ in range(2):
-            env = Env("Double-v0", count=2, plugins=["faulty"]).build(seed=0)
+            env = EnvConfig("Double-v0", count=2, plugins=["faulty"]).build(seed=0)
             env.rollout(3)
     assert [record.message for record in caplog.records if "Double" in record.message] == [
         "env.id=Double-v0 observes float64, where its space says float32: the agent sees float32"
@@ -240,7 +240,7 @@ def test_observations_of_another_type_than_declared_are_told_of_once(caplog: pyt
 
 
 def test_evaluation_is_guarded_too() -> None:
-    env = Env("Faulty-reward-nan-v0", plugins=["faulty"], faults=100)
+    env = EnvConfig("Faulty-reward-nan-v0", plugins=["faulty"], faults=100)
     actor = tanh_normal_actor(Constant(0.0), env.specs())
     with pytest.raises(EnvironmentFault, match="reward nan"):
         evaluate(actor, env.build(), episodes=5, seed=0)
@@ -263,7 +263,7 @@ def test_a_poisoned_policy_is_stopped_before_the_environment(
 
 
 def test_a_watch_remembers_that_a_number_was_not_finite() -> None:
-    watch = Watch()
+    watch = FiniteFlag()
     watch.see([torch.full((3,), 3e38), torch.tensor(-1.0)])
     seen = [watch.finite]
     watch.see([torch.tensor([0.0, float("inf")])])
@@ -282,9 +282,9 @@ def test_a_poisoned_tensor_environment_is_neither_logged_nor_saved(
         return step
 
     monkeypatch.setattr(Pendulum, "_step", poisoned)
-    plan = Env("torch/pendulum", 3)
+    plan = EnvConfig("torch/pendulum", 3)
     env_specs = plan.specs()
-    buffer = Replay(100, Storage.ram).build(tmp_path, env_specs, rows=100, batch_size=1, seed=0, device=CPU)
+    buffer = ReplayConfig(100, Storage.ram).build(tmp_path, env_specs, rows=100, batch_size=1, seed=0, device=CPU)
     actor = tanh_normal_actor(nn.Linear(3, 2), env_specs)
     experience = Direct().build(plan, actor, buffer, specs=env_specs, total_frames=99, random_frames=0, seed=1)
     assert next(iter(experience)) == 3
@@ -295,11 +295,11 @@ def test_a_poisoned_tensor_environment_is_neither_logged_nor_saved(
 
 def learner(execution: Execution = Execution.eager) -> Learner:
     torch.manual_seed(0)
-    return Learning(execution=execution).build(SAC(network=Network([8])).build(specs(), device=CPU))
+    return LearnerConfig(execution=execution).build(SAC(network=NetworkConfig([8])).build(specs(), device=CPU))
 
 
 def specs() -> Specs:
-    return Env("Pendulum-v1").specs()
+    return EnvConfig("Pendulum-v1").specs()
 
 
 def batch(reward: float = 0.0) -> TensorDict:
@@ -316,8 +316,8 @@ def test_a_poisoned_learner_is_neither_logged_nor_saved_and_the_last_checkpoint_
 ) -> None:
     one = learner()
     one.update(batch())
-    buffer = Replay(10, Storage.ram).build(tmp_path, specs(), rows=10, batch_size=1, seed=0, device=CPU)
-    checkpoints = Checkpointing().build(tmp_path / "checkpoints", buffer, learner=one)
+    buffer = ReplayConfig(10, Storage.ram).build(tmp_path, specs(), rows=10, batch_size=1, seed=0, device=CPU)
+    checkpoints = CheckpointConfig().build(tmp_path / "checkpoints", buffer, learner=one)
     kept = checkpoints.save(1)
     files = {path: path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*.*")}
     parameter = next(iter(one.agent.loss.parameters()))

@@ -39,7 +39,7 @@ def cycle(kind: str, folder: Path) -> None:
     """Open everything that a kind of collection has, step, and close it."""
     import torch
 
-    from sac_torchrl import SAC, Async, Direct, Env, Network, Processes, Replay
+    from sac_torchrl import SAC, Async, Direct, EnvConfig, NetworkConfig, Processes, ReplayConfig
 
     plan = {
         "direct": Direct(),
@@ -47,10 +47,10 @@ def cycle(kind: str, folder: Path) -> None:
         "pipelined": Processes(workers=2, timeout=1000, pipelined=True),
         "async": Async(workers=2, timeout=1000),
     }[kind]
-    env = Env("Sound-v0", 2, plugins=["faulty"])
+    env = EnvConfig("Sound-v0", 2, plugins=["faulty"])
     specs, cpu = env.specs(), torch.device("cpu")
-    buffer = Replay().build(folder, specs, rows=1000, batch_size=2, seed=0, device=cpu)
-    actor = SAC(network=Network([8])).build(specs, device=cpu).actor
+    buffer = ReplayConfig().build(folder, specs, rows=1000, batch_size=2, seed=0, device=cpu)
+    actor = SAC(network=NetworkConfig([8])).build(specs, device=cpu).actor
     steps = iter(plan.build(env, actor, buffer, specs=specs, total_frames=1000, random_frames=4, seed=3))
     for _ in range(5):
         next(steps)

@@ -17,11 +17,11 @@ from sac_torchrl import (
     CrossQ,
     Direct,
     DiscreteSAC,
-    Env,
+    EnvConfig,
     Experience,
     FastSAC,
-    Network,
-    Replay,
+    NetworkConfig,
+    ReplayConfig,
     Specs,
     Storage,
     tanh_normal_actor,
@@ -39,9 +39,9 @@ Row = tuple[tuple[int, ...], tuple[int, ...], float, int, bool]
 def collect(
     folder: Path, *, n_steps: int, count: int, frames: int, capacity: int = 10_000, seed: int = 3
 ) -> tuple[Experience, TensorDictReplayBuffer]:
-    plan = Env("Counting-v0", count, plugins=["counting"])
+    plan = EnvConfig("Counting-v0", count, plugins=["counting"])
     specs = replace(plan.specs(), n_steps=n_steps, gamma=GAMMA)
-    buffer = Replay(capacity, Storage.disk).build(folder, specs, rows=frames, batch_size=1, seed=0, device=CPU)
+    buffer = ReplayConfig(capacity, Storage.disk).build(folder, specs, rows=frames, batch_size=1, seed=0, device=CPU)
     actor = tanh_normal_actor(counting.AlwaysUp(), specs)
     experience = Direct().build(plan, actor, buffer, specs=specs, total_frames=frames, random_frames=0, seed=seed)
     return experience, buffer
@@ -178,7 +178,7 @@ def float64() -> Iterator[None]:
 def test_a_row_that_spans_k_frames_is_discounted_by_gamma_to_the_k(variant: Callable[..., Variant]) -> None:
     discrete = variant is DiscreteSAC
     specs = Specs(Unbounded(shape=3), Categorical(4) if discrete else Bounded(-1, 1, shape=2))
-    small = {"network": Network([8])} | ({"critic_hidden": [8]} if variant in (CrossQ, TQC, FastSAC) else {})
+    small = {"network": NetworkConfig([8])} | ({"critic_hidden": [8]} if variant in (CrossQ, TQC, FastSAC) else {})
     torch.manual_seed(1)
     batch = TensorDict(
         {
@@ -204,6 +204,6 @@ def test_a_row_that_spans_k_frames_is_discounted_by_gamma_to_the_k(variant: Call
 
 def test_a_run_that_would_sample_before_there_is_a_row_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"n_steps=3 with env.count=4: give random_frames of at least 12"):
-        Continuous(env=Env(count=4), n_steps=3, random_frames=11)
+        Continuous(env=EnvConfig(count=4), n_steps=3, random_frames=11)
     with pytest.raises(ConfigError, match="n_steps=0: give 1 or more"):
         Continuous(n_steps=0)

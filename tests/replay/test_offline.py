@@ -9,7 +9,7 @@ from gymnasium.spaces import Box
 from minari.data_collector import EpisodeBuffer
 from torchrl.data import Bounded, Unbounded
 
-from sac_torchrl import SAC, Continuous, Learning, Network, Offline, Replay, Specs, Storage
+from sac_torchrl import SAC, Continuous, LearnerConfig, NetworkConfig, OfflineConfig, ReplayConfig, Specs, Storage
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.replay.offline import load_rows
 from sac_torchrl.specs import SPAN
@@ -69,12 +69,12 @@ def test_rows_are_the_episodes_transitions(dataset: str, n_steps: int) -> None:
 def test_a_batch_is_half_of_each_and_repeats_with_the_buffers_generator(dataset: str, tmp_path: Path) -> None:
     found = []
     for _ in range(2):
-        buffer = Replay(20, Storage.ram).build(tmp_path, SPECS, rows=20, batch_size=9, seed=3, device=CPU)
+        buffer = ReplayConfig(20, Storage.ram).build(tmp_path, SPECS, rows=20, batch_size=9, seed=3, device=CPU)
         rows = load_rows(dataset, SPECS)
         online = rows[:4].clone()
         online["observation"][:, 0] = 99
         buffer.extend(online)
-        source = Offline(dataset).build(buffer, SPECS, batch_size=9, device=CPU)
+        source = OfflineConfig(dataset).build(buffer, SPECS, batch_size=9, device=CPU)
         batches = [source.sample() for _ in range(40)]
         assert all(batch.shape == (9,) for batch in batches)
         assert all((batch["observation"][:5, 0] == 99).all() for batch in batches)
@@ -82,13 +82,13 @@ def test_a_batch_is_half_of_each_and_repeats_with_the_buffers_generator(dataset:
         assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in rows["observation"].tolist()}
         found.append(torch.stack(batches))
     assert (found[0] == found[1]).all()
-    learner = Learning().build(SAC(network=Network([8])).build(SPECS, device=CPU))
+    learner = LearnerConfig().build(SAC(network=NetworkConfig([8])).build(SPECS, device=CPU))
     assert learner.update(batches[0])["loss_qvalue"].isfinite()
 
 
 def test_without_a_dataset_batches_are_the_buffers(tmp_path: Path) -> None:
-    buffer = Replay(20, Storage.ram).build(tmp_path, SPECS, rows=20, batch_size=4, seed=3, device=CPU)
-    assert Offline().build(buffer, SPECS, batch_size=4, device=CPU) is buffer
+    buffer = ReplayConfig(20, Storage.ram).build(tmp_path, SPECS, rows=20, batch_size=4, seed=3, device=CPU)
+    assert OfflineConfig().build(buffer, SPECS, batch_size=4, device=CPU) is buffer
 
 
 def test_a_dataset_that_does_not_fit_is_refused_in_one_line(dataset: str, tmp_path: Path) -> None:
@@ -98,10 +98,10 @@ def test_a_dataset_that_does_not_fit_is_refused_in_one_line(dataset: str, tmp_pa
     wide = replace(SPECS, observation=Unbounded(shape=torch.Size([3])))
     with pytest.raises(ConfigError, match=r"its observation is of shape \(2,\), and this environment's of \(3,\)"):
         load_rows(dataset, wide)
-    buffer = Replay(20, Storage.ram).build(tmp_path, SPECS, rows=20, batch_size=1, seed=3, device=CPU)
+    buffer = ReplayConfig(20, Storage.ram).build(tmp_path, SPECS, rows=20, batch_size=1, seed=3, device=CPU)
     with pytest.raises(ConfigError, match=r"offline\.fraction=0\.5 of batch_size=1 is 0 rows"):
-        Offline(dataset).build(buffer, SPECS, batch_size=1, device=CPU)
+        OfflineConfig(dataset).build(buffer, SPECS, batch_size=1, device=CPU)
     with pytest.raises(ConfigError, match=r"offline\.fraction=1\.0: "):
-        Offline(dataset, 1.0)
-    with pytest.raises(ConfigError, match=r"replay\.prioritised=false"):
-        Continuous(offline=Offline(dataset), replay=Replay(prioritised=True))
+        OfflineConfig(dataset, 1.0)
+    with pytest.raises(ConfigError, match=r"replay\.prioritized=false"):
+        Continuous(offline=OfflineConfig(dataset), replay=ReplayConfig(prioritized=True))

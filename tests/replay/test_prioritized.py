@@ -8,16 +8,16 @@ import torchrl.data.replay_buffers.samplers.prioritized as trees
 from tensordict import TensorDict
 from torchrl.data import Bounded, Categorical, TensorDictReplayBuffer, Unbounded
 
-from sac_torchrl import SAC, TQC, CrossQ, DiscreteSAC, DroQ, FastSAC, Network, Replay, SimBa, Specs, Storage
-from sac_torchrl.agents.normalization import normalised
+from sac_torchrl import SAC, TQC, CrossQ, DiscreteSAC, DroQ, FastSAC, NetworkConfig, ReplayConfig, SimBa, Specs, Storage
+from sac_torchrl.agents.normalization import with_normalization
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.learner.learner import Execution, Learning, Order
-from sac_torchrl.runs.checkpoint import Checkpointing
+from sac_torchrl.learner.learner import Execution, LearnerConfig, Order
+from sac_torchrl.runs.checkpoint import CheckpointConfig
 
 CPU = torch.device("cpu")
 SPECS = Specs(Unbounded(shape=torch.Size([3])), Bounded(-1, 1, shape=torch.Size([2])))
-SMALL = Network([8])
+SMALL = NetworkConfig([8])
 VARIANTS = pytest.mark.parametrize(
     "variant",
     [
@@ -52,7 +52,7 @@ def transitions(count: int, *, start: int = 0) -> TensorDict:
 
 
 def ring(folder: Path, *, capacity: int = 10, batch_size: int = 10, **fields: Any) -> TensorDictReplayBuffer:
-    plan = Replay(capacity, Storage.ram, prioritised=True, **fields)
+    plan = ReplayConfig(capacity, Storage.ram, prioritized=True, **fields)
     return plan.build(folder, SPECS, rows=capacity, batch_size=batch_size, seed=0, device=CPU)
 
 
@@ -115,7 +115,7 @@ def test_weights_are_the_critics_alone(variant: Variant) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "order", "normalise"),
+    ("variant", "order", "normalize"),
     [
         (SAC(network=SMALL), Order.critics_first, True),
         (DroQ(network=SMALL), Order.together, False),
@@ -125,7 +125,7 @@ def test_weights_are_the_critics_alone(variant: Variant) -> None:
     ids=["sac", "droq", "crossq", "tqc"],
 )
 def test_a_learner_tells_each_rows_error_and_captured_is_eager(
-    tmp_path: Path, variant: Variant, order: Order, normalise: bool
+    tmp_path: Path, variant: Variant, order: Order, normalize: bool
 ) -> None:
     found = []
     for execution in (Execution.eager, Execution.captured):
@@ -133,10 +133,10 @@ def test_a_learner_tells_each_rows_error_and_captured_is_eager(
         buffer.extend(transitions(50))
         torch.manual_seed(0)
         agent = variant.build(SPECS, device=CPU)
-        if normalise:
-            agent = normalised(agent, SPECS, device=CPU)
+        if normalize:
+            agent = with_normalization(agent, SPECS, device=CPU)
             agent.observe(buffer)
-        learner = Learning(execution=execution, order=order, actor_every=2).build(agent)
+        learner = LearnerConfig(execution=execution, order=order, actor_every=2).build(agent)
         errors = []
         for _ in range(4):
             batch = buffer.sample()
@@ -159,9 +159,9 @@ def test_priorities_are_in_a_checkpoint(tmp_path: Path) -> None:
     buffer = build("one")
     errors = torch.arange(1.0, 11.0)
     buffer.update_tensordict_priority(TensorDict({"index": torch.arange(10), "td_error": errors}, batch_size=[10]))
-    Checkpointing().build(tmp_path / "saved", buffer).save(7)
+    CheckpointConfig().build(tmp_path / "saved", buffer).save(7)
     other = ring(tmp_path / "other")
-    assert Checkpointing().build(tmp_path / "saved", other).restore() == 7
+    assert CheckpointConfig().build(tmp_path / "saved", other).restore() == 7
     for _ in range(3):
         assert (buffer.sample() == other.sample()).all()
     for each in (buffer, other):
@@ -171,7 +171,7 @@ def test_priorities_are_in_a_checkpoint(tmp_path: Path) -> None:
 
 def test_without_the_extension_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trees, "SumSegmentTreeFp32", None)
-    with pytest.raises(ConfigError, match=r"replay\.prioritised=true needs TorchRL's C\+\+ extension.*install") as it:
+    with pytest.raises(ConfigError, match=r"replay\.prioritized=true needs TorchRL's C\+\+ extension.*install") as it:
         ring(tmp_path)
     assert "\n" not in str(it.value)
 
@@ -179,4 +179,4 @@ def test_without_the_extension_it_says_what_to_do(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("field", ["priority_exponent", "weight_exponent"])
 def test_an_exponent_out_of_range_is_refused(field: str) -> None:
     with pytest.raises(ConfigError, match=rf"replay\.{field}=1\.5: "):
-        Replay(**cast(Any, {field: 1.5}))
+        ReplayConfig(**cast(Any, {field: 1.5}))

@@ -19,7 +19,7 @@ from torchrl.data import (
 from torchrl.data.replay_buffers import RoundRobinWriter
 
 from sac_torchrl.errors import ConfigError, DiskError
-from sac_torchrl.replay.buffer import Replay, Storage, generator, layout, row_bytes, rows
+from sac_torchrl.replay.buffer import ReplayConfig, Storage, generator, layout, row_bytes, rows
 from sac_torchrl.replay.packing import PackedReplayBuffer, PackedTensorStorage, Packing
 from sac_torchrl.specs import Specs
 
@@ -43,7 +43,7 @@ def collected(specs: Specs, shape: tuple[int, ...], *, start: int = 0) -> Tensor
 def build(
     folder: Path, *, storage: Storage, capacity: int = 10, specs: Specs = BOX, seed: int = 0
 ) -> TensorDictReplayBuffer:
-    return Replay(capacity, storage).build(folder, specs, rows=1_000, batch_size=4, seed=seed, device=CPU)
+    return ReplayConfig(capacity, storage).build(folder, specs, rows=1_000, batch_size=4, seed=seed, device=CPU)
 
 
 @pytest.mark.parametrize("specs", [BOX, DISCRETE], ids=["box", "discrete"])
@@ -179,7 +179,7 @@ def test_rows_that_do_not_fit_are_refused_with_the_numbers_and_no_file(tmp_path:
     huge = 10**15
     for storage, error in ((Storage.disk, DiskError), (Storage.ram, ConfigError)):
         with pytest.raises(error, match=r"1,000,000,000,000,000 replay rows need 40,000.0 TB .* replay.capacity"):
-            Replay(huge, storage).build(tmp_path, BOX, rows=huge, batch_size=4, seed=0, device=CPU)
+            ReplayConfig(huge, storage).build(tmp_path, BOX, rows=huge, batch_size=4, seed=0, device=CPU)
     assert not list(tmp_path.rglob("*.*"))
 
 
@@ -202,16 +202,16 @@ def test_the_cost_is_logged_and_never_more_rows_than_the_run_makes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="sac_torchrl.replay.buffer"):
-        buffer = Replay().build(tmp_path, BOX, rows=2_000, batch_size=4, seed=0, device=CPU)
+        buffer = ReplayConfig().build(tmp_path, BOX, rows=2_000, batch_size=4, seed=0, device=CPU)
     assert buffer.storage.max_size == 2_000
     assert f"2,000 rows, 80 kB on disk in {tmp_path}" in caplog.text
 
 
 def test_a_capacity_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="capacity=0"):
-        Replay(0)
+        ReplayConfig(0)
     with pytest.raises(ConfigError, match="batch_size=11 is larger"):
-        Replay(10).build(tmp_path, BOX, rows=100, batch_size=11, seed=0, device=CPU)
+        ReplayConfig(10).build(tmp_path, BOX, rows=100, batch_size=11, seed=0, device=CPU)
 
 
 @pytest.mark.parametrize("names", [("real", "whole"), ("whole", "real")])
@@ -224,13 +224,13 @@ def test_packed_columns_lie_in_the_order_of_the_layout_so_that_another_process_r
     assert packed.tolist() == torch.cat([columns[name].view(torch.uint8) for name in names], dim=1).tolist()
 
 
-@pytest.mark.parametrize("prioritised", [False, True], ids=["uniform", "prioritised"])
-def test_samples_are_those_of_torchrl_bit_for_bit(tmp_path: Path, prioritised: bool) -> None:
-    buffer = Replay(100, Storage.ram, prioritised=prioritised).build(
+@pytest.mark.parametrize("prioritized", [False, True], ids=["uniform", "prioritized"])
+def test_samples_are_those_of_torchrl_bit_for_bit(tmp_path: Path, prioritized: bool) -> None:
+    buffer = ReplayConfig(100, Storage.ram, prioritized=prioritized).build(
         tmp_path, BOX, rows=100, batch_size=4, seed=0, device=CPU
     )
     buffer.extend(rows(collected(BOX, (50,)), BOX))
-    if prioritised:  # weights of their own
+    if prioritized:  # weights of their own
         buffer.update_priority(torch.arange(50), torch.arange(1.0, 51.0))
     state, torch_state = generator(buffer).get_state(), torch.get_rng_state()
     ours = [buffer.sample() for _ in range(3)]

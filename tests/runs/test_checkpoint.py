@@ -22,9 +22,9 @@ from tensordict import TensorDict
 from torchrl.data import Bounded, TensorDictReplayBuffer, Unbounded
 
 from sac_torchrl.errors import CheckpointError, ConfigError, DiskError
-from sac_torchrl.replay.buffer import Replay, Storage, generator, rows
+from sac_torchrl.replay.buffer import ReplayConfig, Storage, generator, rows
 from sac_torchrl.runs import checkpoint, snapshot
-from sac_torchrl.runs.checkpoint import Checkpointing
+from sac_torchrl.runs.checkpoint import CheckpointConfig
 from sac_torchrl.specs import Specs
 from sac_torchrl.trees import Tree, decode, encode
 
@@ -80,11 +80,11 @@ class Trial:
     ) -> None:
         torch.manual_seed(0)
         self.folder = folder / "checkpoints"
-        self.buffer: TensorDictReplayBuffer = Replay(capacity, storage).build(
+        self.buffer: TensorDictReplayBuffer = ReplayConfig(capacity, storage).build(
             folder / "replay", SPECS, rows=10**6, batch_size=4, seed=0, device=CPU
         )
         self.fitted = Fitted(width)
-        self.checkpoints = Checkpointing(keep=keep).build(self.folder, self.buffer, fitted=self.fitted)
+        self.checkpoints = CheckpointConfig(keep=keep).build(self.folder, self.buffer, fitted=self.fitted)
 
     def collect(self, count: int) -> None:
         first = self.buffer.write_count
@@ -410,13 +410,13 @@ class Constant:
 
 def test_a_part_that_refuses_its_state_leaves_all_parts_as_they_were(tmp_path: Path) -> None:
     run = Trial(tmp_path)
-    run.checkpoints = Checkpointing().build(run.folder, run.buffer, fitted=run.fitted, constant=Constant(1))
+    run.checkpoints = CheckpointConfig().build(run.folder, run.buffer, fitted=run.fitted, constant=Constant(1))
     run.advance(4)
     run.save()
     fresh = Trial(tmp_path)
     fresh.advance(3)
     before = fresh.everything()
-    loading = Checkpointing().build(fresh.folder, fresh.buffer, fitted=fresh.fitted, constant=Constant(2))
+    loading = CheckpointConfig().build(fresh.folder, fresh.buffer, fitted=fresh.fitted, constant=Constant(2))
     with pytest.raises(CheckpointError, match=r"'constant' of the checkpoint at 4 frames .*: no such value: 1"):
         loading.restore()
     assert fresh.everything() == before
@@ -441,10 +441,10 @@ def test_rows_of_another_environment_are_refused(tmp_path: Path) -> None:
     run.advance(4)
     run.save()
     specs = Specs(SPECS.observation, Bounded(-1, 1, shape=torch.Size([1])))
-    buffer = Replay(10, Storage.ram).build(tmp_path, specs, rows=10, batch_size=4, seed=0, device=CPU)
+    buffer = ReplayConfig(10, Storage.ram).build(tmp_path, specs, rows=10, batch_size=4, seed=0, device=CPU)
     before = run.everything()
     with pytest.raises(CheckpointError, match=r"column 'action' .* is torch.float32 \(2,\) and this run's .* \(1,\)"):
-        Checkpointing().build(run.folder, buffer, fitted=run.fitted).restore()
+        CheckpointConfig().build(run.folder, buffer, fitted=run.fitted).restore()
     assert run.everything() == before
     assert len(buffer) == 0
 
@@ -639,9 +639,9 @@ def test_a_manifest_without_all_rows_is_refused(tmp_path: Path) -> None:
 
 def test_a_plan_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ConfigError, match="every=0"):
-        Checkpointing(every=0)
+        CheckpointConfig(every=0)
     with pytest.raises(ConfigError, match="keep=1"):
-        Checkpointing(keep=1)
+        CheckpointConfig(keep=1)
 
 
 def walk(folder: Path) -> None:

@@ -13,12 +13,12 @@ from test_checkpoint import files_of_at_most
 from torch import nn
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
-from sac_torchrl.envs.config import Env
+from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError
 from sac_torchrl.runs import evaluation
-from sac_torchrl.runs.evaluation import Evaluating, Evaluation, evaluate, record_video, write_evaluation
+from sac_torchrl.runs.evaluation import Evaluation, EvaluationConfig, evaluate, record_video, write_evaluation
 
-COUNTING = Env("Counting-v0", plugins=["counting"])
+COUNTING = EnvConfig("Counting-v0", plugins=["counting"])
 
 
 def still(size: int) -> TensorDictModule:
@@ -65,7 +65,7 @@ def test_no_episodes_are_refused() -> None:
 
 def test_actions_are_deterministic_and_nothing_global_moves() -> None:
     actor = noisy_actor()
-    env = Env("Pendulum-v1").build(seed=0, count=2)
+    env = EnvConfig("Pendulum-v1").build(seed=0, count=2)
     next(module for module in actor.modules() if isinstance(module, NormalParamExtractor)).eval()
     modes = [module.training for module in actor.modules()]
     generator = torch.get_rng_state()
@@ -81,7 +81,7 @@ def test_actions_are_deterministic_and_nothing_global_moves() -> None:
 def test_an_episode_without_an_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "LONGEST", 30)
     with pytest.raises(EnvironmentFault, match=r"no end after 30 frames: set env\.max_episode_steps"):
-        evaluate(still(1), Env("Endless-v0", plugins=["faulty"]).build(), episodes=1, seed=0)
+        evaluate(still(1), EnvConfig("Endless-v0", plugins=["faulty"]).build(), episodes=1, seed=0)
 
 
 def test_nothing_is_kept_for_gradients() -> None:
@@ -127,13 +127,13 @@ def test_the_file_is_whole_or_the_one_before(tmp_path: Path) -> None:
 
 def test_a_wrong_plan_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"evaluate.every=0"):
-        Evaluating(every=0)
+        EvaluationConfig(every=0)
     with pytest.raises(ConfigError, match=r"evaluate.episodes=-1"):
-        Evaluating(episodes=-1)
+        EvaluationConfig(episodes=-1)
 
 
 def test_one_episode_is_filmed(tmp_path: Path) -> None:
-    path = record_video(still(1), Env("Pendulum-v1"), tmp_path / "videos" / "1.mp4", seed=0)
+    path = record_video(still(1), EnvConfig("Pendulum-v1"), tmp_path / "videos" / "1.mp4", seed=0)
     assert list(path.parent.iterdir()) == [path]
     film: Any = imageio.get_reader(path)
     with film:
@@ -176,7 +176,7 @@ def test_what_cannot_be_drawn_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_text("an older one")
     try:
         with pytest.raises(SacError, match=r"env.id=Blind-v0 cannot be rendered here \(RuntimeError\('no light'\)\)"):
-            record_video(still(1), Env("Blind-v0"), tmp_path / "film.mp4", seed=0)
+            record_video(still(1), EnvConfig("Blind-v0"), tmp_path / "film.mp4", seed=0)
         assert (tmp_path / "film.mp4").read_text() == "an older one"
         assert Blind.closed
     finally:

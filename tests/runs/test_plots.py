@@ -22,7 +22,7 @@ def run_folder(folder: Path, *, seed: int, evaluations: int = 20) -> Path:
     return folder
 
 
-def colours(path: Path) -> set[tuple[int, ...]]:
+def colors(path: Path) -> set[tuple[int, ...]]:
     pixels = (np.asarray(matplotlib.image.imread(path))[..., :3] * 255).round().astype(int)
     return {tuple(pixel) for pixel in pixels.reshape(-1, 3).tolist()}
 
@@ -32,14 +32,14 @@ def test_one_run_is_a_small_picture_with_its_line(tmp_path: Path) -> None:
     path = curve([folder], tmp_path / "pictures" / "curve.png", title="Pendulum-v1")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert 10_000 < path.stat().st_size < 100_000
-    assert (0x1F, 0x5F, 0xA8) in colours(path)
+    assert (0x1F, 0x5F, 0xA8) in colors(path)
 
 
 def test_several_runs_are_one_picture(tmp_path: Path) -> None:
     folders = [run_folder(tmp_path / str(seed), seed=seed) for seed in range(3)]
     path = curve(folders, tmp_path / "curve.png")
     assert path.stat().st_size < 100_000
-    assert (0x1F, 0x5F, 0xA8) in colours(path)
+    assert (0x1F, 0x5F, 0xA8) in colors(path)
     assert path.read_bytes() != curve(folders[:2], tmp_path / "two.png").read_bytes()
 
 
@@ -48,7 +48,7 @@ def test_a_run_without_evaluations_shows_its_training(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "metrics.csv").write_text("frames,train/return\n200,-1000.0\n400,-900.0\n")
     path = curve([folder], tmp_path / "curve.png")
-    assert (0x1F, 0x5F, 0xA8) not in colours(path)
+    assert (0x1F, 0x5F, 0xA8) not in colors(path)
 
 
 def test_empty_and_nan_cells_and_a_torn_line_are_no_points(tmp_path: Path) -> None:

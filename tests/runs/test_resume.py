@@ -12,17 +12,17 @@ import torch
 import sac_torchrl as sac
 from sac_torchrl import (
     SAC,
-    Checkpointing,
+    CheckpointConfig,
     Continuous,
     Discrete,
     DiscreteSAC,
-    Env,
-    Evaluating,
+    EnvConfig,
+    EvaluationConfig,
     Execution,
-    Learning,
-    Network,
-    Replay,
-    Running,
+    LearnerConfig,
+    NetworkConfig,
+    ReplayConfig,
+    RunConfig,
 )
 from sac_torchrl.collectors.experience import Experience
 from sac_torchrl.config.schema import Training
@@ -43,22 +43,22 @@ def global_generators() -> Iterator[None]:
 
 def configuration(folder: Path, id: str, *, ratio: float = 0.3, plugins: Sequence[str] = ()) -> Training:
     discrete = id.startswith("CartPole")
-    small = Network([8])
+    small = NetworkConfig([8])
     plugins = ["faulty"] if id == "Borrowing-v0" else plugins
     return (Discrete if discrete else Continuous)(
         variant=DiscreteSAC(network=small) if discrete else SAC(network=small),
-        env=Env(id, 2, list(plugins)),
+        env=EnvConfig(id, 2, list(plugins)),
         total_frames=FRAMES,
         random_frames=40,
         replay_ratio=ratio,
         batch_size=16,
         log_every=36,
         device="cpu",
-        learner=Learning(execution=Execution.eager),
-        replay=Replay(capacity=150),
-        evaluate=Evaluating(every=100 if id == "Pendulum-v1" else FRAMES, episodes=1),
-        checkpoint=Checkpointing(every=60),
-        run=Running(str(folder)),
+        learner=LearnerConfig(execution=Execution.eager),
+        replay=ReplayConfig(capacity=150),
+        evaluate=EvaluationConfig(every=100 if id == "Pendulum-v1" else FRAMES, episodes=1),
+        checkpoint=CheckpointConfig(every=60),
+        run=RunConfig(str(folder)),
     )
 
 

@@ -26,7 +26,7 @@ from sac_torchrl.errors import (
     exit_codes,
 )
 from sac_torchrl.runs.device import resolve_device
-from sac_torchrl.runs.folder import Running
+from sac_torchrl.runs.folder import RunConfig
 from sac_torchrl.runs.seeds import Seeds
 from sac_torchrl.signals import STOPPING
 
@@ -47,7 +47,7 @@ def test_a_new_folder_is_named_private_and_never_shared(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     folders = []
     for _ in range(3):
-        with Running().open("seed: 0\n", name="Pendulum-v1-sac-seed0", seed=0, device="cpu") as run:
+        with RunConfig().open("seed: 0\n", name="Pendulum-v1-sac-seed0", seed=0, device="cpu") as run:
             assert not run.resumed
             folders.append(run.folder)
     assert len(set(folders)) == 3
@@ -59,7 +59,7 @@ def test_a_new_folder_is_named_private_and_never_shared(tmp_path: Path, monkeypa
 
 
 def test_a_given_folder_is_made_then_resumed(tmp_path: Path) -> None:
-    plan = Running(str(tmp_path / "deep" / "er" / "with a space"))
+    plan = RunConfig(str(tmp_path / "deep" / "er" / "with a space"))
     with plan.open("first: 1\n", name="x", seed=3, device="cpu") as run:
         assert not run.resumed
         assert run.folder == tmp_path / "deep" / "er" / "with a space"
@@ -74,7 +74,7 @@ def test_a_folder_with_other_files_is_refused_untouched(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with (
         pytest.raises(ConfigError, match=r"holds files but no config\.yaml"),
-        Running(str(tmp_path)).open("", name="x", seed=0, device="cpu"),
+        RunConfig(str(tmp_path)).open("", name="x", seed=0, device="cpu"),
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
@@ -83,7 +83,7 @@ def test_a_folder_with_other_files_is_refused_untouched(tmp_path: Path) -> None:
 def test_what_a_crash_before_the_first_line_leaves_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("123456789")
     (tmp_path / ".config.yaml.half").write_text("see")
-    with Running(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
+    with RunConfig(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
         assert not run.resumed
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
@@ -91,7 +91,7 @@ def test_what_a_crash_before_the_first_line_leaves_is_no_obstacle(tmp_path: Path
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "notes").touch()
     with pytest.raises(ConfigError, match="notes is a file"):
-        Running(str(tmp_path / "notes")).saved()
+        RunConfig(str(tmp_path / "notes")).saved()
 
 
 def test_a_folder_that_is_taken_in_the_same_moment_is_left_alone(
@@ -105,13 +105,13 @@ def test_a_folder_that_is_taken_in_the_same_moment_is_left_alone(
 
     monkeypatch.setattr(sac_torchrl.runs.folder, "_lock", late)
     with pytest.raises(RunFolderInUse, match="taken by another process just now"):
-        Running(str(tmp_path)).open("mine\n", name="x", seed=0, device="cpu").__enter__()
+        RunConfig(str(tmp_path)).open("mine\n", name="x", seed=0, device="cpu").__enter__()
     assert (tmp_path / "config.yaml").read_text() == "another's\n"
 
 
 def test_a_run_may_be_in_a_thread_of_its_own(tmp_path: Path) -> None:
     def open_one() -> Path:
-        with Running(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
+        with RunConfig(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
             return run.folder
 
     with ThreadPoolExecutor() as pool:  # where Python lets nobody handle signals
@@ -120,7 +120,7 @@ def test_a_run_may_be_in_a_thread_of_its_own(tmp_path: Path) -> None:
 
 def test_numbers_too_small_to_be_normal_are_nought_in_a_run(tmp_path: Path) -> None:
     torch.set_flush_denormal(False)
-    with Running(str(tmp_path)).open("", name="x", seed=0, device="cpu"):
+    with RunConfig(str(tmp_path)).open("", name="x", seed=0, device="cpu"):
         assert (torch.full((8,), 1e-38) * 0.1 == 0).all()
 
 
@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(DiskError, match="file/run"),
-        Running(str(tmp_path / "file" / "run")).open("", name="x", seed=0, device="cpu"),
+        RunConfig(str(tmp_path / "file" / "run")).open("", name="x", seed=0, device="cpu"),
     ):
         pass
 
@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there_makes_no_folder(tmp_path: Path) -> None:
     with (
         pytest.raises(ConfigError, match="device=cuda:99"),
-        Running(str(tmp_path / "run")).open("", name="x", seed=0, device="cuda:99"),
+        RunConfig(str(tmp_path / "run")).open("", name="x", seed=0, device="cuda:99"),
     ):
         pass
     assert not (tmp_path / "run").exists()
@@ -160,17 +160,17 @@ def test_a_folder_that_another_process_holds_is_refused_until_it_dies(tmp_path: 
         assert holder.stdout.readline() == "held\n"
         with (
             pytest.raises(RunFolderInUse, match=f"in use by process {holder.pid}"),
-            Running(str(tmp_path)).open("", name="x", seed=0, device="cpu"),
+            RunConfig(str(tmp_path)).open("", name="x", seed=0, device="cpu"),
         ):
             pass
         assert not (tmp_path / "config.yaml").exists()
         holder.kill()
-    with Running(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
+    with RunConfig(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
         assert run.folder == tmp_path
 
 
 def test_the_lock_is_given_back_and_names_its_owner(tmp_path: Path) -> None:
-    plan = Running(str(tmp_path))
+    plan = RunConfig(str(tmp_path))
     with plan.open("", name="x", seed=0, device="cpu"):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
         with pytest.raises(RunFolderInUse), plan.open("", name="x", seed=0, device="cpu"):
@@ -180,7 +180,7 @@ def test_the_lock_is_given_back_and_names_its_owner(tmp_path: Path) -> None:
 
 
 def test_the_configuration_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Running(str(tmp_path))
+    plan = RunConfig(str(tmp_path))
     with plan.open("first: 1\n", name="x", seed=0, device="cpu"):
         pass
 
@@ -208,7 +208,7 @@ def test_a_signal_is_noted_from_before_the_folder_until_the_run_ends(
         write(folder, text)
 
     monkeypatch.setattr(sac_torchrl.runs.folder, "_write_config", signalled)
-    with Running(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
+    with RunConfig(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
         assert run.signals.received == "SIGTERM"
         with pytest.raises(Preempted, match="SIGTERM came; saved at 7 frames"):
             run.stop_if_asked(7)
@@ -218,7 +218,7 @@ def test_a_signal_is_noted_from_before_the_folder_until_the_run_ends(
 def test_a_terminal_that_hangs_up_twice_means_once(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever these tests run below
     try:
-        with Running(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
+        with RunConfig(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGHUP)
                 time.sleep(0.15)
@@ -235,7 +235,7 @@ def _fail_after_a_line() -> None:
 def test_the_log_keeps_the_lines_and_the_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (
         pytest.raises(ZeroDivisionError),
-        Running(str(tmp_path)).open("", name="x", seed=5, device="cpu"),
+        RunConfig(str(tmp_path)).open("", name="x", seed=5, device="cpu"),
     ):
         _fail_after_a_line()
     log = (tmp_path / "run.log").read_text()
