@@ -10,7 +10,7 @@ from gymnasium.spaces import Box
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from sac_torchrl.envs.config import seeds
+from sac_torchrl.envs.vector import seeds
 
 __all__ = ["AlwaysUp", "check", "length", "seeds", "truncates"]
 

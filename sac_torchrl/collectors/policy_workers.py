@@ -27,7 +27,8 @@ from sac_torchrl.collectors.workers import (
     split,
     starting,
 )
-from sac_torchrl.envs.config import EnvConfig, wrapped
+from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.vector import wrapped
 from sac_torchrl.errors import WorkerDied
 from sac_torchrl.replay.buffer import layout, rows
 from sac_torchrl.replay.packing import Packing

@@ -28,7 +28,8 @@ from sac_torchrl.collectors.workers import (
     split,
 )
 from sac_torchrl.envs import generators
-from sac_torchrl.envs.config import EnvConfig, seeds, wrapped
+from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.vector import seeds, wrapped
 from sac_torchrl.errors import ConfigError, WorkerDied
 from sac_torchrl.replay.buffer import rows
 

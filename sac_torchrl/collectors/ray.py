@@ -38,7 +38,8 @@ from sac_torchrl.collectors.workers import (
     refuse_batched,
     split,
 )
-from sac_torchrl.envs.config import EnvConfig, wrapped
+from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.vector import wrapped
 from sac_torchrl.errors import ConfigError, WorkerDied, short
 from sac_torchrl.replay.buffer import rows
 from sac_torchrl.specs import ENTROPY, Specs

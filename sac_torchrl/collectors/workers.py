@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from sac_torchrl.collectors.experience import Job
-from sac_torchrl.envs.config import EnvConfig, SequentialVectorEnv, seeds
+from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.vector import SequentialVectorEnv, seeds
 from sac_torchrl.errors import ConfigError, EnvironmentFault, WorkerDied, short
 from sac_torchrl.signals import STOPPING
 

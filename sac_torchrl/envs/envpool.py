@@ -9,7 +9,8 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from sac_torchrl.envs.adapter import observed, taken
+from sac_torchrl.envs.actions import adapt_action
+from sac_torchrl.envs.observations import adapt_observation
 from sac_torchrl.errors import ConfigError, EnvironmentFault, nearest
 
 
@@ -39,8 +40,8 @@ class Pool(VectorEnv[Any, Any, Any]):
         with _quiet():
             spec = self._envpool.make_spec(name)
             self._seen, self._moved = spec.gymnasium_observation_space, spec.gymnasium_action_space
-        self.single_observation_space, _ = observed(self._seen, self._id)
-        self.single_action_space, self._rescale = taken(self._moved, self._id)
+        self.single_observation_space, _ = adapt_observation(self._seen, self._id)
+        self.single_action_space, self._rescale = adapt_action(self._moved, self._id)
         self.observation_space = batch_space(self.single_observation_space, count)
         self.action_space = batch_space(self.single_action_space, count)
         self._observations = np.zeros(self.observation_space.shape or (), self.observation_space.dtype)

@@ -1,6 +1,8 @@
 """Remarks of simulators that a run does not show."""
 
 import importlib.util
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,3 +23,17 @@ def quiet(*, mujoco: bool) -> Iterator[None]:
             yield
         finally:
             engine.set_mju_user_warning(said)
+
+
+@contextmanager
+def rendering() -> Iterator[None]:
+    """Has MuJoCo draw off screen (EGL) where Linux has no display and MUJOCO_GL says nothing else."""
+    chosen = {"DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"} & os.environ.keys()
+    if chosen or sys.platform != "linux":
+        yield
+        return
+    os.environ["MUJOCO_GL"] = "egl"
+    try:
+        yield
+    finally:
+        del os.environ["MUJOCO_GL"]

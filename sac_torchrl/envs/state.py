@@ -23,8 +23,8 @@ from torchrl.data import TensorSpec
 from torchrl.envs import EnvBase, GymWrapper, TransformedEnv
 
 from sac_torchrl.envs.adapter import TolerateFaults
-from sac_torchrl.envs.config import SequentialVectorEnv
 from sac_torchrl.envs.tensors import TensorEnv
+from sac_torchrl.envs.vector import SequentialVectorEnv
 from sac_torchrl.trees import Tree
 
 # Spaces too: their generators are seeded by nobody, so that what is drawn from them differs from run to run anyway.

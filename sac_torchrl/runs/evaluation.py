@@ -17,7 +17,8 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from sac_torchrl.agents.policies import aligned
-from sac_torchrl.envs.config import EnvConfig, rendering
+from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.quiet import rendering
 from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError, short
 
 LONGEST = 100_000  # frames in an episode; one that goes on for longer is taken to have no end

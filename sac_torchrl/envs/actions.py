@@ -1,0 +1,55 @@
+"""Action spaces: what the agent chooses from for a space, and how its choice becomes an action."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box, Discrete, Space
+
+from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault, short
+
+
+def adapt_action(space: Space[Any], id: str) -> tuple[Space[Any], Callable[[Any], Any]]:
+    """What the agent chooses from for a space, and what turns its choice into an action; raises ConfigError."""
+    if isinstance(space, Discrete):
+        first, count = int(space.start), int(space.n)
+
+        def shifted(index: Any) -> int:
+            if not 0 <= int(index) < count:
+                raise LearnerFault(f"the action {index} in env.id={id} is not one of 0 to {count - 1}.")
+            return int(index) + first
+
+        return Discrete(count), shifted
+    problem = _action_problem(space)
+    if problem or not isinstance(space, Box):
+        raise ConfigError(
+            f"env.id={id}: the action space is {short(space)}, {problem}: "
+            "give it one with gymnasium.wrappers.TransformAction."
+        )
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    dtype = space.dtype
+
+    def rescale(action: Any) -> Any:
+        # This form, unlike low + t * (high - low), gives both bounds exactly.
+        t = (np.asarray(action, np.float64) + 1.0) / 2.0
+        if not math.isfinite(t.sum()):
+            raise LearnerFault(
+                f"the policy chose the action {short(action)} in env.id={id}: its parameters are not finite any more. "
+                f"{RECOVER}"
+            )
+        return np.minimum(np.maximum(low * (1.0 - t) + high * t, low), high).astype(dtype)
+
+    return Box(-1.0, 1.0, space.shape, np.float32), rescale
+
+
+def _action_problem(space: Space[Any]) -> str:
+    if not isinstance(space, Box) or len(space.shape) != 1 or space.shape[0] == 0:
+        return "not a Box of shape (n,) or a Discrete"
+    if not np.issubdtype(space.dtype, np.floating):
+        return "not one of floating point numbers"
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        return "without finite bounds"
+    if not (space.low < space.high).all():
+        return "with a lower bound that is not below the upper one"
+    return ""
