@@ -23,9 +23,9 @@ _OPTIONAL = {
     "ray": "collection on several machines: pip install 'ray[default]'",
 }
 _DRAW = """
-from sac_torchrl.envs.config import Env
+from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.quiet import rendering
-env = Env({id!r}).build(seed=0, count=1, render_mode="rgb_array")
+env = EnvConfig({id!r}).build(seed=0, count=1, render_mode="rgb_array")
 env.reset()
 with rendering():
     env.render()

@@ -81,7 +81,7 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class TolerateFaults(gym.Wrapper[Any, Any, Any, Any]):
-    """Takes up to `faults` faulty steps of an Edge for the end of their episode; the next one raises.
+    """Takes up to `faults` faulty steps of a SpaceAdapter for the end of their episode; the next one raises.
 
     Such a step has the reward NaN, which no sound one has, and observes nothing but zeros. What it keeps is no part of
     a run: `faults` are counted from where it was opened.

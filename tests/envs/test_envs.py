@@ -429,8 +429,8 @@ def test_resets_continue_the_environments_own_generator() -> None:
 
 def test_opening_leaves_no_words_and_no_files(tmp_path: Path) -> None:
     program = (
-        "from sac_torchrl.envs.config import Env\n"
-        "for id in ('HalfCheetah-v5', 'HalfCheetah-v4', 'dmc/cheetah-run'): Env(id).specs()\n"
+        "from sac_torchrl.envs.config import EnvConfig\n"
+        "for id in ('HalfCheetah-v5', 'HalfCheetah-v4', 'dmc/cheetah-run'): EnvConfig(id).specs()\n"
     )
     root = Path(__file__).parents[2]
     run = subprocess.run(

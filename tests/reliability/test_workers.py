@@ -56,7 +56,7 @@ SCRIPT = """
 import multiprocessing, os, signal, sys, time
 from pathlib import Path
 import torch
-from sac_torchrl import Async, Env, Processes, Replay, Storage, tanh_normal_actor
+from sac_torchrl import Async, EnvConfig, Processes, ReplayConfig, Storage, tanh_normal_actor
 
 PLANS = {
     "processes": Processes(workers=2, timeout=1000),
@@ -67,9 +67,9 @@ PLANS = {
 def main(kind, ending):
     global steps  # nobody closes it
     stuck = Path("stuck")
-    env = Env("Stuck-v0", 2, plugins=["faulty"])
+    env = EnvConfig("Stuck-v0", 2, plugins=["faulty"])
     specs = env.specs()
-    buffer = Replay(storage=Storage.ram).build(
+    buffer = ReplayConfig(storage=Storage.ram).build(
         Path(), specs, rows=1000, batch_size=1, seed=0, device=torch.device("cpu"))
     actor = tanh_normal_actor(torch.nn.Linear(2, 2), specs)
     steps = iter(PLANS[kind].build(
