@@ -1,4 +1,17 @@
-"""The failures a user can meet, each one line on standard error and an exit code."""
+"""The failures a user can meet, each one line on standard error and an exit code of its own (`sysexits.h`).
+
+    SacError               70  anything else that went wrong inside
+    ├─ ConfigError         64  a configuration or an environment that cannot be trained on; no file was made
+    ├─ CheckpointError     65  a checkpoint that is damaged, or of another configuration
+    ├─ WorkerDied          69  a worker process that was killed, hung or raised, and was not replaced
+    ├─ EnvironmentFault    69  an environment that returned what cannot be trained on, or cannot continue
+    ├─ LearnerFault        70  parameters, losses or actions that are not finite
+    ├─ RunFolderInUse      73  another process holds the run folder
+    ├─ DiskError           74  a file that cannot be written
+    └─ Preempted           75  a signal asked the run to stop; a checkpoint of where it stopped is saved
+
+A run that finished exits with 0, one that was interrupted before it had a folder with 130.
+"""
 
 import errno
 import sys

@@ -13,15 +13,9 @@ from pathlib import Path
 
 import torch
 
+from sac_torchrl.extras import PACKAGES
+
 _BASE = ("torch", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy", "safetensors", "hydra-core")
-_OPTIONAL = {
-    "dm-control": "DeepMind Control: pip install 'sac_torchrl[dmc]'",
-    "imageio-ffmpeg": "video: pip install 'sac_torchrl[video]'",
-    "pygame": "pictures of Gymnasium's small tasks: pip install 'sac_torchrl[video]'",
-    "brax": "brax/TASK: pip install 'sac_torchrl[brax]'",
-    "playground": "MuJoCo Playground: pip install 'sac_torchrl[playground]'",
-    "ray": "collection on several machines: pip install 'ray[default]'",
-}
 _DRAW = """
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.quiet import rendering
@@ -37,11 +31,11 @@ def diagnose() -> Iterator[str]:
     yield f"ok      Python {platform.python_version()} on {platform.platform()}"
     for name in _BASE:
         yield f"ok      {name} {version(name)}"
-    for name, advice in _OPTIONAL.items():
+    for package in PACKAGES.values():
         try:
-            yield f"ok      {name} {version(name)}"
+            yield f"ok      {package.distribution} {version(package.distribution)}"
         except PackageNotFoundError:
-            yield f"missing {name}, for {advice}"
+            yield f"missing {package.name}, for {package.purpose}: {package.advice}"
     yield _extension()
     yield f"ok      {torch.get_num_threads()} threads of PyTorch on {len(os.sched_getaffinity(0))} cores"
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -49,7 +43,7 @@ def diagnose() -> Iterator[str]:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     yield f"ok      C++ compiler {compiler}" if compiler else "missing a C++ compiler, for learner.execution=compiled"
     yield f"ok      {shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB of disk free here"
-    yield _drawing("Pendulum-v1", "pip install 'sac_torchrl[video]'")
+    yield _drawing("Pendulum-v1", PACKAGES["pygame"].advice)
     yield _drawing("InvertedPendulum-v5", "a driver for EGL or a display, or MUJOCO_GL=osmesa with libosmesa6")
 
 

@@ -41,6 +41,7 @@ from sac_torchrl.collectors.workers import (
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.vector import wrapped
 from sac_torchrl.errors import ConfigError, WorkerDied, short
+from sac_torchrl.extras import require
 from sac_torchrl.replay.buffer import rows
 from sac_torchrl.specs import ENTROPY, Specs
 
@@ -71,8 +72,7 @@ class Ray(CollectorConfig):
     def start(self, job: Job) -> Experience:
         """Connect them; raises ConfigError without Ray, and for a cluster without a token."""
         refuse_batched(job.env)
-        if importlib.util.find_spec("ray") is None:
-            raise ConfigError("collector=ray needs Ray: pip install 'sac_torchrl[ray]'.")
+        require("ray", "collector=ray")
         if self.address is not None and not _has_token():
             raise ConfigError(
                 f"collector.address={self.address}: whoever reaches an open Ray cluster runs code on it; start it and "

@@ -1,7 +1,5 @@
 """DeepMind Control tasks as Gymnasium environments."""
 
-import importlib
-import importlib.util
 import warnings
 from typing import Any
 
@@ -12,19 +10,17 @@ from gymnasium.wrappers import TimeLimit
 
 from sac_torchrl.envs.quiet import quiet
 from sac_torchrl.errors import ConfigError, nearest
+from sac_torchrl.extras import require
 
 PREFIX = "dmc/"
 
 
 def open_task(id: str, render_mode: str | None, limit: int | None) -> gym.Env[Any, Any]:
     """Open `dmc/DOMAIN-TASK`; raises ConfigError where the package or the task is missing."""
-    try:
-        with warnings.catch_warnings():
-            # Without a display GLFW only warns; dm_control goes on to its next graphics library on an error.
-            warnings.filterwarnings("error", message=r"\(\d+\) b'")
-            suite = importlib.import_module("dm_control.suite")
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"env.id={id} needs DeepMind Control: pip install 'sac_torchrl[dmc]'.") from error
+    with warnings.catch_warnings():
+        # Without a display GLFW only warns; dm_control goes on to its next graphics library on an error.
+        warnings.filterwarnings("error", message=r"\(\d+\) b'")
+        suite: Any = require("dm_control.suite", f"env.id={id}")
     tasks = {f"{domain}-{task}": (domain, task) for domain, task in suite.ALL_TASKS}
     name = id.removeprefix(PREFIX)
     if name not in tasks:

@@ -1,6 +1,5 @@
 """EnvPool's environments, stepped by threads of C++, as one Gymnasium vector environment at the agent's edge."""
 
-import importlib
 import warnings
 from typing import Any
 
@@ -12,6 +11,7 @@ from gymnasium.vector.utils import batch_space
 from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.observations import adapt_observation
 from sac_torchrl.errors import ConfigError, EnvironmentFault, nearest
+from sac_torchrl.extras import require
 
 
 class Pool(VectorEnv[Any, Any, Any]):
@@ -28,10 +28,7 @@ class Pool(VectorEnv[Any, Any, Any]):
 
     def __init__(self, name: str, count: int) -> None:
         self._id = f"envpool/{name}"
-        try:
-            self._envpool: Any = importlib.import_module("envpool")
-        except ModuleNotFoundError as error:
-            raise ConfigError(f"env.id={self._id} needs EnvPool: pip install 'sac_torchrl[envpool]'.") from error
+        self._envpool: Any = require("envpool", f"env.id={self._id}")
         known = [f"envpool/{one}" for one in self._envpool.list_all_envs()]
         if self._id not in known:
             raise ConfigError(f"env.id={self._id} is not a task of EnvPool{nearest(self._id, known)}")

@@ -18,6 +18,7 @@ from torchrl.data import Bounded
 from sac_torchrl.envs.quiet import quiet
 from sac_torchrl.envs.tensors import TensorEnv
 from sac_torchrl.errors import ConfigError, nearest, short
+from sac_torchrl.extras import require
 
 # TorchRL's BraxWrapper clears all of JAX's caches every 20 steps, unless told not to, and so compiles the physics
 # anew (its `cache_clear_frequency=None` means 20), applies `vmap` outside of `jit`, hands the whole state of the
@@ -100,7 +101,7 @@ class Brax(JaxEnv):
     @staticmethod
     def load(id: str) -> tuple[Any, int, int]:
         """Its environment, as it comes."""
-        tasks = _package("brax.envs", id, "Brax", "brax")
+        tasks: Any = require("brax.envs", f"env.id={id}")
         known = [f"brax/{task}" for task in tasks._envs]
         if id not in known:
             raise ConfigError(f"env.id={id} is not a Brax task{nearest(id, known)}")
@@ -116,7 +117,7 @@ class Playground(JaxEnv):
     @staticmethod
     def load(id: str) -> tuple[Any, int, int]:
         """Its environment; raises ConfigError rather than have robots downloaded."""
-        playground = _package("mujoco_playground", id, "MuJoCo Playground", "playground")
+        playground: Any = require("mujoco_playground", f"env.id={id}")
         suites = (playground.dm_control_suite, playground.locomotion, playground.manipulation)
         known = {f"playground/{task}": suite for suite in suites for task in suite.ALL_ENVS}
         if id not in known:
@@ -195,14 +196,8 @@ def _vector(observation: Any) -> Any:
 def _jax(id: str) -> Any:
     # PyTorch and JAX share a GPU: otherwise JAX takes three quarters of its memory at once.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    return _package("jax", id, "JAX", id.partition("/")[0])
-
-
-def _package(module: str, id: str, name: str, extra: str) -> Any:
-    try:
-        return _quiet(importlib.import_module)(module)
-    except ImportError as error:
-        raise ConfigError(f"env.id={id} needs {name}: pip install 'sac_torchrl[{extra}]'.") from error
+    _quiet(require)("brax" if id.startswith("brax/") else "mujoco_playground", f"env.id={id}")  # JAX comes with it
+    return _quiet(importlib.import_module)("jax")
 
 
 def _place(jax: Any, device: torch.device, id: str) -> Any:

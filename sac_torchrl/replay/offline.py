@@ -12,6 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import TensorDictReplayBuffer
 
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.extras import require
 from sac_torchrl.replay.buffer import generator, layout
 from sac_torchrl.specs import SPAN, Specs
 
@@ -77,10 +78,7 @@ class Mixed:
 
 def load_rows(dataset: str, specs: Specs) -> TensorDict:
     """The transitions of a local Minari dataset as rows of the replay buffer; raises ConfigError."""
-    try:
-        import minari  # an extra, which few runs need
-    except ImportError as error:
-        raise ConfigError(f"offline.dataset={dataset} needs Minari: pip install 'sac_torchrl[minari]'.") from error
+    minari: Any = require("minari", f"offline.dataset={dataset}")
     try:
         found = minari.load_dataset(dataset, download=False)
     except (FileNotFoundError, ValueError) as error:

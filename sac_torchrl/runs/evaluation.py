@@ -1,6 +1,5 @@
 """Whole deterministic episodes on environments of their own: returns, lengths and a video."""
 
-import importlib.util
 import json
 import statistics
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ from sac_torchrl.agents.policies import aligned
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.quiet import rendering
 from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError, short
+from sac_torchrl.extras import PACKAGES, require
+from sac_torchrl.files import replacing, write_whole
 
 LONGEST = 100_000  # frames in an episode; one that goes on for longer is taken to have no end
 
@@ -99,25 +100,24 @@ def record_video(actor: TensorDictModuleBase, plan: EnvConfig, path: Path, *, se
 
     At most about 30 pictures a second are drawn. Raises SacError where nothing can be drawn.
     """
-    if importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise ConfigError("evaluate.video needs ffmpeg: pip install 'sac_torchrl[video]'.")
+    require("imageio_ffmpeg", "evaluate.video")
     path.parent.mkdir(parents=True, exist_ok=True)
     env: Any = plan.build(seed=seed, count=1, render_mode="rgb_array")
     rate: float = env.metadata.get("render_fps", 30)
     stride = max(1, round(rate / 30))
-    draft = path.with_name(f"partial-{path.name}")
     try:
-        video: Any = imageio.get_writer(draft, fps=rate / stride, macro_block_size=2)
-        with _deterministic(actor), video:
-            for number, step in enumerate(_play(actor, env), start=1):
-                done = bool(step["next", "done"].any())
-                if done or number % stride == 0:
-                    video.append_data(_picture(env, plan.id))
-                if done:
-                    break
+        with replacing(path) as draft:
+            video: Any = imageio.get_writer(draft, fps=rate / stride, macro_block_size=2)
+            with _deterministic(actor), video:
+                for number, step in enumerate(_play(actor, env), start=1):
+                    done = bool(step["next", "done"].any())
+                    if done or number % stride == 0:
+                        video.append_data(_picture(env, plan.id))
+                    if done:
+                        break
     finally:
         env.close()
-    return draft.replace(path)
+    return path
 
 
 def write_evaluation(evaluation: Evaluation, path: Path, *, env: str, frames: int, seed: int) -> None:
@@ -131,9 +131,7 @@ def write_evaluation(evaluation: Evaluation, path: Path, *, env: str, frames: in
         "returns": evaluation.returns,
         "lengths": evaluation.lengths,
     }
-    draft = path.with_name(path.name + ".partial")
-    draft.write_text(json.dumps(content, indent=2) + "\n")
-    draft.replace(path)
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def _play(actor: TensorDictModuleBase, env: EnvBase) -> Iterator[TensorDictBase]:
@@ -162,7 +160,7 @@ def _picture(env: Any, id: str) -> Any:
             return env.render()[0]
     except Exception as error:  # every graphics library fails in its own way
         raise SacError(
-            f"env.id={id} cannot be rendered here ({short(repr(error))}): pip install 'sac_torchrl[video]', "
+            f"env.id={id} cannot be rendered here ({short(repr(error))}): {PACKAGES['pygame'].advice}, "
             "for MuJoCo also a driver for EGL, or leave evaluate.video=false."
         ) from error
 

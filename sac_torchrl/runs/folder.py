@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from sac_torchrl.errors import ConfigError, DiskError, Preempted, RunFolderInUse
+from sac_torchrl.files import temporary, write_whole
 from sac_torchrl.runs.device import resolve_device
 from sac_torchrl.runs.seeds import Seeds
 from sac_torchrl.signals import Signals
@@ -26,7 +27,7 @@ from sac_torchrl.signals import Signals
 CONFIG = "config.yaml"
 LOG = "run.log"
 LOCK = ".lock"
-UNFINISHED = f".{CONFIG}.half"
+UNFINISHED = temporary(Path(CONFIG)).name
 
 
 logger = logging.getLogger("sac_torchrl")
@@ -114,7 +115,7 @@ class RunConfig:
                 stack.callback(os.close, _lock(folder))
                 if resumed != (folder / CONFIG).is_file():
                     raise RunFolderInUse(f"run.folder={folder} was taken by another process just now.")
-                _write_config(folder, config)
+                write_whole(folder / CONFIG, config)
                 screen = _log_to(folder, stack)
             except OSError as error:
                 raise DiskError(
@@ -180,16 +181,6 @@ def _lock(folder: Path) -> int:
     os.truncate(descriptor, 0)
     os.write(descriptor, str(os.getpid()).encode())
     return descriptor
-
-
-def _write_config(folder: Path, text: str) -> None:
-    """Replace the file at once, so that a crash leaves the old one or the new one."""
-    unfinished = folder / UNFINISHED
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(folder / CONFIG)
 
 
 def _log_to(folder: Path, stack: ExitStack) -> logging.Handler:

@@ -1,9 +1,9 @@
 """What a run writes while it goes: metrics.csv, TensorBoard events, and a progress bar."""
 
 import csv
+import io
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +12,8 @@ from typing import TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from sac_torchrl.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +62,11 @@ class Logger:
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         """Replace the file by one of the present columns, so that a reader finds the old or the new one."""
-        stage = self._path.with_suffix(".csv.tmp")
-        with stage.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-        stage.replace(self._path)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, self._columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self._path, table.getvalue())
         self._file = self._path.open("a", newline="")
         self._writer = csv.DictWriter(self._file, self._columns, lineterminator="\n")
 

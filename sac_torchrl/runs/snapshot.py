@@ -29,6 +29,7 @@ import torchrl
 from safetensors import SafetensorError
 
 from sac_torchrl.errors import CheckpointError
+from sac_torchrl.files import sync, temporary, write_whole
 from sac_torchrl.trees import Tree, decode, encode
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ FORMAT = 1
 _LIBRARIES = (torch, torchrl, tensordict, safetensors)
 _TENSORS, _SKELETON, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
 _SEGMENT = re.compile(r"[0-9]+-[0-9]+\.safetensors")
-_DEBRIS = re.compile(r"\.[0-9]+(-[0-9]+\.safetensors)?\.tmp")  # what a process that was killed leaves
+_DEBRIS = re.compile(r"\.tmp-[0-9]+(-[0-9]+\.safetensors)?")  # what a process that was killed leaves
 
 
 @dataclass(frozen=True)
@@ -89,18 +90,18 @@ def write(path: Path, state: Tree, segments: list[Segment]) -> None:
     seal = {"manifest": manifest, "sha256": hashlib.sha256(_json(manifest)).hexdigest()}
     discard(path)
     _check_room(path.parent, sum(map(len, payloads.values())) + len(_json(seal)))
-    stage = _temporary(path)
+    stage = temporary(path)
     stage.mkdir()
     try:
         for name, data in payloads.items():
             _write(stage / name, data)
         _write(stage / _MANIFEST, _json(seal))
-        _sync(stage)
+        sync(stage)
     except OSError:
         shutil.rmtree(stage, ignore_errors=True)  # a full disk needs the space back
         raise
     stage.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_segment(folder: Path, start: int, columns: Mapping[str, torch.Tensor]) -> Segment:
@@ -109,12 +110,9 @@ def write_segment(folder: Path, start: int, columns: Mapping[str, torch.Tensor])
     data = safetensors.torch.save(dict(columns))
     segment = Segment(start, start + rows, len(data), hashlib.sha256(data).hexdigest())
     path = segment.path(folder)
-    stage = _temporary(path)
     _check_room(folder, len(data))
-    _write(stage, data)
     # Only a damaged checkpoint that was passed over can have a file of this name already.
-    stage.replace(path)
-    _sync(path.parent)
+    write_whole(path, data)
     return segment
 
 
@@ -203,7 +201,7 @@ def frames_in(folder: Path) -> list[int]:
 
 def discard(path: Path) -> None:
     """Remove the checkpoint `path`, or what is left of it, so that no reader ever sees half of it."""
-    stage = _temporary(path)
+    stage = temporary(path)
     if stage.exists():
         shutil.rmtree(stage)
     if path.exists():
@@ -279,19 +277,9 @@ def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
-
-
 def _write(path: Path, data: bytes) -> None:
-    try:
-        with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
+    path.write_bytes(data)
+    sync(path)
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -300,12 +288,3 @@ def _check_room(folder: Path, needed: int) -> None:
     if needed > free:
         said = f"{os.strerror(errno.ENOSPC)}, {needed:,} bytes are needed and {free:,} free"
         raise OSError(errno.ENOSPC, said, str(folder))
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

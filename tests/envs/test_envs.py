@@ -400,7 +400,7 @@ def test_a_wrong_plan_is_told_in_one_line(plan: EnvConfig, words: list[str]) -> 
 
 
 def test_a_missing_package_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "dm_control.suite", None)
+    monkeypatch.setitem(sys.modules, "dm_control", None)
     with pytest.raises(ConfigError, match=r"pip install 'sac_torchrl\[dmc\]'"):
         EnvConfig("dmc/cheetah-run").specs()
     monkeypatch.setitem(sys.modules, "Box2D", None)

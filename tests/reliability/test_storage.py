@@ -70,13 +70,13 @@ def test_every_file_is_synced_before_its_name_and_the_folder_after(
     run.save()
     root = str(run.folder)
     assert [(what, path.removeprefix(root)) for what, path in events] == [
-        ("sync", "/rows/.0-4.safetensors.tmp"),
+        ("sync", "/rows/.tmp-0-4.safetensors"),
         ("name", "/rows/0-4.safetensors"),
         ("sync", "/rows"),
-        ("sync", "/.4.tmp/state.safetensors"),
-        ("sync", "/.4.tmp/state.json"),
-        ("sync", "/.4.tmp/manifest.json"),
-        ("sync", "/.4.tmp"),
+        ("sync", "/.tmp-4/state.safetensors"),
+        ("sync", "/.tmp-4/state.json"),
+        ("sync", "/.tmp-4/manifest.json"),
+        ("sync", "/.tmp-4"),
         ("name", "/4"),
         ("sync", ""),
     ]

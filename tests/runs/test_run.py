@@ -25,6 +25,7 @@ from sac_torchrl.errors import (
     WorkerDied,
     exit_codes,
 )
+from sac_torchrl.files import write_whole
 from sac_torchrl.runs.device import resolve_device
 from sac_torchrl.runs.folder import RunConfig
 from sac_torchrl.runs.seeds import Seeds
@@ -82,7 +83,7 @@ def test_a_folder_with_other_files_is_refused_untouched(tmp_path: Path) -> None:
 
 def test_what_a_crash_before_the_first_line_leaves_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("123456789")
-    (tmp_path / ".config.yaml.half").write_text("see")
+    (tmp_path / ".tmp-config.yaml").write_text("see")
     with RunConfig(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
         assert not run.resumed
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
@@ -200,14 +201,14 @@ def test_the_configuration_is_on_disk_before_it_has_its_name(tmp_path: Path, mon
 def test_a_signal_is_noted_from_before_the_folder_until_the_run_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, before = sac_torchrl.runs.folder._write_config, [signal.getsignal(one) for one in STOPPING]
+    before = [signal.getsignal(one) for one in STOPPING]
 
-    def signalled(folder: Path, text: str) -> None:
+    def signalled(path: Path, content: str) -> None:
         for _ in range(3):  # a sender that repeats at once means one
             os.kill(os.getpid(), signal.SIGTERM)
-        write(folder, text)
+        write_whole(path, content)
 
-    monkeypatch.setattr(sac_torchrl.runs.folder, "_write_config", signalled)
+    monkeypatch.setattr("sac_torchrl.runs.folder.write_whole", signalled)
     with RunConfig(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
         assert run.signals.received == "SIGTERM"
         with pytest.raises(Preempted, match="SIGTERM came; saved at 7 frames"):

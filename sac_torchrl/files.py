@@ -1,0 +1,43 @@
+"""Files that are written whole and durable: after a crash a file holds its old content or its new one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replace `path` by a file of this content. Raises OSError, with the old file as it was."""
+    with replacing(path) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Name a draft beside `path` to write to; it takes the place of `path` when the `with` block ends without an error.
+
+    Content, name and folder are synced in this order. A draft that is not finished is removed.
+    """
+    draft = temporary(path)
+    try:
+        yield draft
+        sync(draft)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def temporary(path: Path) -> Path:
+    """Name the draft of `path`, in the same folder and with the same suffix."""
+    return path.with_name(f".tmp-{path.name}")
+
+
+def sync(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
