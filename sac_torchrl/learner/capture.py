@@ -2,8 +2,9 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -13,18 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.jit._fuser import optimized_execution
 
 from sac_torchrl.errors import short
-from sac_torchrl.learner.passes import (
-    Parts,
-    compute_once,
-    cut,
-    fold,
-    hoist,
-    keep_all,
-    reuse,
-    simplify,
-    transpose_narrow,
-    write_into_stacks,
-)
+from sac_torchrl.learner.passes import Parts, cut, hoist, keep_all, simplify, transpose_narrow
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +24,16 @@ class Captured:
 
     `function` takes and returns tensors, of the same shapes each time. It may read others, draw random numbers, and
     change tensors in place, which have to keep their memory; what the first call makes, such as an optimizer's state,
-    is there for the second. Nothing is computed otherwise than `function` does, only what it computes twice is computed
-    once: results are equal bit for bit. With `compiled` the recording is replayed by torch.compile, equal to rounding.
+    is there for the second. Results are equal bit for bit. With `compiled` the recording is replayed by torch.compile,
+    equal to rounding. On a CPU with more than one of `threads` (null: PyTorch's own number), computations that do not
+    depend on each other run side by side.
     """
 
-    def __init__(self, function: Callable[..., Sequence[Tensor]], *, compiled: bool = False) -> None:
+    def __init__(
+        self, function: Callable[..., Sequence[Tensor]], *, compiled: bool = False, threads: int | None = None
+    ) -> None:
         self._function = function
+        self._threads = threads
         self._compiled = compiled
         self._called = False
         self._replay: Callable[..., Sequence[Tensor]] | None = None
@@ -65,13 +59,9 @@ class Captured:
         recording = make_fx(watched)(*inputs)
         graph = recording.graph
         simplify(graph)
-        compute_once(graph, recording)
-        fold(graph, recording)
         if not self._compiled:
             transpose_narrow(graph)
             simplify(graph)
-            reuse(graph, recording)
-            write_into_stacks(graph)
         self._constants, self._results = hoist(graph, recording), len(results)
         whole = fx.GraphModule(torch.nn.Module(), graph)
         self._replay = whole.forward
@@ -79,21 +69,20 @@ class Captured:
             # Inductor has a random number generator of its own; these are to be torch's draws.
             self._replay = torch.compile(self._replay, options={"fallback_random": True})
         elif inputs[0].is_cpu and keep_all(graph):
-            parts = cut(graph) if torch.get_num_threads() > 1 else None
-            self._replay = _scripted(whole) if parts is None else SideBySide(parts)
+            threads = self._threads or torch.get_num_threads()
+            parts = cut(graph) if threads > 1 else None
+            self._replay = _scripted(whole) if parts is None else SideBySide(parts, threads)
         return results
 
 
 class SideBySide:
-    """Computes the halves of a recording in two threads, with half of PyTorch's threads each.
+    """Computes the halves of a recording in two Python threads, with half of `threads` of PyTorch's each.
 
-    A matrix product of some hundred rows is over too soon to be worth the meeting of two threads at its end; here they
-    meet once. TorchScript leaves Python's lock alone. The calling thread keeps its half of PyTorch's threads for what
-    it does in between: more of OpenMP's, which spin for a while, would take their cores from the other half.
+    A matrix product of some hundred rows is too short to amortize a thread barrier; here there is one for all of them.
+    TorchScript releases the GIL. Afterward PyTorch has as many threads as before.
     """
 
-    def __init__(self, parts: Parts) -> None:
-        threads = torch.get_num_threads()
+    def __init__(self, parts: Parts, threads: int) -> None:
         self._threads = threads - threads // 2, threads // 2
         self._before = _scripted(parts.before)
         self._halves = [_scripted(half) for half in parts.halves]
@@ -101,16 +90,35 @@ class SideBySide:
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """Compute all results from the inputs of the recording."""
+        threads = torch.get_num_threads()
         torch.set_num_threads(self._threads[0])
-        given = [*inputs, *self._before(*inputs)]
-        second = _second_thread().submit(self._half, 1, given)
-        found = given, self._half(0, given), second.result()
-        return [found[part][place] for part, place in self._places]
+        try:
+            shared = [*inputs, *self._before(*inputs)]
+            second = _second_thread().submit(self._half, 1, shared)
+            results = shared, self._half(0, shared), second.result()
+        finally:
+            torch.set_num_threads(threads)
+        return [results[part][place] for part, place in self._places]
 
-    def _half(self, number: int, given: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _half(self, number: int, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         torch.set_num_threads(self._threads[number])  # of this thread
         with torch.inference_mode(), optimized_execution(False):
-            return self._halves[number](*given)
+            return self._halves[number](*inputs)
+
+
+@contextmanager
+def half_the_threads() -> Iterator[None]:
+    """Leave PyTorch half of its threads for what is done between updates, until the `with` block ends.
+
+    OpenMP's threads spin for milliseconds after their work, and would take cores from the other half of an update: a
+    loop on two cores made 81 to 86 frames/s with all threads and 115 with half of them.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads - threads // 2)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @cache

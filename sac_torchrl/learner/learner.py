@@ -40,8 +40,8 @@ class Execution(Enum):
     `eager` runs the loss module and autograd as they are, `captured` records them once as a flat list of tensor
     operations and replays it without their overhead, `compiled` gives that list to torch.compile. On a GPU `captured`
     holds the whole update, optimizers and targets included, in one CUDA graph. On a CPU where PyTorch has several
-    threads it computes losses that have nothing to do with each other (those of `Order.together`) side by side in two
-    halves of them, and leaves the calling thread its half: `torch.get_num_threads()` is less from then on.
+    threads it computes losses that have nothing to do with each other (those of `Order.together`) side by side, on
+    half of the threads each.
     """
 
     eager = "eager"
@@ -191,6 +191,7 @@ class Learner:
         self._resets = frozenset(resets)
         self._execution = execution
         self._precision = precision
+        self._threads = torch.get_num_threads()
         self._recordings: dict[object, tuple[Computation, list[str]]] = {}
         self._programs: dict[object, tuple[Computation, list[list[str]]]] = {}
         self._recorded_settings: list[Any] = []
@@ -355,7 +356,9 @@ class Learner:
 
         compiled = self._execution is Execution.compiled
         eager = self._execution is Execution.eager
-        computation = losses_and_gradients if eager else Captured(losses_and_gradients, compiled=compiled)
+        computation = (
+            losses_and_gradients if eager else Captured(losses_and_gradients, compiled=compiled, threads=self._threads)
+        )
         self._recordings[form] = computation, told
         return self._recordings[form]
 

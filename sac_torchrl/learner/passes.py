@@ -19,13 +19,6 @@ _PRODUCTS = {
     _ATEN.baddbmm.default,
 }
 
-_BY_ONE = {_ATEN.mul.Tensor, _ATEN.pow.Tensor_Scalar}
-_CREATIONS = {_ATEN.ones.default, _ATEN.zeros.default, _ATEN.scalar_tensor.default}
-# What does the same in place, and the argument that it writes to where that is not the first.
-_IN_PLACE = {
-    _ATEN.relu.default: (_ATEN.relu_.default, None),
-    _ATEN.threshold_backward.default: (_ATEN.threshold_backward.grad_input, "grad_input"),
-}
 _FEW = 32
 
 
@@ -51,44 +44,6 @@ def simplify(graph: fx.Graph) -> None:
             node.replace_all_uses_with(ones)
     for mark in reversed(marks):
         graph.erase_node(mark)
-    graph.eliminate_dead_code()
-
-
-def compute_once(graph: fx.Graph, module: fx.GraphModule) -> None:
-    """Let equal operations on equal inputs share their result, unless one of them is changed in place or random."""
-    changed = _changed(graph, module)
-    seen: dict[object, fx.Node] = {}
-    for node in graph.nodes:
-        private = any(_memory(it, module) in changed for it in (node, *node.all_input_nodes))
-        if node.op == "output" or node.is_impure() or private:
-            continue
-        key = (node.op, node.target, _frozen(node.args), _frozen(node.kwargs))
-        first = seen.setdefault(key, node)
-        if first is not node:
-            node.replace_all_uses_with(first)
-            graph.erase_node(node)
-
-
-def fold(graph: fx.Graph, module: fx.GraphModule) -> None:
-    """Make constants of what is computed from nothing but constants of the graph itself, and leave out factors of 1."""
-    changed = _changed(graph, module)
-    values: dict[fx.Node, Any] = {}
-    for node in graph.nodes:
-        if node.op != "call_function" or graph.output_node() in node.users or _memory(node, module) in changed:
-            continue
-        made = node.target in _CREATIONS or bool(node.all_input_nodes)
-        if made and all(it in values for it in node.all_input_nodes) and not _is_random(node):
-            values[node] = node.target(*map_arg(node.args, values.__getitem__), **node.kwargs)
-        elif _is_its_first(node) and _memory(node.args[0], module) not in changed:
-            node.replace_all_uses_with(node.args[0])
-    for node, value in values.items():
-        if any(user not in values for user in node.users) and isinstance(value, Tensor):
-            name = f"folded_{node.name}"
-            module.register_buffer(name, value)
-            with graph.inserting_before(node):
-                constant = graph.get_attr(name)
-            constant.meta = node.meta
-            node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in values)
     graph.eliminate_dead_code()
 
 
@@ -127,43 +82,6 @@ def transpose_narrow(graph: fx.Graph) -> None:
             copied.meta = node.meta
             node.replace_all_uses_with(copied)
     graph.eliminate_dead_code()
-
-
-def reuse(graph: fx.Graph, module: fx.GraphModule) -> None:
-    """Have operations on single elements write over what they read, where nobody else reads it."""
-    for node in list(graph.nodes):
-        if node.target not in _IN_PLACE:
-            continue
-        source = node.args[0]
-        made = source.op == "call_function" and _memory(source, module) is source
-        like, own = source.meta["val"], node.meta["val"]
-        if made and len(source.users) == 1 and (like.shape, like.dtype) == (own.shape, own.dtype):
-            target, out = _IN_PLACE[node.target]
-            with graph.inserting_before(node):
-                written = graph.call_function(target, node.args, {out: source} if out else {})
-            written.meta = node.meta
-            node.replace_all_uses_with(written)
-            graph.erase_node(node)
-
-
-def write_into_stacks(graph: fx.Graph) -> None:
-    """Have the products that are stacked, and read by nobody else, write into the stack, which then copies nothing."""
-    for node in list(graph.nodes):
-        parts: Any = node.args[0] if node.target is _ATEN.stack.default and node.args[1:] in ((), (0,)) else ()
-        if not parts or any(part.target is not _ATEN.mm.default or len(part.users) > 1 for part in parts):
-            continue
-        first = next(it for it in graph.nodes if it in parts)
-        with graph.inserting_before(first):
-            # Of a factor and not of nothing: a graph is cut behind what its first products read.
-            stack = graph.call_function(_ATEN.new_empty.default, (first.args[0], list(node.meta["val"].shape)))
-        stack.meta = node.meta
-        for place, part in enumerate(parts):
-            with graph.inserting_before(part):
-                out = graph.call_function(_ATEN.select.int, (stack, 0, place))
-                graph.call_function(_ATEN.mm.out, part.args, {"out": out})
-        node.replace_all_uses_with(stack)
-        for it in (node, *parts):
-            graph.erase_node(it)
 
 
 def hoist(graph: fx.Graph, module: fx.GraphModule) -> list[Tensor]:
@@ -225,8 +143,8 @@ def cut(graph: fx.Graph) -> Parts | None:
     for node in calls:
         if node.target in _PRODUCTS or any(it in late for it in node.all_input_nodes):
             late[node] = None
-            read.update(_memory(it, None) for it in node.all_input_nodes)
-        elif read & _written(node, None):  # it would come before who reads what it changes
+            read.update(_memory(it) for it in node.all_input_nodes)
+        elif read & _written(node):  # it would come before who reads what it changes
             return None
     pieces = list[dict[fx.Node, None]]()
     for node in late:
@@ -237,9 +155,9 @@ def cut(graph: fx.Graph) -> Parts | None:
     for piece in sorted(pieces, key=_products, reverse=True):
         min(shares, key=_products).update(piece)
     early = {node for node in calls if node not in late}
-    changed = _changed(graph, None)
+    changed = _changed(graph)
     for node in reversed(calls):
-        bound = _is_random(node) or changed & {_memory(it, None) for it in (node, *node.all_input_nodes)}
+        bound = _is_random(node) or changed & {_memory(it) for it in (node, *node.all_input_nodes)}
         share = next((share for share in shares if share.issuperset(node.users)), early)
         if node in early and not bound:
             early.remove(node)
@@ -257,14 +175,6 @@ def cut(graph: fx.Graph) -> Parts | None:
     )
     before = _part([node for node in calls if node in early], inputs, handed)
     return Parts(before, (first, second), [places[node] for node in wanted])
-
-
-def _is_its_first(node: fx.Node) -> bool:
-    """Whether a node is its first argument times 1 or to the power of 1, in the same type."""
-    if node.target not in _BY_ONE or node.args[1] != 1:
-        return False
-    source: Any = node.args[0]
-    return bool(node.meta["val"].dtype == source.meta["val"].dtype)
 
 
 def _turns(factors: Sequence[fx.Node], part: Sequence[int]) -> bool:
@@ -290,16 +200,16 @@ def _stays_within(node: fx.Node, parts: Iterable[set[fx.Node]]) -> bool:
     part = next(part for part in parts if node in part)
     if _is_random(node) and _products(part):
         return False
-    return part >= _written(node, None)
+    return part >= _written(node)
 
 
 def _is_random(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def _changed(graph: fx.Graph, module: Any) -> set[Any]:
+def _changed(graph: fx.Graph) -> set[Any]:
     """Find what made the memory that anything in the graph changes in place, as `_memory` does."""
-    return set[Any]().union(*(_written(node, module) for node in graph.nodes))
+    return set[Any]().union(*(_written(node) for node in graph.nodes))
 
 
 def _part(nodes: list[fx.Node], given: list[fx.Node], wanted: list[fx.Node]) -> fx.GraphModule:
@@ -326,21 +236,20 @@ def _returns(node: fx.Node) -> Sequence[Any]:
     return found
 
 
-def _memory(node: Any, module: Any) -> Any:
-    """Find what made the memory in which a node's value lies: a node, or the address of a constant."""
+def _memory(node: Any) -> Any:
+    """Find the node that made the memory in which a node's value lies."""
     while isinstance(node, fx.Node) and node.op == "call_function":
         returns = _returns(node)
         if node.target is not operator.getitem and all(it.alias_info is None for it in returns):
             break
         node = node.args[0]
-    constant = isinstance(node, fx.Node) and node.op == "get_attr"
-    return getattr(module, node.target).untyped_storage().data_ptr() if constant else node
+    return node
 
 
-def _written(node: fx.Node, module: Any) -> set[Any]:
+def _written(node: fx.Node) -> set[Any]:
     """Find what made the memory that a node changes in place, as `_memory` does."""
     return {
-        _memory(it, module)
+        _memory(it)
         for argument, value in _arguments(node)
         if argument.alias_info is not None and argument.alias_info.is_write
         for it in (value if isinstance(value, list | tuple) else [value])
@@ -354,12 +263,3 @@ def _arguments(node: fx.Node) -> list[tuple[Any, Any]]:
         return []
     by_name = {it.name: it for it in schema.arguments}
     return [*zip(schema.arguments, node.args, strict=False), *((by_name[key], it) for key, it in node.kwargs.items())]
-
-
-def _frozen(value: Any) -> Any:
-    """Make a key of arguments; 1, 1.0 and True are different ones."""
-    if isinstance(value, list | tuple):
-        return tuple(_frozen(it) for it in value)
-    if isinstance(value, dict):
-        return tuple((key, _frozen(it)) for key, it in value.items())
-    return type(value), value
