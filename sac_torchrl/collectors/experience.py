@@ -78,7 +78,7 @@ class Experience(ABC):
         count, specs = job.env.count, job.specs
         self.frames = 0
         self._job = job
-        self._n_step = NStep(specs.n_steps, gamma=specs.gamma, count=count)
+        self._n_step = NStep(specs.n_steps, gamma=specs.gamma, count=count, device=device)
         # They stay where the transitions are made, and are read when they are logged: a look costs a GPU its lead.
         self._returns = torch.zeros(count, dtype=torch.float64, device=device)
         self._lengths = torch.zeros(count, dtype=torch.int64, device=device)

@@ -20,7 +20,8 @@ class GymnasiumCollector(Collector):
     """Collects the transitions that `Collector` collects, bit for bit, in less than half the time.
 
     The policy is recorded once and replayed, and a step of the environments is one call of Gymnasium instead of four
-    layers of TensorDicts. For a `GymWrapper` around a vector environment without autoreset, on the CPU.
+    layers of TensorDicts. For a `GymWrapper` around a vector environment without autoreset, on the CPU. The policy may
+    be on another device: transitions are on the CPU.
     """
 
     def __init__(self, env: EnvBase, policy: TensorDictModuleBase, **options: Any) -> None:
@@ -43,7 +44,8 @@ class GymnasiumCollector(Collector):
         if self._should_use_random_frames():
             chosen = {"action": self.env.rand_action(TensorDict(batch_size=self.env.batch_size)).get("action")}
         else:
-            chosen = dict(zip(self._policy.out_keys, self._act(observation), strict=True))
+            acted = self._act(observation.to(self.policy_device))
+            chosen = {key: value.cpu() for key, value in zip(self._policy.out_keys, acted, strict=True)}
         seen, reward, terminated, truncated, _ = self._vector.step(chosen["action"].numpy())
         done = terminated | truncated
         following = torch.from_numpy(seen)

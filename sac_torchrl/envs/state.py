@@ -149,7 +149,7 @@ def _encode(value: Any, path: str) -> Any:
         return {"type": kind, "dtype": value.dtype.str, "shape": list(value.shape), "bytes": _bytes(value.tobytes())}
     if type(value) is bytes:
         return {"type": "bytes", "bytes": _bytes(value)}
-    if type(value) is torch.Tensor:
+    if isinstance(value, torch.Tensor) and not value.requires_grad:
         return {"type": "tensor", "tensor": value}
     if (generator := _generator_state(value)) is not None:
         return {"type": "generator", "state": _encode(generator, path)}

@@ -70,16 +70,16 @@ class ReplayConfig:
         place = device if self.storage is Storage.device else torch.device("cpu")
         sampler: Sampler = RandomSampler()
         if self.prioritized:
-            sampler = prioritized_sampler(
-                size, exponent=self.priority_exponent, correction=self.weight_exponent, device=place
-            )
+            sampler = prioritized_sampler(size, exponent=self.priority_exponent, correction=self.weight_exponent)
         if self.storage is Storage.disk:
             _clear(folder)
             _check_disk(folder, size * row_bytes(specs), rows=size)
-            storage: LazyTensorStorage = PackedMemmapStorage(size, layout(specs), scratch_dir=folder, compilable=True)
+            storage: LazyTensorStorage = PackedMemmapStorage(
+                size, layout(specs), destination=device, scratch_dir=folder, compilable=True
+            )
         else:
             _check_memory(place, size * row_bytes(specs), rows=size, storage=self.storage)
-            storage = PackedTensorStorage(size, layout(specs), device=place, compilable=True)
+            storage = PackedTensorStorage(size, layout(specs), destination=device, device=place, compilable=True)
         buffer = (PrioritizedReplayBuffer if self.prioritized else PackedReplayBuffer)(
             storage=storage,
             sampler=sampler,
@@ -87,8 +87,8 @@ class ReplayConfig:
             # `compilable` counts in plain integers instead of ones that processes share.
             writer=RoundRobinWriter(compilable=True),
             batch_size=batch_size,
-            # RandomSampler draws on the storage's device and needs a generator of that device.
-            generator=torch.Generator(device=place).manual_seed(seed),
+            # RandomSampler draws on the storage's device and needs a generator of that device, trees on the CPU.
+            generator=torch.Generator(device="cpu" if self.prioritized else place).manual_seed(seed),
         )
         # A lazy storage takes its columns from the first row it sees: give it one of the right schema.
         first = Packing(layout(specs)).unpack(torch.zeros(1, row_bytes(specs), dtype=torch.uint8))
@@ -101,8 +101,6 @@ class ReplayConfig:
         else:
             buffer.extend(first)
         buffer.empty()
-        if place.type != device.type:
-            buffer.append_transform(lambda batch: batch.to(device, non_blocking=True))
         return buffer
 
 

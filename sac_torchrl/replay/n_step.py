@@ -10,20 +10,20 @@ from sac_torchrl.specs import SPAN
 
 
 class NStep:
-    """Makes rows of `steps` frames out of rows of one, for `count` environments.
+    """Makes rows of `steps` frames out of rows of one, for `count` environments, on the `device` of those.
 
     Row t becomes r_t + gamma r_(t+1) + ... + gamma^(k-1) r_(t+k-1), with the observation and the `terminated` that
     follow, where k is `steps` or, at the end of an episode, what is left of it: a row never reaches beyond an end,
     and a truncated episode bootstraps from its last observation with gamma^k (Sutton and Barto 2018, section 7.1).
     """
 
-    def __init__(self, steps: int, *, gamma: float, count: int) -> None:
+    def __init__(self, steps: int, *, gamma: float, count: int, device: torch.device | None = None) -> None:
         self._steps = steps
         self._gamma = gamma
         self._count = count
         # Slot i holds the rows that span i + 1 frames so far, one an environment; `_valid` says which there are.
         self._held: TensorDictBase | None = None
-        self._valid = torch.zeros(steps - 1, count, dtype=torch.bool)
+        self._valid = torch.zeros(steps - 1, count, dtype=torch.bool, device=device)
 
     def __call__(self, rows: TensorDictBase, done: Tensor, environments: slice | Tensor) -> TensorDictBase:
         """Return the rows that are complete, `(m,)`, given one frame `(n,)` of the `environments`.
@@ -34,7 +34,6 @@ class NStep:
             return rows
         if self._held is None:
             self._held = rows.new_zeros(self._steps - 1, self._count)
-            self._valid = self._valid.to(done.device)
         valid = self._valid[:, environments]
         grown: TensorDictBase = torch.cat([rows.unsqueeze(0), self._held[:, environments]])
         new, following = rows["next"], grown["next"]
@@ -71,11 +70,11 @@ class NStep:
             return
         if state["valid"].shape != self._valid.shape:
             raise ValueError(f"rows of {tuple(state['valid'].shape)} steps and environments do not fit this run")
-        self._valid = state["valid"].clone()
+        self._valid.copy_(state["valid"])
         self._held = None
         if state["held"]:
-            held = TensorDict(state["held"], batch_size=self._valid.shape).unflatten_keys("/")
-            self._held = held.clone()
+            held = {key: value.to(self._valid.device, copy=True) for key, value in state["held"].items()}
+            self._held = TensorDict(held, batch_size=self._valid.shape).unflatten_keys("/")
 
 
 def _oldest_first(rows: TensorDictBase, wanted: Tensor) -> TensorDictBase:

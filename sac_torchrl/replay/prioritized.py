@@ -23,16 +23,17 @@ class PrioritizedReplayBuffer(PackedReplayBuffer):
         return positions
 
 
-def prioritized_sampler(rows: int, *, exponent: float, correction: float, device: torch.device) -> Sampler:
+def prioritized_sampler(rows: int, *, exponent: float, correction: float) -> Sampler:
     """TorchRL's PrioritizedSampler, which draws row i in proportion to (|td_error_i| + 1e-8)^exponent.
 
-    Raises ConfigError where TorchRL's trees in C++ are not there.
+    Its trees are on the CPU, wherever the rows are: TorchRL's wheels have none for GPUs. Raises ConfigError where they
+    are not there.
     """
     try:
-        return PrioritizedSampler(rows, alpha=exponent, beta=correction, device=device)
+        return PrioritizedSampler(rows, alpha=exponent, beta=correction, device=torch.device("cpu"))
     except RuntimeError as error:
         raise ConfigError(
-            f"replay.prioritized=true needs TorchRL's C++ extension for {device.type}, which does not load here (torch "
+            "replay.prioritized=true needs TorchRL's C++ extension, which does not load here (torch "
             f"{version('torch')}, torchrl {version('torchrl')}): install torch>=2.14 with the torchrl that belongs to "
             "it, or give replay.prioritized=false."
         ) from error

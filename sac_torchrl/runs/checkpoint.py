@@ -138,7 +138,7 @@ class Checkpoints:
         if saved > written or self._buffer.writer.state_dict()["_cursor"] != written % capacity:
             raise ValueError("the replay buffer was emptied or written out of order: only `extend` it.")
         self._segments = [segment for segment in self._segments if segment.end > oldest]
-        row_bytes = max(1, self._buffer.storage[:1].bytes())
+        row_bytes = max(1, sum(column.nbytes for column in self._buffer.storage[:1].values(True, True)))
         step = max(1, SEGMENT_BYTES // row_bytes)
         for start in range(max(saved, oldest), written, step):
             positions = torch.arange(start, min(start + step, written)) % capacity

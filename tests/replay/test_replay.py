@@ -243,7 +243,9 @@ def test_samples_are_those_of_torchrl_bit_for_bit(tmp_path: Path, prioritized: b
 
 
 def test_a_buffer_that_is_shut_down_or_has_no_batch_size_refuses_to_sample_as_torchrl_does(tmp_path: Path) -> None:
-    unsized = PackedReplayBuffer(storage=PackedTensorStorage(10, layout(BOX)), writer=RoundRobinWriter())
+    unsized = PackedReplayBuffer(
+        storage=PackedTensorStorage(10, layout(BOX), destination=CPU), writer=RoundRobinWriter()
+    )
     unsized.extend(rows(collected(BOX, (6,)), BOX))
     with pytest.raises(RuntimeError, match="batch_size not specified"):
         unsized.sample()

@@ -1,0 +1,200 @@
+"""Every part of a run on a device of its own: on a pretend GPU all of them do what they do on the CPU."""
+
+import itertools
+import runpy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from pretend_device import CPU, pretending
+from runs import ROOT
+from torch import Tensor
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.envs import EnvBase
+
+import sac_torchrl as sac
+from sac_torchrl.agents.agent import Agent
+from sac_torchrl.agents.normalization import with_normalization
+from sac_torchrl.agents.variant import Variant
+from sac_torchrl.collectors.experience import Experience
+from sac_torchrl.envs.tensors import TORCH, Pendulum
+from sac_torchrl.learner.learner import Execution, Learner, LearnerConfig
+from sac_torchrl.replay.buffer import ReplayConfig, Storage
+from sac_torchrl.runs import folder as run
+from sac_torchrl.runs.checkpoint import CheckpointConfig, Checkpoints
+from sac_torchrl.runs.evaluation import EvaluationConfig
+from sac_torchrl.runs.folder import RunConfig
+
+STEPS = 8  # before the checkpoint, and as many after it
+
+
+class ShortPendulum(Pendulum):
+    """Ends often enough for every kind of row."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        super().__init__(count, device)
+        self.limit = 4
+
+
+ENVIRONMENTS = {
+    "gymnasium": sac.EnvConfig("Pendulum-v1", count=2, max_episode_steps=4),
+    "tensors": sac.EnvConfig("torch/short", count=4),
+    "discrete": sac.EnvConfig("torch/cartpole", count=4),
+}
+
+
+VARIANTS: dict[str, Callable[[], Variant]] = {
+    "sac": lambda: sac.SAC(network=sac.NetworkConfig([8])),
+    "sac_v1": lambda: sac.SACv1(network=sac.NetworkConfig([8])),
+    "redq": lambda: sac.REDQ(network=sac.NetworkConfig([8]), critics=3),
+    "droq": lambda: sac.DroQ(network=sac.NetworkConfig([8])),
+    "crossq": lambda: sac.CrossQ(network=sac.NetworkConfig([8]), critic_hidden=[8]),
+    "tqc": lambda: sac.TQC(network=sac.NetworkConfig([8]), critic_hidden=[8]),
+    "simba": lambda: sac.SimBa(actor_width=8, critic_width=8),
+    "fastsac": lambda: sac.FastSAC(network=sac.NetworkConfig([8]), critic_hidden=[8], atoms=11),
+    "discrete_sac": lambda: sac.DiscreteSAC(network=sac.NetworkConfig([8])),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the numbers of a run depend on."""
+
+    environment: str = "tensors"
+    n_steps: int = 1
+    prioritized: bool = False
+    normalize: bool = False
+    variant: str = "sac"
+
+
+@dataclass
+class Parts:
+    """A run."""
+
+    agent: Agent
+    learner: Learner
+    buffer: TensorDictReplayBuffer
+    experience: Experience
+    checkpoints: Checkpoints
+    test_env: EnvBase
+
+    def go(self, steps: int) -> None:
+        """So many steps of every environment, with an update each once there are rows."""
+        for _, _ in zip(range(steps), self.experience, strict=False):
+            self.agent.observe(self.buffer)
+            if len(self.buffer):
+                batch = self.buffer.sample()
+                self.learner.update(batch)
+                self.buffer.update_tensordict_priority(batch)
+
+    def outcome(self) -> dict[str, Tensor]:
+        """All that it leaves: weights, rows, and what is logged."""
+        evaluation = sac.evaluate(self.agent.actor, self.test_env, episodes=3, seed=5)
+        metrics = self.learner.metrics() | self.experience.metrics() | evaluation.metrics()
+        metrics.pop("time/frames_per_second")
+        rows = self.buffer.storage[:].flatten_keys(".").cpu()
+        weights = {name: value.detach().cpu() for name, value in self.agent.loss.state_dict().items()}
+        return weights | dict(rows.items()) | {name: torch.tensor(value) for name, value in metrics.items()}
+
+
+def build(setting: Setting, folder: Path, device: torch.device, storage: Storage, execution: Execution) -> Parts:
+    torch.manual_seed(0)
+    env = ENVIRONMENTS[setting.environment]
+    specs = replace(env.specs(), n_steps=setting.n_steps)
+    agent = VARIANTS[setting.variant]().build(specs, device=device)
+    if setting.normalize:
+        agent = with_normalization(agent, specs, device=device)
+    buffer = ReplayConfig(capacity=60, storage=storage, prioritized=setting.prioritized).build(
+        folder / "rows", specs, rows=10**6, batch_size=16, seed=1, device=device
+    )
+    learner = LearnerConfig(execution=execution).build(agent)
+    experience = sac.Direct().build(
+        env, agent.actor, buffer, specs=specs, total_frames=10**6, random_frames=2 * env.count, seed=2
+    )
+    checkpoints = CheckpointConfig().build(folder / "checkpoints", buffer, learner=learner, experience=experience)
+    torch.manual_seed(3)
+    return Parts(agent, learner, buffer, experience, checkpoints, env.build(count=2, device=device))
+
+
+@pytest.fixture(autouse=True)
+def _short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TORCH, "short", ShortPendulum)
+
+
+@cache
+def on_the_cpu(setting: Setting) -> dict[str, Tensor]:
+    """What comes of the run on the CPU, in one go and without a recording."""
+    with TemporaryDirectory() as folder:
+        parts = build(setting, Path(folder), CPU, Storage.ram, Execution.eager)
+        parts.go(2 * STEPS)
+        return parts.outcome()
+
+
+def check(setting: Setting, storage: Storage, execution: Execution, folder: Path) -> None:
+    """Collect, update, save, resume, collect, update and evaluate on the device, and compare."""
+    with pretending() as device:
+        first = build(setting, folder, device, storage, execution)
+        first.go(STEPS)
+        first.checkpoints.save(first.experience.frames)
+        second = build(setting, folder, device, storage, execution)
+        second.checkpoints.restore()
+        second.go(STEPS)
+        found = second.outcome()
+    expected = on_the_cpu(setting)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+FIRST = list(itertools.product(("gymnasium", "tensors"), Storage, (1, 3), (False, True)))
+THEN = list(itertools.product((False, True), (Execution.eager, Execution.captured)))
+MATRIX = [(*first, *then) for first in FIRST for then in THEN]
+# All of the first four with each other, and each value of these with each of the other two. The rest is slow.
+CHOSEN = [
+    (*first, (storage is Storage.ram) ^ prioritized ^ (n_steps == 3), tuple(Execution)[(place // 2 + place // 12) % 2])
+    for place, first in enumerate(FIRST)
+    for _, storage, n_steps, prioritized in [first]
+]
+
+
+@pytest.mark.parametrize(
+    ("environment", "storage", "n_steps", "prioritized", "normalize", "execution"),
+    [pytest.param(*row, marks=() if row in CHOSEN else pytest.mark.slow) for row in MATRIX],
+)
+def test_a_run_on_a_gpu_is_that_on_the_cpu(
+    environment: str,
+    storage: Storage,
+    n_steps: int,
+    prioritized: bool,
+    normalize: bool,
+    execution: Execution,
+    tmp_path: Path,
+) -> None:
+    check(Setting(environment, n_steps, prioritized, normalize), storage, execution, tmp_path)
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS)[1:])
+def test_every_variant_trains_on_a_gpu_as_on_the_cpu(variant: str, tmp_path: Path) -> None:
+    environment = "discrete" if variant == "discrete_sac" else "tensors"
+    setting = Setting(environment, normalize=variant == "fastsac", variant=variant)
+    check(setting, Storage.device, Execution.captured, tmp_path)
+
+
+def test_the_first_command_takes_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = runpy.run_path(str(ROOT / "recipes" / "continuous.py"))
+    config = sac.Continuous(
+        total_frames=40,
+        random_frames=20,
+        batch_size=8,
+        run=RunConfig(str(tmp_path / "run")),
+        evaluate=EvaluationConfig(20, 1),
+    )
+    with pretending() as device:
+        monkeypatch.setattr(run, "resolve_device", lambda name: {"auto": device}[name])
+        recipe["main"](config)
+    assert "on pretend, seed 0" in (tmp_path / "run" / "run.log").read_text()
+    assert (tmp_path / "run" / "evaluation.json").is_file()
