@@ -51,3 +51,18 @@ class Signals:
         elif number != signal.SIGHUP and time.monotonic() - self._at > 0.1:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put the handlers of the signals that stop a run back, whatever the block sets in their place."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {one: signal.getsignal(one) for one in STOPPING}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            if signal.getsignal(one) is not handler and handler is not None:
+                signal.signal(one, handler)

@@ -14,6 +14,7 @@ from sac_torchrl.config.schema import RECIPES, recipe_of
 from sac_torchrl.envs.check import Kind, check_env
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import CheckpointError, ConfigError, exit_codes, nearest
+from sac_torchrl.orphans import marked
 from sac_torchrl.runs import snapshot
 from sac_torchrl.runs.device import resolve_device
 from sac_torchrl.runs.evaluation import evaluate, record_video, write_evaluation
@@ -28,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ends the process with the exit codes of `errors` where it fails."""
-    with exit_codes():
+    with exit_codes(), marked():
         words = list(sys.argv[1:] if arguments is None else arguments)
         parser, commands = _parser()
         if words and not words[0].startswith("-") and words[0] not in commands:

@@ -6,20 +6,24 @@ import importlib.util
 import ipaddress
 import logging
 import os
-import socket
+import secrets
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch.nn import Module
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from torchrl.modules import ProbabilisticActor
@@ -42,7 +46,9 @@ from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.vector import wrapped
 from sac_torchrl.errors import ConfigError, WorkerDied, short
 from sac_torchrl.extras import require
+from sac_torchrl.orphans import marked
 from sac_torchrl.replay.buffer import rows
+from sac_torchrl.signals import handlers_kept
 from sac_torchrl.specs import ENTROPY, Specs
 
 
@@ -90,49 +96,25 @@ class RayExperience(Experience):
         self._slices = split(job.env.count, plan.workers or job.env.count)
 
     def _collect(self) -> Generator[list[Steps | Dropped], None, None]:
-        self._ray: Any = importlib.import_module("ray")
         log_new_episodes(self.frames)
         self._budget, self._incarnations = RestartBudget(self._plan.restarts), 0
         self._workers: list[_Remote] = []
-        try:
-            self._connect()
-            self._start_worker(*self._slices)
-            while True:
-                collected = self._take_some()
-                if collected:
-                    yield collected
-        finally:
-            for remote in self._workers:
-                remote.close()
-            self._ray.shutdown()
-
-    def _connect(self) -> None:
-        # What runs on this machine alone listens on it alone. Nothing serves the dashboard.
-        paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
-        local: dict[str, Any] = {
-            "address": "local",
-            "num_cpus": len(self._slices),
-            "_node_ip_address": "127.0.0.1",
-            "runtime_env": paths,
-        }
-        place = local if self._plan.address is None else {"address": self._plan.address}
-        self._ray.init(include_dashboard=False if self._plan.address is None else None, log_to_driver=False,
-                       logging_level=logging.ERROR, **place)  # fmt: skip
-        if (there := _cpus(self._ray)) < len(self._slices):
-            raise ConfigError(
-                f"collector.workers={len(self._slices)}: the Ray cluster has {there:g} CPUs; give it more, or fewer "
-                "workers."
-            )
-        self._alone = len({node["NodeManagerAddress"] for node in self._ray.nodes() if node["Alive"]}) == 1
-        if not self._alone:
-            _check_name()
+        with _cluster(self._plan.address, cpus=len(self._slices)) as self._ray:
+            try:
+                self._start_worker(*self._slices)
+                while True:
+                    collected = self._take_some()
+                    if collected:
+                        yield collected
+            finally:
+                for remote in self._workers:
+                    remote.close()
 
     def _start_worker(self, *slices: range) -> None:
         """Start their workers all at once: each takes a while to import what it needs."""
 
         def one(environments: range) -> None:
             beginning = begin(self._job, environments, frames=self.frames, incarnation=self._incarnations)
-            learned, alone = self.frames, self._alone
             self._workers.append(
                 _Remote(
                     self._ray,
@@ -141,8 +123,7 @@ class RayExperience(Experience):
                     environments,
                     beginning,
                     workers=len(self._slices),
-                    learned=learned,
-                    alone=alone,
+                    learned=self.frames,
                 )
             )
 
@@ -169,15 +150,14 @@ class RayExperience(Experience):
         wait = max(0.0, min(remote.deadline for remote in self._workers) - time.monotonic())
         ready, _ = self._ray.wait(list(by_task), timeout=wait)
         remote = by_task[ready[0]] if ready else min(self._workers, key=lambda remote: remote.deadline)
-        made = list[Steps | Dropped]()
         try:
-            made += remote.receive(self._job.specs, stored=self.frames)
-            remote.go_on(self._job.actor, learned=self.frames)
+            made = remote.receive(self._job.specs, stored=self.frames)
         except WorkerDied as died:
             remote.close()
             self._workers.remove(remote)
             self._replace(remote.environments, died)
-            made += [Dropped(torch.arange(remote.environments.start, remote.environments.stop))]
+            return [Dropped(torch.arange(remote.environments.start, remote.environments.stop))]
+        remote.go_on(self._job.actor, learned=self.frames)
         return made
 
 
@@ -194,7 +174,6 @@ class _Remote:
         *,
         workers: int,
         learned: int,
-        alone: bool,
     ) -> None:
         self.environments = environments
         self._ray = ray
@@ -202,23 +181,23 @@ class _Remote:
         self._timeout = plan.timeout
         # TorchRL rounds up to whole batches.
         self._random_steps = -(-beginning.random_steps // plan.steps) * plan.steps
-        self._policy = acting(copy.deepcopy(job.actor).cpu())
+        policy = acting(copy.deepcopy(job.actor).cpu())
         distributed: Any = importlib.import_module("torchrl.collectors.distributed")
-        scheme: Any = importlib.import_module("torchrl.weight_update").RayWeightSyncScheme()
         scheduling: Any = importlib.import_module("ray.util.scheduling_strategies")
         self._place = self._reserve(workers)
         strategy = scheduling.PlacementGroupSchedulingStrategy(placement_group=self._place)
         try:
             self._collector = distributed.RayCollector(
-                [partial(_open, job.env, environments, beginning.seeds, beginning.exploration, alone)],
-                self._policy,
-                collector_class=Collector,
+                [partial(_open, job.env, environments, beginning.seeds, beginning.exploration)],
+                policy,
+                collector_class=RemoteCollector,
                 frames_per_batch=plan.steps * len(environments),
                 total_frames=-1,
                 init_random_frames=beginning.random_steps * len(environments),
                 device=torch.device("cpu"),
                 sync=True,
-                weight_sync_schemes={"policy": scheme},
+                # TorchRL's own scheme opens a port on all interfaces; here the weights go with the call.
+                weight_sync_schemes={},
                 remote_configs={"num_cpus": 1, "scheduling_strategy": strategy},
                 collector_kwargs={"track_traj_ids": False, "auto_register_policy_transforms": False},
             )
@@ -231,14 +210,7 @@ class _Remote:
             why = next(line for line in reversed(said) if line.strip())
             raise self._died(f"cannot be started ({why})", None, str(error)) from error
         [self._actor] = self._collector.remote_collectors
-        try:
-            self.go_on(job.actor, learned=learned)
-        except WorkerDied:
-            self.close()
-            raise
-        # It has told both sides where they meet, and is a process as large as a worker.
-        with suppress(ValueError):  # It is gone already.
-            ray.kill(ray.get_actor(scheme.connection_info_name))
+        self.go_on(job.actor, learned=learned)
 
     def _reserve(self, workers: int) -> Any:
         """A CPU of the cluster: an actor without one would be waited for without end. Raises WorkerDied."""
@@ -258,15 +230,9 @@ class _Remote:
 
     def go_on(self, actor: ProbabilisticActor, *, learned: int) -> None:
         """Have it make the next steps, with the weights of `actor`, which learned from so many frames."""
-        with torch.no_grad():
-            for theirs, ours in zip(self._policy.state_dict().values(), actor.state_dict().values(), strict=True):
-                theirs.copy_(ours)
-        try:
-            self._collector.update_policy_weights_()
-        except (RuntimeError, self._ray.exceptions.RayError) as error:
-            raise self._unreached(error, f"did not take new weights ({short(error)})") from error
+        weights = [tensor.cpu() for tensor in actor.state_dict().values()]
         self._learned = learned
-        self.task = self._actor.next.remote()
+        self.task = self._actor.steps.remote(weights)
         self.deadline = time.monotonic() + self._timeout
 
     def receive(self, specs: Specs, *, stored: int) -> list[Steps | Dropped]:
@@ -325,32 +291,25 @@ class _Remote:
         )
 
 
+class RemoteCollector(Collector):
+    """TorchRL's Collector, which is sent the weights with the call for the next steps."""
+
+    def steps(self, weights: list[Tensor]) -> TensorDictBase:
+        """Make one batch with these weights, the values of the policy's state_dict."""
+        policy = cast(Module, self.policy)
+        with torch.no_grad():
+            for ours, given in zip(policy.state_dict().values(), weights, strict=True):
+                ours.copy_(given)
+        return cast(TensorDictBase, self.next())  # type: ignore[no-untyped-call]
+
+
 def _cpus(ray: Any) -> float:
     """How many the cluster has."""
     return float(ray.cluster_resources().get("CPU", 0))
 
 
-def _check_name() -> None:
-    """Raise ConfigError where this machine's own name is not an address at which other machines reach it.
-
-    Weights are exchanged between the addresses of the names (torch.distributed).
-    """
-    name = socket.gethostname()
-    try:
-        address = socket.gethostbyname(name)
-    except OSError:
-        address = "nothing"
-    if address == "nothing" or ipaddress.ip_address(address).is_loopback:
-        raise ConfigError(
-            f"collector=ray on several machines: the name {name} stands for {address} on that machine, where no other "
-            "reaches it: give it its address in the cluster's network, in /etc/hosts there (docs/ray.md)."
-        )
-
-
-def _open(env: EnvConfig, environments: range, words: list[int], exploration: int, alone: bool) -> EnvBase:
-    """Open a slice of the environments, in a worker, which may be `alone` with the learner on one machine."""
-    if not alone:
-        _check_name()
+def _open(env: EnvConfig, environments: range, words: list[int], exploration: int) -> EnvBase:
+    """Open a slice of the environments, in a worker."""
     torch.manual_seed(exploration)
     busy = SimpleNamespace(value=0)
     envs = open_slice(env, environments, busy)
@@ -362,3 +321,93 @@ def _has_token() -> bool:
     """Whether Ray is told to ask for a token, and finds one where it looks."""
     given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     return os.environ.get("RAY_AUTH_MODE") == "token" and (given or Path("~/.ray/auth_token").expanduser().is_file())
+
+
+@contextmanager
+def _cluster(address: str | None, *, cpus: int) -> Iterator[Any]:
+    """Ray, connected to the cluster at `address`, or to one of this machine alone that ends with the block.
+
+    Raises ConfigError where the process is connected already, and where the cluster has fewer than `cpus` CPUs.
+    """
+    ray: Any = importlib.import_module("ray")
+    if ray.is_initialized():
+        raise ConfigError(
+            "collector=ray: this process is connected to a Ray cluster already: call ray.shutdown() first."
+        )
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with _local_cluster(ray, cpus=cpus) if address is None else nullcontext({"address": address}) as place:
+        try:
+            with marked(), handlers_kept():
+                ray.init(**place, **quiet)
+            if address is None:
+                _check_loopback(ray)
+            if (there := _cpus(ray)) < cpus:
+                raise ConfigError(
+                    f"collector.workers={cpus}: the Ray cluster has {there:g} CPUs; give it more, or fewer workers."
+                )
+            yield ray
+        finally:
+            with handlers_kept():
+                ray.shutdown()
+
+
+@contextmanager
+def _local_cluster(ray: Any, *, cpus: int) -> Iterator[dict[str, Any]]:
+    """What `ray.init` is given for a cluster of this machine that nobody else can use.
+
+    Ray takes a token from the process's environment and reads that once, when it is imported, as TorchRL does; its
+    option for the address of a node turns 127.0.0.1 into the machine's address in the network, unless it thinks that
+    clusters of several machines are not supported. What it does for its own tests is done here: read them again.
+    """
+    raylet: Any = importlib.import_module("ray._raylet")
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+    def reread() -> None:
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+    several = constants.ENABLE_RAY_CLUSTER
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        try:
+            with _environment(secret):
+                constants.ENABLE_RAY_CLUSTER = False
+                reread()
+                yield {
+                    "address": "local",
+                    "num_cpus": cpus,
+                    "include_dashboard": False,
+                    "_temp_dir": folder,
+                    "_node_ip_address": "127.0.0.1",
+                    "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
+                }
+        finally:
+            constants.ENABLE_RAY_CLUSTER = several
+            reread()
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the process's environment within the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _check_loopback(ray: Any) -> None:
+    """Raise ConfigError where Ray opened its ports to the network after all, or asks for no token."""
+    raylet: Any = importlib.import_module("ray._raylet")
+    addresses = [node["NodeManagerAddress"] for node in ray.nodes()]
+    asks = raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
+    if not (asks and all(ipaddress.ip_address(address).is_loopback for address in addresses)):
+        raise ConfigError(
+            f"collector=ray: Ray {ray.__version__} keeps strangers from a local cluster in no way known here (it is at "
+            f"{', '.join(addresses)}): start one with a token and give collector.address (docs/ray.md)."
+        )

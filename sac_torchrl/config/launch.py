@@ -22,6 +22,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from sac_torchrl.config.files import Layer, read
 from sac_torchrl.config.schema import T, choices, chosen, plan, recipe_of
 from sac_torchrl.errors import ConfigError, exit_codes, nearest
+from sac_torchrl.orphans import marked
 from sac_torchrl.runs.folder import CONFIG
 
 _PACKAGE = Path(__file__).parents[1]
@@ -73,7 +74,7 @@ def launch(main: Callable[[T], None], schema: type[T]) -> None:
                 line.check(overrides)
 
         def task(raw: DictConfig) -> None:
-            with exit_codes():
+            with exit_codes(), marked():
                 main(plan(raw, schema))
 
         hydra.main(version_base="1.3", config_path=None, config_name=line.recipe)(task)()

@@ -1,0 +1,81 @@
+"""A guardian for the processes that this one starts: when this one is gone, those that are left are ended.
+
+Only the standard library is imported: the guardian is this file, run as a program.
+"""
+
+import os
+import secrets
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+MARK = "SAC_TORCHRL_PARENTS"  # the environment variable by which the guardian knows them
+_GRACE_SECONDS = 3.0  # for those that end by themselves and clean up
+_LIMIT_SECONDS = 10.0
+
+
+@contextmanager
+def marked() -> Iterator[None]:
+    """Processes that are started within the block do not outlive this process by more than some seconds.
+
+    They inherit a mark in their environment and are ended wherever they are: also in a session of their own, and also
+    where this process is killed. One that was forked and runs no program of its own has no mark. Linux only.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    before = os.environ.get(MARK)
+    # A marked process may guard its own: every mark stays.
+    os.environ[MARK] = f"{before or ''}{_guardian(os.getpid())};"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(MARK, None)
+        else:
+            os.environ[MARK] = before
+
+
+@cache
+def _guardian(process: int) -> str:
+    """Start the guardian of this `process` and return its mark; a forked process has one of its own."""
+    mark = secrets.token_hex(8)
+    unmarked = {name: value for name, value in os.environ.items() if name != MARK}
+    arguments = [sys.executable, "-I", "-S", __file__, str(process), mark]
+    silence = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+    os.posix_spawn(sys.executable, arguments, unmarked, file_actions=silence, setsid=True)
+    return mark
+
+
+def _living(mark: str) -> list[int]:
+    """The processes that bear the mark."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # It ended, or is another user's.
+            if mark.encode() in entry.read_bytes():
+                found.append(int(entry.parent.name))
+    return found
+
+
+def _watch(process: int, mark: str) -> None:
+    os.chdir("/")  # the folder that it was started in may be removed
+    with suppress(ProcessLookupError):  # It is gone already.
+        gone = select.poll()
+        gone.register(os.pidfd_open(process), select.POLLIN)
+        gone.poll()
+    start = time.monotonic()
+    while (living := _living(mark)) and time.monotonic() - start < _LIMIT_SECONDS:
+        if time.monotonic() - start > _GRACE_SECONDS:
+            for one in living:
+                with suppress(OSError):
+                    os.kill(one, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    _watch(int(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,67 @@
+"""A process's own do not outlive it, however it ends and wherever they went."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from descendants import command_of
+
+from sac_torchrl import orphans
+
+pytestmark = [pytest.mark.limit(60), pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")]
+
+PARENT = """
+import os, signal, subprocess, sys
+from sac_torchrl.orphans import marked
+plain = subprocess.Popen(["sleep", "301"], start_new_session=True)
+with marked(), marked():
+    own = subprocess.Popen(["sleep", "302"], start_new_session=True)
+    deaf = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 303; true"])
+    if (middle := os.fork()) == 0:  # a daemon, as programs make it: its parent is gone at once
+        os.setsid()
+        if os.fork() == 0:
+            os.execvp("sleep", ["sleep", "304"])
+        os._exit(0)
+    os.waitpid(middle, 0)
+assert "SAC_TORCHRL_PARENTS" not in os.environ
+print(plain.pid, own.pid, deaf.pid, flush=True)
+sys.stdin.readline()
+"""
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def living(*commands: str) -> list[str]:
+    found = [command_of(int(path.name)) for path in Path("/proc").glob("[0-9]*")]
+    return [command for command in found if command.startswith(commands)]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_a_process_starts_ends_with_it(killed: bool) -> None:
+    process = subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    plain, own, deaf = (int(word) for word in process.stdout.readline().split())
+    process.stdout.close()
+    try:
+        assert all(map(command_of, (plain, own, deaf)))
+        wait_until(lambda: bool(living("sleep 304")))
+        if killed:
+            process.kill()
+        process.stdin.close()
+        process.wait(10)
+        wait_until(lambda: not (command_of(own) or command_of(deaf) or living("sleep 304")))
+        assert command_of(plain)  # that was not in the block
+    finally:
+        os.kill(plain, signal.SIGKILL)
+    guardian = f"{orphans.__file__} {process.pid}"
+    wait_until(lambda: not any(guardian in command for command in living(sys.executable)))
