@@ -14,8 +14,6 @@ from torch import Tensor
 from torchrl.data import Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
 from torchrl.envs import EnvBase, GymWrapper
 
-from sac_torchrl.replay.packing import unchecked
-
 
 def wrapped(envs: VectorEnv[Any, Any, Any]) -> EnvBase:
     """A vector environment, its autoreset disabled, as TorchRL's."""
@@ -58,7 +56,14 @@ def as_tensors(observations: Any) -> Tensor | TensorDict:
     if not isinstance(observations, dict):
         return torch.from_numpy(observations)
     leaves = {name: torch.from_numpy(leaf) for name, leaf in observations.items()}
-    return unchecked(leaves, len(next(iter(leaves.values()))))
+    # Checks of tensors that are known to fit would take longer than a step of a small environment.
+    made: TensorDict = TensorDict._new_unsafe(leaves, batch_size=next(iter(leaves.values())).shape[:1])
+    return made
+
+
+def arrays(observations: Any) -> list[Any]:
+    """The arrays that an observation is made of, in the order of its leaves."""
+    return list(observations.values()) if isinstance(observations, dict) else [observations]
 
 
 def put(observations: Any, place: Any, observation: Any) -> None:
