@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torchrl.data import TensorSpec
+from torchrl.data import Composite, TensorSpec
 
 # What a policy that is asked to tells of itself, and a row may hold.
 ENTROPY = "entropy"
@@ -18,7 +18,8 @@ WEIGHT, ERROR = "priority_weight", "td_error"
 class Specs:
     """The spaces of one environment, without batch dimensions, and what a stored row holds besides.
 
-    `observation` is a float32 vector `(n,)` or the int64 index `()` of a discrete state; `action` is a
+    `observation` is a float32 vector `(n,)`, the int64 index `()` of a discrete state, the int64 indices `(n,)` of a
+    MultiCategorical, or a Composite of such leaves by name, of which a row holds `("observation", name)`; `action` is a
     float32 vector `(n,)` in [-1, 1] or the int64 index `()` of a discrete action. Where `n_steps` is above 1, rewards
     of so many frames are discounted by `gamma` and stored as one. With `entropy` a row holds the entropy, in nats, of
     the policy that chose its action.
@@ -29,3 +30,10 @@ class Specs:
     n_steps: int = 1
     gamma: float = 0.99
     entropy: bool = False
+
+    @property
+    def leaves(self) -> dict[tuple[str, ...], TensorSpec]:
+        """What is observed by its key in a row: one `("observation",)`, or `("observation", name)` of each leaf."""
+        if isinstance(self.observation, Composite):
+            return {("observation", name): leaf for name, leaf in self.observation.items()}
+        return {("observation",): self.observation}

@@ -146,7 +146,7 @@ class CategoricalLoss(SACv2Loss):
         following = scaled.get("next")
         action, log_prob = draw(self, following)
         asked = self._every_critic(
-            following.select(*self.actor_network.in_keys).set(self.tensor_keys.action, action),
+            following.select(*self.qvalue_network.in_keys, strict=False).set(self.tensor_keys.action, action),
             self.target_qvalue_network_params,
         )
         probabilities = asked.get(self.tensor_keys.state_action_value).softmax(-1)

@@ -1,12 +1,13 @@
 """The networks inside actors and critics: an encoder for the observation and a perceptron behind it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor, nn
-from torchrl.data import Categorical, TensorSpec
+from torchrl.data import Categorical, Composite, MultiCategorical, TensorSpec
 from torchrl.modules import MLP
 
 from sac_torchrl.errors import ConfigError
@@ -24,6 +25,49 @@ class OneHot(nn.Module):
         # Made here: tensors of every network's own would keep a recording from encoding once for all of them.
         classes = torch.arange(self.states, device=index.device)
         return (index.unsqueeze(-1) == classes).to(torch.get_default_dtype())
+
+
+class OneHots(nn.Module):
+    """Several indices, int64 `(..., n)`, as one-hot vectors side by side, `(..., sum of counts)`."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        super().__init__()
+        self.counts = list(counts)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Encode in torch's default floating point type."""
+        # One comparison of all: an index is repeated for each of its classes.
+        counts = torch.tensor(self.counts, device=indices.device)
+        classes = torch.cat([torch.arange(count, device=indices.device) for count in self.counts])
+        total = sum(self.counts)
+        return (indices.repeat_interleave(counts, -1, output_size=total) == classes).to(torch.get_default_dtype())
+
+
+class Embeddings(nn.Module):
+    """Several indices, int64 `(..., n)`, through a learned embedding each, side by side, `(..., n * size)`."""
+
+    def __init__(self, counts: Sequence[int], size: int, *, device: torch.device) -> None:
+        super().__init__()
+        self.embeddings = nn.ModuleList(nn.Embedding(count, size, device=device) for count in counts)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Look all of them up."""
+        return torch.cat([one(index) for one, index in zip(self.embeddings, indices.unbind(-1), strict=True)], -1)
+
+
+class Leaves(nn.Module):
+    """The leaves `names` of an observation, a TensorDict, each encoded by one of `encoders`, side by side."""
+
+    def __init__(self, names: Sequence[str], encoders: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.names = list(names)
+        self.encoders = nn.ModuleList(encoders)
+
+    def forward(self, observation: TensorDictBase) -> Tensor:
+        """Return features `(..., n)`; other leaves are left alone and may be missing."""
+        return torch.cat(
+            [encoder(observation.get(name)) for name, encoder in zip(self.names, self.encoders, strict=True)], -1
+        )
 
 
 class Encoded(nn.Module):
@@ -75,7 +119,7 @@ class Init(Enum):
 
 @dataclass
 class NetworkConfig:
-    """A ReLU perceptron; a discrete observation enters one-hot, or through a learned embedding.
+    """A ReLU perceptron; discrete observations enter one-hot, or through a learned embedding each.
 
     Two hidden layers of 256 are the size of every system SAC descends from (Haarnoja et al. 2018b, table 1).
     `init` is how the linear layers' weights are drawn.
@@ -102,24 +146,48 @@ class NetworkConfig:
     ) -> nn.Module:
         """Map an observation, and `inputs` further numbers, to `outputs` numbers.
 
-        The module takes `(..., n)` float32 or `(...)` int64 observations and, where `inputs` is not 0, a second
-        tensor `(..., inputs)`; it returns `(..., outputs)`. `perceptron` builds another network behind the encoder,
+        The module takes `(..., n)` float32 or `(...)` int64 observations, or a TensorDict of such leaves where
+        `observation` is a Composite, and, where `inputs` is not 0, a second tensor `(..., inputs)`; it returns
+        `(..., outputs)`. `perceptron` builds another network behind the encoder,
         from the numbers of its inputs and outputs; it concatenates the tensors that it is given. `init` is for it too.
         """
-        if not isinstance(observation, Categorical):
-            features = observation.shape[-1]
-        elif self.embedding is None:
-            features = observation.space.n
-        else:
-            features = self.embedding
-        network = (perceptron or self._perceptron)(features + inputs, outputs).to(device)
+        # The encoder's own weights are drawn after those of the perceptron.
+        network = (perceptron or self._perceptron)(self._features(observation) + inputs, outputs).to(device)
         self.init(network)
-        if not isinstance(observation, Categorical):
-            return network
-        states = observation.space.n
-        if self.embedding is None:
-            return Encoded(OneHot(states), network)
-        return Encoded(nn.Embedding(states, self.embedding, device=device), network)
+        encoder = self._encoder(observation, device)
+        return network if isinstance(encoder, nn.Identity) else Encoded(encoder, network)
+
+    def _features(self, observation: TensorSpec) -> int:
+        """The number of features that the encoder of `observation` makes."""
+        match observation:
+            case Composite():
+                return sum(self._features(leaf) for leaf in observation.values())
+            case MultiCategorical():
+                counts = [int(count) for count in observation.nvec]
+                return sum(counts) if self.embedding is None else len(counts) * self.embedding
+            case Categorical():
+                return int(observation.space.n) if self.embedding is None else self.embedding
+            case _:
+                return int(observation.shape[-1])
+
+    def _encoder(self, observation: TensorSpec, device: torch.device) -> nn.Module:
+        """What a kind of leaf needs before a perceptron can take it."""
+        match observation:
+            case Composite():
+                encoders = [self._encoder(leaf, device) for leaf in observation.values()]
+                return Leaves(list(observation.keys()), encoders)
+            case MultiCategorical():
+                counts = [int(count) for count in observation.nvec]
+                if self.embedding is None:
+                    return OneHots(counts)
+                return Embeddings(counts, self.embedding, device=device)
+            case Categorical():
+                states = int(observation.space.n)
+                if self.embedding is None:
+                    return OneHot(states)
+                return nn.Embedding(states, self.embedding, device=device)
+            case _:
+                return nn.Identity()
 
     def _perceptron(self, inputs: int, outputs: int) -> nn.Module:
         return MLP(in_features=inputs, out_features=outputs, num_cells=list(self.hidden), activation_class=nn.ReLU)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
-from torchrl.data import Categorical, TensorDictReplayBuffer
+from torchrl.data import Composite, TensorDictReplayBuffer, TensorSpec
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.errors import ConfigError
@@ -24,8 +24,9 @@ class Normalizer(nn.Module):
     var: Tensor
     seen: Tensor
 
-    def __init__(self, features: int, *, device: torch.device) -> None:
+    def __init__(self, features: int, *, device: torch.device, key: tuple[str, ...] = ("observation",)) -> None:
         super().__init__()
+        self._key = key
         self.register_buffer("mean", torch.zeros(features, dtype=torch.float64, device=device))
         self.register_buffer("var", torch.ones(features, dtype=torch.float64, device=device))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device=device))
@@ -42,7 +43,7 @@ class Normalizer(nn.Module):
         if written <= seen:
             return
         positions = torch.arange(max(seen, written - capacity), written, device=buffer.storage.device) % capacity
-        new = buffer.storage.get(positions).get("observation").to(self.mean.device, torch.float64)
+        new = buffer.storage.get(positions).get(self._key).to(self.mean.device, torch.float64)
         shift, share = new.mean(0) - self.mean, (written - seen) / written
         inside = (1 - share) * self.var + share * new.var(0, correction=0)
         self.var.copy_(inside + share * (1 - share) * shift**2)
@@ -50,14 +51,44 @@ class Normalizer(nn.Module):
         self.seen.fill_(written)
 
 
+class LeafNormalizers(nn.Module):
+    """A `Normalizer` for every leaf of an observation that holds numbers; indices stay as they are."""
+
+    def __init__(self, leaves: dict[tuple[str, ...], TensorSpec], *, device: torch.device) -> None:
+        super().__init__()
+        self._names = [name for _, name in leaves]
+        self.normalizers = nn.ModuleList(
+            Normalizer(leaf.shape[-1], device=device, key=key) for key, leaf in leaves.items()
+        )
+
+    def forward(self, observation: TensorDictBase) -> TensorDictBase:
+        """Normalize the leaves that are there, in a TensorDict of its own."""
+        observation = observation.copy()
+        for name, normalizer in zip(self._names, self.normalizers, strict=True):
+            if name in observation:
+                observation.set(name, normalizer(observation.get(name)))
+        return observation
+
+    def read(self, buffer: TensorDictReplayBuffer) -> None:
+        """Take in the rows that were stored since the last call."""
+        for normalizer in self.normalizers:
+            assert isinstance(normalizer, Normalizer)
+            normalizer.read(buffer)
+
+
 def with_normalization(agent: Agent, specs: Specs, *, device: torch.device) -> Agent:
     """Put a `Normalizer` before the networks of an agent: before its loss, and in the actor that acts.
 
     Raises ConfigError where states are discrete.
     """
-    if isinstance(specs.observation, Categorical):
+    numbers = {key: leaf for key, leaf in specs.leaves.items() if leaf.dtype.is_floating_point}
+    if not numbers:
         raise ConfigError("normalize=true: discrete states are no numbers to normalize; give normalize=false.")
-    normalizer = Normalizer(specs.observation.shape[-1], device=device)
+    normalizer: Normalizer | LeafNormalizers
+    if isinstance(specs.observation, Composite):
+        normalizer = LeafNormalizers(numbers, device=device)
+    else:
+        normalizer = Normalizer(specs.observation.shape[-1], device=device)
 
     given: list[TensorDictBase] = []
 

@@ -9,9 +9,11 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.collectors import Collector
+from torchrl.data import Composite
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from sac_torchrl.envs.vector import as_tensors
 from sac_torchrl.learner.capture import Captured
 from sac_torchrl.replay.packing import unchecked
 
@@ -29,6 +31,8 @@ class GymnasiumCollector(Collector):
         self._vector: Any = env._env  # TorchRL's wrapper has no public name for what it wraps
         self._policy = policy
         self._act = Captured(self._choose)
+        observed = env.observation_spec["observation"]
+        self._leaves = list(observed.keys()) if isinstance(observed, Composite) else None
 
     def iterator(self) -> Iterator[TensorDictBase]:
         """Yield transitions without end; each batch has tensors of its own, so that none need be copied."""
@@ -44,11 +48,12 @@ class GymnasiumCollector(Collector):
         if self._should_use_random_frames():
             chosen = {"action": self.env.rand_action(TensorDict(batch_size=self.env.batch_size)).get("action")}
         else:
-            acted = self._act(observation.to(self.policy_device))
+            leaves = [observation] if self._leaves is None else map(observation.get, self._leaves)
+            acted = self._act(*(leaf.to(self.policy_device) for leaf in leaves))
             chosen = {key: value.cpu() for key, value in zip(self._policy.out_keys, acted, strict=True)}
         seen, reward, terminated, truncated, _ = self._vector.step(chosen["action"].numpy())
         done = terminated | truncated
-        following = torch.from_numpy(seen)
+        following = as_tensors(seen)
         transitions = {
             "observation": observation,
             **chosen,
@@ -60,11 +65,12 @@ class GymnasiumCollector(Collector):
             },
         }
         if done.any():
-            following = torch.from_numpy(self._vector.reset(options={"reset_mask": done})[0])
+            following = as_tensors(self._vector.reset(options={"reset_mask": done})[0])
         self._carrier.set("observation", following)
         return unchecked(transitions, len(done))
 
-    def _choose(self, observation: Tensor) -> list[Tensor]:
+    def _choose(self, *leaves: Tensor) -> list[Tensor]:
+        observation = leaves[0] if self._leaves is None else dict(zip(self._leaves, leaves, strict=True))
         seen = TensorDict({"observation": observation}, batch_size=self.env.batch_size)
         with set_exploration_type(ExplorationType.RANDOM):
             acted = self._policy(seen)

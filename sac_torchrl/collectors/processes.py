@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector.utils import batch_space, create_empty_array
 
 from sac_torchrl.collectors.direct import step_all
 from sac_torchrl.collectors.experience import CollectorConfig, Dropped, Experience, Job, Steps
@@ -29,7 +29,7 @@ from sac_torchrl.collectors.workers import (
 )
 from sac_torchrl.envs import generators
 from sac_torchrl.envs.config import EnvConfig
-from sac_torchrl.envs.vector import seeds, wrapped
+from sac_torchrl.envs.vector import arrays, copied, put, seeds, wrapped
 from sac_torchrl.errors import ConfigError, WorkerDied
 from sac_torchrl.replay.buffer import rows
 
@@ -126,9 +126,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         self.single_observation_space, self.single_action_space = spaces
         self.observation_space = batch_space(self.single_observation_space, env.count)
         self.action_space = batch_space(self.single_action_space, env.count)
-        shape, dtype = self.observation_space.shape, self.observation_space.dtype
-        assert shape is not None
-        self._observations = np.zeros(shape, dtype)
+        self._observations: Any = create_empty_array(self.single_observation_space, env.count)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -153,8 +151,8 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         for number in asked:
             if (answer := answers[number]) is not None:
                 whose = slice(self._workers[number].environments.start, self._workers[number].environments.stop)
-                self._observations[whose] = answer
-        return self._observations.copy(), {}
+                put(self._observations, whose, answer)
+        return copied(self._observations), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Take an action in every environment."""
@@ -174,11 +172,11 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
                 self.lost[whose] = truncated[whose] = True
                 continue
             place = 0
-            for column in (self._observations, rewards, terminated, truncated):
+            for column in (*arrays(self._observations), rewards, terminated, truncated):
                 part = column[whose]
                 part[...] = np.frombuffer(answer, part.dtype, part.size, place).reshape(part.shape)
                 place += part.nbytes
-        return self._observations.copy(), rewards, terminated, truncated, {}
+        return copied(self._observations), rewards, terminated, truncated, {}
 
     def close_extras(self, **options: Any) -> None:
         """End the workers."""
@@ -239,7 +237,8 @@ def _serve(connection: Connection, environments: range, busy: Any, env: EnvConfi
         while (message := connection.recv()) is not None:
             if isinstance(message, bytes):
                 actions = np.frombuffer(message, space.dtype).reshape(space.shape or ())
-                connection.send(b"".join(part.tobytes() for part in envs.step(actions)[:4]))
+                observations, *others, _ = envs.step(actions)
+                connection.send(b"".join(part.tobytes() for part in (*arrays(observations), *others)))
             else:
                 new_seeds, mask = message
                 connection.send(envs.reset(seed=new_seeds, options={"reset_mask": mask})[0])

@@ -9,9 +9,19 @@ from gymnasium.spaces import Box, Discrete, Space
 
 from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault, short
 
+# Bounds beyond this are a way to say that there are none.
+SENSIBLE = 1e6
 
-def adapt_action(space: Space[Any], id: str) -> tuple[Space[Any], Callable[[Any], Any]]:
-    """What the agent chooses from for a space, and what turns its choice into an action; raises ConfigError."""
+
+def adapt_action(
+    space: Space[Any], id: str, bounds: tuple[float, float] | None = None
+) -> tuple[Space[Any], Callable[[Any], Any]]:
+    """What the agent chooses from for a space, and what turns its choice into an action; raises ConfigError.
+
+    `bounds` are for actions of which a bound is infinite or beyond a million.
+    """
+    if bounds is not None:
+        space = _bounded(space, id, bounds)
     if isinstance(space, Discrete):
         first, count = int(space.start), int(space.n)
 
@@ -22,6 +32,11 @@ def adapt_action(space: Space[Any], id: str) -> tuple[Space[Any], Callable[[Any]
 
         return Discrete(count), shifted
     problem = _action_problem(space)
+    if isinstance(space, Box) and not _sensible(space).all():
+        raise ConfigError(
+            f"env.id={id}: the action space is {short(space)}, without sensible bounds: give env.bounds=[LOW, HIGH], "
+            "such as env.bounds=[-1,1]."
+        )
     if problem or not isinstance(space, Box):
         raise ConfigError(
             f"env.id={id}: the action space is {short(space)}, {problem}: "
@@ -43,13 +58,27 @@ def adapt_action(space: Space[Any], id: str) -> tuple[Space[Any], Callable[[Any]
     return Box(-1.0, 1.0, space.shape, np.float32), rescale
 
 
+def _sensible(space: Box) -> Any:
+    return (np.abs(space.low.astype(np.float64)) <= SENSIBLE) & (np.abs(space.high.astype(np.float64)) <= SENSIBLE)
+
+
+def _bounded(space: Space[Any], id: str, bounds: tuple[float, float]) -> Space[Any]:
+    if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating) or _sensible(space).all():
+        raise ConfigError(
+            f"env.bounds={list(bounds)}: the actions of env.id={id}, {short(space)}, have bounds of their own: "
+            "leave it out."
+        )
+    low, high = (
+        np.where(_sensible(space), own, bound) for own, bound in zip((space.low, space.high), bounds, strict=True)
+    )
+    return Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype.type)
+
+
 def _action_problem(space: Space[Any]) -> str:
     if not isinstance(space, Box) or len(space.shape) != 1 or space.shape[0] == 0:
         return "not a Box of shape (n,) or a Discrete"
     if not np.issubdtype(space.dtype, np.floating):
         return "not one of floating point numbers"
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        return "without finite bounds"
     if not (space.low < space.high).all():
         return "with a lower bound that is not below the upper one"
     return ""

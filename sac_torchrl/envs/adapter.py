@@ -3,32 +3,44 @@
 import logging
 import math
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector.utils import create_empty_array
 
 from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.observations import adapt_observation
+from sac_torchrl.envs.rewards import adapt_reward
 from sac_torchrl.errors import EnvironmentFault, short
 
 log = logging.getLogger(__name__)
 
 
 class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any]):
-    """One environment with a float32 vector or index observed and an action in [-1, 1] or an index taken.
+    """One environment with float32 vectors or indices observed and an action in [-1, 1] or an index taken.
 
     Raises EnvironmentFault for what it returns and nothing can be learned from, and LearnerFault for an action that is
     not finite, before the environment sees it.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], id: str) -> None:
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        id: str,
+        *,
+        ignore: Sequence[str] = (),
+        reward_weights: Sequence[float] | None = None,
+        bounds: tuple[float, float] | None = None,
+    ) -> None:
         super().__init__(env)
         self._id = id
         self._steps = 0
-        self.observation_space, self._observed = adapt_observation(env.observation_space, id)
-        self.action_space, self._taken = adapt_action(env.action_space, id)
+        self.observation_space, self._observed = adapt_observation(env.observation_space, id, ignore)
+        self.action_space, self._taken = adapt_action(env.action_space, id, bounds)
+        self._weighed = adapt_reward(getattr(env.unwrapped, "reward_space", None), id, reward_weights)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode; no options reach the environment and no infos leave it."""
@@ -51,11 +63,11 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any]):
             raise self._fault(f"raised {_said(error)}") from error
         if not isinstance(result, tuple) or len(result) != 5:
             raise self._fault(f"returned {short(repr(result))}, not (observation, reward, terminated, truncated, info)")
-        observation, reward, terminated, truncated, _ = result
+        observation, reward, terminated, truncated, info = result
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(flag, (bool, np.bool_, int)):
                 raise self._fault(f"returned {name}={short(repr(flag))}, which is neither True nor False")
-        return self._observation(observation), self._reward(reward), bool(terminated), bool(truncated), {}
+        return self._observation(observation), self._reward(reward), bool(terminated), bool(truncated), _success(info)
 
     def _observation(self, observation: Any) -> Any:
         try:
@@ -64,6 +76,10 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any]):
             raise self._fault(f"returned the observation {short(repr(observation))}, {error}") from error
 
     def _reward(self, reward: Any) -> float:
+        try:
+            reward = self._weighed(reward)
+        except (TypeError, ValueError) as error:
+            raise self._fault(f"returned the reward {short(repr(reward))}, {error}") from error
         number = isinstance(reward, (float, int, np.integer, np.floating, np.bool_))
         # An array of no dimensions is a number too, to everybody but Python.
         if not number and not (isinstance(reward, np.ndarray) and reward.shape == () and reward.dtype.kind in "fiub"):
@@ -101,8 +117,17 @@ class TolerateFaults(gym.Wrapper[Any, Any, Any, Any]):
                 raise
             self._met += 1
             log.warning("%s The episode is cut (%d of env.faults=%d).", fault, self._met, self._faults)
-            space = self.observation_space
-            return np.zeros(space.shape or (), space.dtype), math.nan, False, True, {}
+            nothing = create_empty_array(self.observation_space, 1)
+            seen = {name: leaf[0] for name, leaf in nothing.items()} if isinstance(nothing, dict) else nothing[0]
+            return seen, math.nan, False, True, {}
+
+
+def _success(info: Any) -> dict[str, Any]:
+    """Of what a step says besides, whether the task was done: the rest costs time to hand on and nobody reads it."""
+    if not isinstance(info, dict):
+        return {}
+    said = info.get("is_success", info.get("success"))
+    return {} if said is None or np.size(said) != 1 else {"is_success": bool(np.asarray(said).item())}
 
 
 def _said(error: Exception) -> str:

@@ -1,7 +1,6 @@
 """Environments as the agent sees them: float32 vectors or indices in, actions in [-1, 1] or indices out."""
 
 import importlib
-import importlib.util
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,9 @@ from torchrl.envs import EnvBase
 
 from sac_torchrl.envs import dmc
 from sac_torchrl.envs.adapter import SpaceAdapter, TolerateFaults
+from sac_torchrl.envs.ends import refuse_endless
 from sac_torchrl.envs.gymnasium import open_gymnasium
+from sac_torchrl.envs.plugins import load_plugins, wrap
 from sac_torchrl.envs.tensors import TORCH
 from sac_torchrl.envs.vector import SequentialVectorEnv, wrapped
 from sac_torchrl.errors import ConfigError, nearest
@@ -28,7 +29,13 @@ class EnvConfig:
 
     `torch/pendulum`, `torch/cartpole`, `brax/TASK` and `playground/TASK` are simulators of tensors, for thousands of
     environments, and `envpool/TASK` is stepped by EnvPool's threads.
-    `plugins` names modules imported before the id is looked up: importing one registers its environments.
+    `plugins` names modules imported before the id is looked up: importing one registers its environments, and of
+    MODULE:FUNCTION the function is called. An id MODULE:ID means the id ID and the plugin MODULE.
+    `kwargs` are arguments of the environment's constructor (of a DeepMind Control task), `wrappers` the wrappers
+    around it, the first innermost: names of Gymnasium's or of the plugins', each NAME or {NAME: {ARGUMENT: VALUE}}.
+    `ignore` names leaves of a Dict or Tuple that the agent is not to see.
+    `reward_weights` makes one reward of a vector of them, by a weighted sum, and `bounds` [low, high] are those of
+    actions that have no sensible ones of their own: infinite, or beyond a million.
     `faults` is how many of an environment's steps may raise or return what nothing can be learned from while
     transitions are collected: such a step is not stored and its episode is cut. The next one ends the run.
     `max_episode_steps` truncates every episode after so many steps, null after as many as it is registered with.
@@ -37,14 +44,31 @@ class EnvConfig:
     id: str = "Pendulum-v1"
     count: int = 1
     plugins: list[str] = field(default_factory=list)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    wrappers: list[Any] = field(default_factory=list)
+    ignore: list[str] = field(default_factory=list)
+    reward_weights: list[float] | None = None
+    bounds: tuple[float, float] | None = None
     faults: int = 0
     max_episode_steps: int | None = None
 
+    def __post_init__(self) -> None:
+        module, colon, name = self.id.rpartition(":")
+        if colon and module:
+            self.id = name
+            if not any(plugin.partition(":")[0] == module for plugin in self.plugins):
+                self.plugins = [module, *self.plugins]
+
     def specs(self) -> Specs:
-        """Opens the environment once and reads its spaces; raises ConfigError for one that SAC cannot use."""
+        """Opens the environment once and reads its spaces; raises ConfigError for one that SAC cannot use.
+
+        One without a time limit is also played with random actions, and refused where no episode ends.
+        """
         self._check(self.count)
         env = self.build(count=1)
         try:
+            if not self.in_one:
+                refuse_endless(env, self.id)
             return Specs(env.observation_spec_unbatched["observation"], env.action_spec_unbatched)
         finally:
             env.close()
@@ -60,9 +84,10 @@ class EnvConfig:
     ) -> EnvBase:
         """Builds `count` environments in this process, batch size `(count,)`, each with a seed of its own.
 
-        Observations are float32 `(count, n)` or int64 `(count,)`, actions float32 `(count, n)` in [-1, 1] or
-        int64 `(count,)`, rewards float32 `(count, 1)`. `next` always holds the true final observation. A simulator
-        made of tensors lives on `device`; Gymnasium's are on the CPU. `forgiving` is that of `open`.
+        Observations are float32 `(count, n)` or int64 `(count,)`, or a TensorDict of such leaves, actions float32
+        `(count, n)` in [-1, 1] or int64 `(count,)`, rewards float32 `(count, 1)`. `next` always holds the true final
+        observation. A simulator made of tensors lives on `device`; Gymnasium's are on the CPU. `tolerate_faults` is
+        that of `open`.
         """
         count = self.count if count is None else count
         self._check(count)
@@ -85,12 +110,20 @@ class EnvConfig:
     def open(self, render_mode: str | None = None, *, tolerate_faults: bool = False) -> gym.Env[Any, Any]:
         """Opens one Gymnasium environment, at the agent's edge; imports the plugins before.
 
-        Where `forgiving`, up to `faults` faulty steps end their episode and have the reward NaN, which tells who
+        Where `tolerate_faults`, up to `faults` faulty steps end their episode and have the reward NaN, which tells who
         collects that they did not happen.
         """
-        for plugin in self.plugins:
-            _load(plugin)
-        env = _open(self.id, render_mode, self.max_episode_steps)
+        modules = load_plugins(self.plugins)
+        make = dmc.open_task if self.id.startswith(dmc.PREFIX) else open_gymnasium
+        made = make(self.id, self.kwargs, render_mode=render_mode, limit=self.max_episode_steps)
+        made = wrap(made, self.wrappers, modules, self.id)
+        try:
+            env = SpaceAdapter(
+                made, self.id, ignore=self.ignore, reward_weights=self.reward_weights, bounds=self.bounds
+            )
+        except ConfigError:
+            made.close()
+            raise
         return TolerateFaults(env, self.faults) if tolerate_faults and self.faults else env
 
     def _check(self, count: int) -> None:
@@ -103,6 +136,11 @@ class EnvConfig:
                 f"env.faults={self.faults}: the environments of env.id={self.id} are stepped at once, and a fault of "
                 "one ends the run: give 0."
             )
+        for key in ("kwargs", "wrappers", "ignore", "reward_weights", "bounds") if self.in_one else ():
+            if getattr(self, key):
+                raise ConfigError(f"env.{key}={getattr(self, key)}: env.id={self.id} takes none: leave it out.")
+        if self.bounds is not None and not -1e6 <= self.bounds[0] < self.bounds[1] <= 1e6:
+            raise ConfigError(f"env.bounds={list(self.bounds)}: give [LOW, HIGH] within a million, LOW below HIGH.")
         if self.max_episode_steps is not None and self.max_episode_steps < 1:
             raise ConfigError(f"env.max_episode_steps={self.max_episode_steps}: give 1 or more, or null.")
         if self.max_episode_steps is not None and self.in_one:
@@ -123,8 +161,7 @@ class EnvConfig:
         if render_mode is not None:
             raise ConfigError(f"env.id={self.id} cannot be rendered: its environments are tensors.")
         if family := _JAX.get(self.id.partition("/")[0] + "/"):
-            for plugin in self.plugins:
-                _load(plugin)
+            load_plugins(self.plugins)
             # Only who asks for it waits for JAX to be imported.
             physics = importlib.import_module("sac_torchrl.envs.jax")
             env: EnvBase = getattr(physics, family)(self.id, count, device)
@@ -137,22 +174,3 @@ class EnvConfig:
         if seed is not None:
             env.set_seed(seed)
         return env
-
-
-def _open(id: str, render_mode: str | None, limit: int | None) -> gym.Env[Any, Any]:
-    env = dmc.open_task(id, render_mode, limit) if id.startswith(dmc.PREFIX) else open_gymnasium(id, render_mode, limit)
-    try:
-        return SpaceAdapter(env, id)
-    except ConfigError:
-        env.close()
-        raise
-
-
-def _load(plugin: str) -> None:
-    try:
-        importlib.import_module(plugin)
-    except ImportError as error:
-        raise ConfigError(
-            f"env.plugins names {plugin}, which cannot be imported ({error}): "
-            "install it, or put its folder on PYTHONPATH."
-        ) from error

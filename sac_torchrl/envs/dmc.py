@@ -1,6 +1,7 @@
 """DeepMind Control tasks as Gymnasium environments."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -9,30 +10,50 @@ from gymnasium.spaces import Box
 from gymnasium.wrappers import TimeLimit
 
 from sac_torchrl.envs.quiet import quiet
-from sac_torchrl.errors import ConfigError, nearest
+from sac_torchrl.errors import ConfigError, nearest, short
 from sac_torchrl.extras import require
 
 PREFIX = "dmc/"
 
 
-def open_task(id: str, render_mode: str | None, limit: int | None) -> gym.Env[Any, Any]:
-    """Open `dmc/DOMAIN-TASK`; raises ConfigError where the package or the task is missing."""
-    with warnings.catch_warnings():
-        # Without a display GLFW only warns; dm_control goes on to its next graphics library on an error.
-        warnings.filterwarnings("error", message=r"\(\d+\) b'")
-        suite: Any = require("dm_control.suite", f"env.id={id}")
-    tasks = {f"{domain}-{task}": (domain, task) for domain, task in suite.ALL_TASKS}
-    name = id.removeprefix(PREFIX)
-    if name not in tasks:
-        raise ConfigError(
-            f"env.id={id} is not a DeepMind Control task{nearest(id, [PREFIX + known for known in tasks])}"
-        )
+def known_tasks() -> dict[str, tuple[str, str]]:
+    """Every `dmc/DOMAIN-TASK` with its domain and task; none where DeepMind Control cannot be imported."""
+    try:
+        return _tasks(_suite("known_tasks"))
+    except ConfigError:
+        return {}
+
+
+def open_task(
+    id: str, arguments: Mapping[str, Any], *, render_mode: str | None, limit: int | None
+) -> gym.Env[Any, Any]:
+    """Open `dmc/DOMAIN-TASK` with `arguments` of its task; raises ConfigError where the package or task is missing."""
+    suite = _suite(f"env.id={id}")
+    known = _tasks(suite)
+    if id not in known:
+        raise ConfigError(f"env.id={id} is not a DeepMind Control task{nearest(id, known)}")
     with quiet(mujoco=True):
         # Some tasks (lqr) draw their model from `random` when loaded. One model serves all environments of
         # a run, evaluation included; the episodes are seeded by reset(seed=...).
-        task = suite.load(*tasks[name], task_kwargs={"random": 0})
+        try:
+            task = suite.load(*known[id], task_kwargs={"random": 0, **arguments})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"env.id={id} cannot be made: {short(error)}: env.kwargs are those of its task."
+            ) from error
     env = DMControl(task, render_mode)
     return env if limit is None else TimeLimit(env, limit)
+
+
+def _suite(asked_by: str) -> Any:
+    with warnings.catch_warnings():
+        # Without a display GLFW only warns; dm_control goes on to its next graphics library on an error.
+        warnings.filterwarnings("error", message=r"\(\d+\) b'")
+        return require("dm_control.suite", asked_by)
+
+
+def _tasks(suite: Any) -> dict[str, tuple[str, str]]:
+    return {f"{PREFIX}{domain}-{task}": (domain, task) for domain, task in suite.ALL_TASKS}
 
 
 class DMControl(gym.Env[Any, Any]):

@@ -1,36 +1,76 @@
 """Gymnasium environments by id."""
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 
+from sac_torchrl.envs.dmc import known_tasks
 from sac_torchrl.envs.quiet import quiet
 from sac_torchrl.errors import ConfigError, nearest, short
 
+# What installs the environments below gymnasium.envs that need more than Gymnasium, by folder.
+_EXTRAS = {
+    "box2d": "sac_torchrl[box2d]",
+    "toy_text": "sac_torchrl[toy-text]",
+    "phys2d": "gymnasium[jax]",
+    "tabular": "gymnasium[jax]",
+}
 
-def open_gymnasium(id: str, render_mode: str | None, limit: int | None) -> gym.Env[Any, Any]:
-    """Open a registered environment, truncated after `limit` steps; raises ConfigError where it cannot be made."""
-    module, colon, name = id.partition(":")
-    if colon:
-        raise ConfigError(f"env.id={id} names a module: give env.id={name} env.plugins=[{module}] instead.")
+
+def open_gymnasium(
+    id: str, arguments: Mapping[str, Any], *, render_mode: str | None, limit: int | None
+) -> gym.Env[Any, Any]:
+    """Open a registered environment with the constructor's `arguments`, truncated after `limit` steps.
+
+    Raises ConfigError where it cannot be made, whatever its constructor raises.
+    """
     if id not in gym.registry:
         raise ConfigError(
-            f"env.id={id} is not a registered environment{nearest(id, gym.registry)} "
+            f"env.id={id} is not a registered environment{_nearest_id(id)} "
             "One from another package needs env.plugins=[its module]."
         )
+    for name, key in (("max_episode_steps", "env.max_episode_steps"), ("render_mode", "evaluate.video")):
+        if name in arguments:
+            raise ConfigError(f"env.kwargs.{name}: give {key} instead.")
     entry = str(gym.registry[id].entry_point)
     options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
         with quiet(mujoco="mujoco" in entry):
-            return gym.make(id, limit, disable_env_checker=True, **options)
-    except gym.error.DependencyNotInstalled as error:
-        family = entry.removeprefix("gymnasium.envs.").partition(".")[0].partition(":")[0].replace("_", "-")
-        known = entry.startswith("gymnasium.envs.")
-        advice = f"pip install 'gymnasium[{family}]'" if known else short(error)
+            return gym.make(id, limit, disable_env_checker=True, **options, **arguments)
+    except (gym.error.DependencyNotInstalled, ImportError) as error:
+        family = entry.removeprefix("gymnasium.envs.").partition(".")[0].partition(":")[0]
+        extra = _EXTRAS.get(family, f"gymnasium[{family}]") if entry.startswith("gymnasium.envs.") else None
+        advice = short(error) if extra is None else f"pip install '{extra}'"
         raise ConfigError(f"env.id={id} needs a package that is not installed: {advice}") from error
-    except TypeError as error:
-        if render_mode is None or "render_mode" not in str(error):
-            raise
-        raise ConfigError(f"env.id={id} cannot be rendered: it takes no render_mode.") from error
-    except (gym.error.Error, ImportError) as error:
-        raise ConfigError(f"env.id={id} cannot be made: {short(error)}") from error
+    except Exception as error:
+        if render_mode is not None and "render_mode" in str(error):
+            raise ConfigError(f"env.id={id} cannot be rendered: it takes no render_mode.") from error
+        raise ConfigError(
+            f"env.id={id} cannot be made: {type(error).__name__}: {short(_without_kwargs(error))}{_advice(error)}"
+        ) from error
+
+
+def _nearest_id(id: str) -> str:
+    """Suggest ids that are close, those with a namespace by what follows it too."""
+    known = [*gym.registry, *known_tasks()]
+    same = [one for one in known if one.partition("/")[2].lower() == id.lower()]
+    return f": did you mean {' or '.join(same[:3])}?" if same else nearest(id, known)
+
+
+def _without_kwargs(error: Exception) -> str:
+    # Gymnasium adds all arguments to what the constructor said.
+    return str(error).partition(" was raised from the environment creator")[0]
+
+
+def _advice(error: Exception) -> str:
+    if not isinstance(error, TypeError):
+        return ""
+    if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+        return f": leave out env.kwargs.{unknown[1]}."
+    if missing := re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)", str(error)):
+        names = re.findall(r"'(\w+)'", missing[1].partition(" was raised")[0])
+        given = " ".join(f"env.kwargs.{name}=VALUE" for name in names)
+        return f": give {given}, or in Python EnvConfig(make=...) where it is no number, text or list."
+    return ""

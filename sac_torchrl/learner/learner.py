@@ -1,7 +1,7 @@
 """The update: a batch goes in, every loss takes one gradient step, metrics come out."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
@@ -204,7 +204,7 @@ class Learner:
         from the newest update that computed it. Where the rows of `batch` are prioritized, their absolute TD errors
         `(batch,)` are written into it as `td_error`.
         """
-        found = {key: tensor for key in self.agent.loss.in_keys if (tensor := batch.get(key, None)) is not None}
+        found = dict(_leaves(batch, self.agent.loss.in_keys))
         keys, inputs = list(found), list(found.values())
         form = tuple((key, tensor.shape, tensor.dtype) for key, tensor in zip(keys, inputs, strict=True))
         steps, self.updates = self._steps(), self.updates + 1
@@ -416,6 +416,17 @@ _PRODUCTS: dict[Precision, Callable[[], AbstractContextManager[Any]]] = {
     Precision.float32: nullcontext,
     Precision.bfloat16: _BFloat16Products,
 }
+
+
+def _leaves(batch: TensorDictBase, keys: Sequence[Any]) -> Iterator[tuple[Any, Tensor]]:
+    """The columns `keys` of a batch that are there, one of several leaves leaf by leaf."""
+    for key in keys:
+        column = batch.get(key, None)
+        if isinstance(column, TensorDictBase):
+            path = (key,) if isinstance(key, str) else key
+            yield from (((*path, name), leaf) for name, leaf in column.items())
+        elif column is not None:
+            yield key, column
 
 
 def _tensors(loss: LossModule) -> dict[str, Tensor]:

@@ -109,15 +109,15 @@ def layout(specs: Specs) -> Layout:
 
     `("next", "done")` is not among them: TorchRL's TD(0) target reads `terminated` alone.
     """
-    observation = (specs.observation.dtype, specs.observation.shape)
+    observation: Layout = {key: (leaf.dtype, leaf.shape) for key, leaf in specs.leaves.items()}
     span: Layout = {(SPAN,): (torch.int32, torch.Size([1]))} if specs.n_steps > 1 else {}
     entropy: Layout = {(ENTROPY,): (torch.float32, torch.Size([]))} if specs.entropy else {}
     return {
         **span,
         **entropy,
-        ("observation",): observation,
+        **observation,
         ("action",): (specs.action.dtype, specs.action.shape),
-        ("next", "observation"): observation,
+        **{("next", *key): column for key, column in observation.items()},
         ("next", "reward"): (torch.float32, torch.Size([1])),
         ("next", "terminated"): (torch.bool, torch.Size([1])),
     }

@@ -1,0 +1,35 @@
+"""Whether episodes end."""
+
+from typing import Any
+
+from torchrl.envs import EnvBase
+
+from sac_torchrl.envs import generators
+from sac_torchrl.errors import ConfigError, EnvironmentFault
+
+FRAMES = 10_000
+
+
+def has_limit(env: Any) -> bool:
+    """Whether a Gymnasium environment was made with a time limit."""
+    return env.spec is not None and bool(env.spec.max_episode_steps)
+
+
+def refuse_endless(env: EnvBase, id: str) -> None:
+    """Raise ConfigError where the first environment of `env` has no time limit and random actions meet no end."""
+    first: Any = env._env.envs[0]  # TorchRL's wrapper has no public name for what it wraps
+    if has_limit(first) or id.startswith("dmc/"):
+        return
+    with generators.preserve():
+        first.action_space.seed(0)
+        try:
+            first.reset(seed=0)
+            for _ in range(FRAMES):
+                if any(first.step(first.action_space.sample())[2:4]):
+                    return
+        except EnvironmentFault:
+            return  # The run meets it in its own time, and env.faults says what of it.
+    raise ConfigError(
+        f"env.id={id}: no episode ended in {FRAMES:,} frames of random actions and there is no time limit: set "
+        "env.max_episode_steps, or register it with one."
+    )
