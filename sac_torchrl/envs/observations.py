@@ -31,7 +31,7 @@ def adapt_observation(space: Space[Any], id: str, ignore: Sequence[str] = ()) ->
         if ignore:
             raise ConfigError(f"env.ignore={list(ignore)}: env.id={id} observes {short(space)}, which has no leaves.")
         return _adapt_leaf(space, id, "", others=False)
-    leaves = {_name(path): (path, leaf) for path, leaf in _leaves(space)}
+    leaves = named_leaves(space)
     if len(leaves) < sum(1 for _ in _leaves(space)):
         raise ConfigError(f"env.id={id}: two leaves of its observation have the same name, of {', '.join(leaves)}.")
     unknown = [name for name in ignore if not any(_within(leaf, name) for leaf in leaves)]
@@ -49,7 +49,7 @@ def adapt_observation(space: Space[Any], id: str, ignore: Sequence[str] = ()) ->
     def by_name(observation: Any) -> dict[str, Any]:
         seen = {}
         for name, (_, adapt) in adapted.items():
-            value = _at(observation, kept[name][0])
+            value = leaf_at(observation, kept[name][0])
             try:
                 seen[name] = adapt(value)
             except (TypeError, ValueError) as error:
@@ -57,6 +57,11 @@ def adapt_observation(space: Space[Any], id: str, ignore: Sequence[str] = ()) ->
         return seen
 
     return gym.spaces.Dict({name: leaf for name, (leaf, _) in adapted.items()}), by_name
+
+
+def named_leaves(space: Space[Any]) -> dict[str, tuple[_Path, Space[Any]]]:
+    """The leaves of a Dict or Tuple by the names that the agent has for them, each with the way to it."""
+    return {_name(path): (path, leaf) for path, leaf in _leaves(space)}
 
 
 def _leaves(space: Space[Any], path: _Path = ()) -> Iterator[tuple[_Path, Space[Any]]]:
@@ -79,7 +84,8 @@ def _within(leaf: str, name: str) -> bool:
     return leaf == name or leaf.startswith(f"{name}.")
 
 
-def _at(observation: Any, path: _Path) -> Any:
+def leaf_at(observation: Any, path: _Path) -> Any:
+    """The leaf of an observation at the end of a path; raises ValueError where there is none."""
     for key in path:
         try:
             observation = observation[key]
