@@ -1,6 +1,7 @@
 """Observation spaces: the leaves that an agent sees of a space, and how an observation becomes them."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -99,15 +100,14 @@ def _adapt_leaf(space: Space[Any], id: str, name: str, *, others: bool) -> tuple
         return _index(int(space.start), int(space.n))
     if isinstance(space, MultiDiscrete) and space.nvec.size:
         return _indices(space)
-    numbers = isinstance(space, (Box, MultiBinary)) and np.prod(space.shape, dtype=int) > 0
+    numbers = isinstance(space, (Box, MultiBinary)) and math.prod(space.shape or ()) > 0
     if numbers and not _is_picture(space):
         return _vector(space, id, name)
     what = f"the observation `{name}`" if name else "the observation space"
+    shape = space.shape or ()
     if numbers:
-        small = (
-            "{ResizeObservation: {shape: [12, 12]}}, " if space.shape[-1] in (1, 3, 4) or len(space.shape) == 2 else ""
-        )  # type: ignore[index]
-        kind = f"images of shape {space.shape}, which no network here reads"
+        small = "{ResizeObservation: {shape: [12, 12]}}, " if len(shape) == 2 or shape[-1] in (1, 3, 4) else ""
+        kind = f"images of shape {shape}, which no network here reads"
         advice = f"env.wrappers=[{small}FlattenObservation] makes one vector of numbers of each"
     else:
         kind = "neither numbers nor indices"
@@ -151,8 +151,8 @@ def _indices(space: MultiDiscrete) -> tuple[Space[Any], _Adapt]:
 
 
 def _vector(space: Space[Any], id: str, name: str) -> tuple[Space[Any], _Adapt]:
-    shape = space.shape
-    size = int(np.prod(shape, dtype=int))  # type: ignore[arg-type]  # a Box has a shape
+    shape = space.shape or ()
+    size = math.prod(shape)
     observed = f"{id} ({name})" if name else id
 
     def vector(value: Any) -> Any:

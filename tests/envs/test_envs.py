@@ -286,8 +286,9 @@ def test_leaves_are_seen_by_key_as_float32_and_indices_from_0(register: Register
         "pair.1.b": (torch.float32, (3, 3)),
         "pair.1.c.d": (torch.int64, (3, 2)),
     }
+    vector: Any = env._env
     raw = [toy.observation_space.sample() for toy in inner(env)]
-    for adapter, came in zip(env._env.envs, raw, strict=True):
+    for adapter, came in zip(vector.envs, raw, strict=True):
         leaves = adapter._observed(came)
         assert leaves["m"].tolist() == came["m"].astype(np.float32).reshape(-1).tolist()
         assert leaves["state"] == came["state"] + 7
