@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from tensordict import TensorDictBase, TensorDictParams
 from torch import Tensor, nn
+from torchrl.data import TensorSpec
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.losses import AlphaForm, SACv2Loss, Terms, draw
@@ -51,9 +52,9 @@ class CrossQ(Variant):
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and loss; raises ConfigError where actions are discrete."""
 
-        def network(hidden: list[int], *, inputs: int = 0, outputs: int) -> nn.Module:
+        def network(observation: TensorSpec, hidden: list[int], *, inputs: int = 0, outputs: int) -> nn.Module:
             return self.network.build(
-                specs.observation,
+                observation,
                 inputs=inputs,
                 outputs=outputs,
                 device=device,
@@ -64,8 +65,8 @@ class CrossQ(Variant):
             "crossq",
             specs,
             self.critics,
-            actor=lambda actions: network(self.network.hidden, outputs=2 * actions),
-            critic=lambda actions: network(self.critic_hidden, inputs=actions, outputs=1),
+            actor=lambda actions: network(self.actor_sees(specs), self.network.hidden, outputs=2 * actions),
+            critic=lambda actions: network(self.critic_sees(specs), self.critic_hidden, inputs=actions, outputs=1),
         )
         loss = JoinedLoss(
             actor,

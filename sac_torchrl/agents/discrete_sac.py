@@ -92,10 +92,10 @@ class DiscreteSAC(Variant):
             )
         actions = specs.action.space.n
         specs = replace(specs, entropy=self.needs_entropy)
-        actor = categorical_actor(self.network.build(specs.observation, outputs=actions, device=device), specs)
+        actor = categorical_actor(self.network.build(self.actor_sees(specs), outputs=actions, device=device), specs)
         critic_network = with_hidden(self.network, self.critic_hidden)
         critics = [
-            action_value_critic(critic_network.build(specs.observation, outputs=actions, device=device))
+            action_value_critic(critic_network.build(self.critic_sees(specs), outputs=actions, device=device))
             for _ in range(self.critics)
         ]
         loss = SACDiscreteLoss(

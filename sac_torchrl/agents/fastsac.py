@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import dispatch
 from torch import Tensor, nn
+from torchrl.data import TensorSpec
 from torchrl.modules import MLP
 
 from sac_torchrl.agents.agent import Agent
@@ -60,9 +61,9 @@ class FastSAC(Ensemble):
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and CategoricalLoss; raises ConfigError where actions are discrete."""
 
-        def network(plan: NetworkConfig, *, inputs: int = 0, outputs: int) -> nn.Module:
+        def network(plan: NetworkConfig, observation: TensorSpec, *, inputs: int = 0, outputs: int) -> nn.Module:
             return plan.build(
-                specs.observation,
+                observation,
                 inputs=inputs,
                 outputs=outputs,
                 device=device,
@@ -70,7 +71,7 @@ class FastSAC(Ensemble):
             )
 
         def actor(actions: int) -> nn.Module:
-            policy = network(self.network, outputs=2 * actions)
+            policy = network(self.network, self.actor_sees(specs), outputs=2 * actions)
             *_, head = (layer for layer in policy.modules() if isinstance(layer, nn.Linear))
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
@@ -81,7 +82,7 @@ class FastSAC(Ensemble):
             specs,
             device,
             actor=actor,
-            critic=lambda actions: network(critic, inputs=actions, outputs=self.atoms),
+            critic=lambda actions: network(critic, self.critic_sees(specs), inputs=actions, outputs=self.atoms),
             loss=partial(
                 CategoricalLoss,
                 support=torch.linspace(self.v_min, self.v_max, self.atoms),

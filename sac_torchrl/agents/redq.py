@@ -61,14 +61,14 @@ class REDQ(Ensemble):
 
         def critic(actions: int) -> nn.Module:
             return self.network.build(
-                specs.observation, inputs=actions, outputs=1, device=device, perceptron=perceptron
+                self.critic_sees(specs), inputs=actions, outputs=1, device=device, perceptron=perceptron
             )
 
         terms = Terms(actor_q=CriticReduction.mean, alpha_form=self.alpha_form)
         return self._build(
             specs,
             device,
-            actor=lambda actions: self.network.build(specs.observation, outputs=2 * actions, device=device),
+            actor=lambda actions: self.network.build(self.actor_sees(specs), outputs=2 * actions, device=device),
             critic=critic,
             loss=partial(SubsetLoss, sampled=self.sampled, loss_function="l2", terms=terms),
         )

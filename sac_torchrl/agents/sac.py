@@ -47,8 +47,8 @@ class SAC(Ensemble):
         return self._build(
             specs,
             device,
-            actor=lambda actions: self.network.build(specs.observation, outputs=2 * actions, device=device),
-            critic=lambda actions: critic.build(specs.observation, inputs=actions, outputs=1, device=device),
+            actor=lambda actions: self.network.build(self.actor_sees(specs), outputs=2 * actions, device=device),
+            critic=lambda actions: critic.build(self.critic_sees(specs), inputs=actions, outputs=1, device=device),
             loss=partial(SACv2Loss, loss_function="l2", terms=terms),
             std=self.std,
         )

@@ -41,14 +41,14 @@ class SACv1(Variant):
             "sac_v1",
             specs,
             self.critics,
-            actor=lambda actions: self.network.build(specs.observation, outputs=2 * actions, device=device),
-            critic=lambda actions: critic.build(specs.observation, inputs=actions, outputs=1, device=device),
+            actor=lambda actions: self.network.build(self.actor_sees(specs), outputs=2 * actions, device=device),
+            critic=lambda actions: critic.build(self.critic_sees(specs), inputs=actions, outputs=1, device=device),
             std=self.std,
         )
         loss = SACv1Loss(
             actor,
             critics[0],
-            state_critic(critic.build(specs.observation, outputs=1, device=device)),
+            state_critic(critic.build(self.critic_sees(specs), outputs=1, device=device)),
             critics=self.critics,
             alpha=self.alpha,
             reward_scale=self.reward_scale,

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torchrl.data import TensorSpec
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.ensemble import Ensemble
@@ -49,9 +50,9 @@ class SimBa(Ensemble):
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and SACv2Loss; raises ConfigError where actions are discrete."""
 
-        def network(width: int, blocks: int, *, inputs: int = 0, outputs: int) -> nn.Module:
+        def network(observation: TensorSpec, width: int, blocks: int, *, inputs: int = 0, outputs: int) -> nn.Module:
             return NetworkConfig().build(
-                specs.observation,
+                observation,
                 inputs=inputs,
                 outputs=outputs,
                 device=device,
@@ -62,9 +63,12 @@ class SimBa(Ensemble):
             specs,
             device,
             actor=lambda actions: nn.Sequential(
-                network(self.actor_width, self.actor_blocks, outputs=2 * actions), BoundedLogStd(-10.0, 2.0)
+                network(self.actor_sees(specs), self.actor_width, self.actor_blocks, outputs=2 * actions),
+                BoundedLogStd(-10.0, 2.0),
             ),
-            critic=lambda actions: network(self.critic_width, self.critic_blocks, inputs=actions, outputs=1),
+            critic=lambda actions: network(
+                self.critic_sees(specs), self.critic_width, self.critic_blocks, inputs=actions, outputs=1
+            ),
             loss=partial(SACv2Loss, loss_function="l2", terms=Terms(alpha_form=self.alpha_form)),
         )
 

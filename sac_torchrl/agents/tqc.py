@@ -46,9 +46,9 @@ class TQC(Ensemble):
         return self._build(
             specs,
             device,
-            actor=lambda actions: self.network.build(specs.observation, outputs=2 * actions, device=device),
+            actor=lambda actions: self.network.build(self.actor_sees(specs), outputs=2 * actions, device=device),
             critic=lambda actions: critic.build(
-                specs.observation, inputs=actions, outputs=self.quantiles, device=device
+                self.critic_sees(specs), inputs=actions, outputs=self.quantiles, device=device
             ),
             loss=partial(TruncatedLoss, top_quantiles_to_drop_per_net=self.dropped),
         )

@@ -3,13 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import Parameter
-from torchrl.data import Categorical
+from torchrl.data import Categorical, Composite, TensorSpec
 from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import HardUpdate, LossModule, SoftUpdate, ValueEstimators
 
@@ -34,10 +34,15 @@ _WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of a field with thi
 class Variant(ABC):
     """What `variant=NAME` chooses.
 
+    `actor_keys` and `critic_keys` name the leaves of the observation that the policy and the critics see, null for all:
+    critics may see in training what the policy will not have (Pinto et al. 2018, arXiv 1710.06542).
     With it come the recipe's settings in `training`, where run, preset and command line set nothing else.
     """
 
     training: ClassVar[Mapping[str, Any]] = {}
+
+    actor_keys: list[str] | None = field(default=None, kw_only=True)
+    critic_keys: list[str] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Raise one ConfigError for everything that is wrong with the fields that variants share."""
@@ -49,6 +54,14 @@ class Variant(ABC):
         ]
         if wrong:
             raise ConfigError("; ".join(wrong) + ".")
+
+    def actor_sees(self, specs: Specs) -> TensorSpec:
+        """What the policy's network reads; raises ConfigError for a key that is not observed."""
+        return _chosen(specs.observation, self.actor_keys, "actor_keys")
+
+    def critic_sees(self, specs: Specs) -> TensorSpec:
+        """What the critics' networks read; raises ConfigError for a key that is not observed."""
+        return _chosen(specs.observation, self.critic_keys, "critic_keys")
 
     @property
     @abstractmethod
@@ -63,6 +76,17 @@ class Variant(ABC):
     @abstractmethod
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build the agent on `device`; draws the initial weights from torch's global generator."""
+
+
+def _chosen(observation: TensorSpec, keys: list[str] | None, field: str) -> TensorSpec:
+    if keys is None:
+        return observation
+    known = list(observation.keys()) if isinstance(observation, Composite) else []
+    unknown = [key for key in keys if key not in known]
+    if unknown or not keys or len(set(keys)) < len(keys):
+        what = f"one of {', '.join(known)}" if known else "of a Dict or Tuple; this observation has no leaves"
+        raise ConfigError(f"variant.{field}={list(keys)}: give names of leaves, each once, {what}.")
+    return Composite({key: observation[key] for key in keys})
 
 
 def actor_and_critics(

@@ -117,7 +117,7 @@ class TolerateFaults(gym.Wrapper[Any, Any, Any, Any]):
                 raise
             self._met += 1
             log.warning("%s The episode is cut (%d of env.faults=%d).", fault, self._met, self._faults)
-            nothing = create_empty_array(self.observation_space, 1)
+            nothing: Any = create_empty_array(self.observation_space, 1)
             seen = {name: leaf[0] for name, leaf in nothing.items()} if isinstance(nothing, dict) else nothing[0]
             return seen, math.nan, False, True, {}
 

@@ -7,10 +7,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.spaces import Box
+from torchrl.data import Composite
 
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.state import Uncapturable, capture, restore
 from sac_torchrl.errors import ConfigError, EnvironmentFault, short
+from sac_torchrl.specs import Specs
 
 FRAMES = 10_000
 EPISODES = 3
@@ -64,8 +67,7 @@ def check_env(plan: EnvConfig) -> Iterator[Finding]:
     yield Finding(Kind.note, f"observes {short(edge.env.observation_space)}, acts in {short(edge.env.action_space)}")
     yield Finding(
         Kind.note,
-        f"the agent observes {specs.observation.dtype} {tuple(specs.observation.shape)} and chooses "
-        f"{specs.action.dtype} {tuple(specs.action.shape)}",
+        f"the agent observes {_described(specs)} and chooses {specs.action.dtype} {tuple(specs.action.shape)}",
     )
     try:
         yield from _play(edge)
@@ -84,14 +86,15 @@ def _play(edge: Any) -> Iterator[Finding]:
     edge.action_space.seed(0)
     edge.reset(seed=0)
     lengths, length = list[int](), 0
-    rewards, largest = set[float](), np.zeros(edge.observation_space.shape)
+    rewards, largest = set[float](), dict[str, Any]()
     for _ in range(FRAMES):
         if not strange and (what := _outside(space, seen.observation)):
             strange = True
             yield Finding(Kind.warning, what)
         observation, reward, terminated, truncated, _ = edge.step(edge.action_space.sample())
         rewards.add(reward)
-        largest = np.maximum(largest, np.abs(observation))
+        for name, leaf in _leaves(observation).items():
+            largest[name] = np.maximum(largest.get(name, 0.0), np.abs(leaf))
         length += 1
         if terminated or truncated:
             lengths.append(length)
@@ -114,16 +117,29 @@ def _play(edge: Any) -> Iterator[Finding]:
             Kind.note,
             f"the reward was {rewards.pop():g} in every frame: only when episodes end tells one action from another",
         )
-    if largest.ndim and largest.max() > LARGE:
-        yield Finding(
-            Kind.note,
-            f"observes up to {largest.max():.3g} at index {largest.argmax()}: try normalize=true, or scale it",
-        )
+    for name, most in largest.items():
+        if isinstance(most, np.ndarray) and most.dtype.kind == "f" and most.ndim and most.max() > LARGE:
+            yield Finding(
+                Kind.note,
+                f"observes up to {most.max():.3g} at {name} {most.argmax()}: try normalize=true, or scale it",
+            )
+
+
+def _described(specs: Specs) -> str:
+    if not isinstance(specs.observation, Composite):
+        return f"{specs.observation.dtype} {tuple(specs.observation.shape)}"
+    return ", ".join(f"{key[-1]} {leaf.dtype} {tuple(leaf.shape)}" for key, leaf in specs.leaves.items())
+
+
+def _leaves(observation: Any) -> dict[str, Any]:
+    return observation if isinstance(observation, dict) else {"index": observation}
 
 
 def _outside(space: Any, observation: Any) -> str:
     if space.contains(observation):
         return ""
+    if space.shape is None or not isinstance(space, Box):
+        return f"observes {short(repr(observation))}, which is outside of its space {short(space)}"
     array = np.asarray(observation)
     if array.shape != space.shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
         return f"observes {array.dtype} {array.shape} and its space says {space.dtype} {space.shape}"
@@ -165,7 +181,7 @@ def _trajectory(plan: EnvConfig, *, seed: int, used: bool) -> list[Any]:
                 seen.append(env.reset()[0])
     finally:
         env.close()
-    return [np.asarray(value).tobytes() for value in seen]
+    return [np.asarray(leaf).tobytes() for value in seen for leaf in _leaves(value).values()]
 
 
 def _resume(plan: EnvConfig) -> Iterator[Finding]:

@@ -17,7 +17,8 @@ def has_limit(env: Any) -> bool:
 
 def refuse_endless(env: EnvBase, id: str) -> None:
     """Raise ConfigError where the first environment of `env` has no time limit and random actions meet no end."""
-    first: Any = env._env.envs[0]  # TorchRL's wrapper has no public name for what it wraps
+    vector: Any = env._env  # TorchRL's wrapper has no public name for what it wraps
+    first = vector.envs[0]
     if has_limit(first) or id.startswith("dmc/"):
         return
     with generators.preserve():

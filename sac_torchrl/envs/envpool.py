@@ -4,13 +4,13 @@ import warnings
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.observations import adapt_observation
-from sac_torchrl.errors import ConfigError, EnvironmentFault, nearest
+from sac_torchrl.errors import ConfigError, EnvironmentFault, nearest, short
 from sac_torchrl.extras import require
 
 
@@ -38,6 +38,11 @@ class Pool(VectorEnv[Any, Any, Any]):
             spec = self._envpool.make_spec(name)
             self._seen, self._moved = spec.gymnasium_observation_space, spec.gymnasium_action_space
         self.single_observation_space, _ = adapt_observation(self._seen, self._id)
+        if not isinstance(self._seen, (Box, Discrete)) or self.single_observation_space.shape != self._seen.shape:
+            raise ConfigError(
+                f"env.id={self._id}: it observes {short(self._seen)}, and of EnvPool's tasks only vectors and "
+                "indices are taken: give the same task of Gymnasium, if there is one."
+            )
         self.single_action_space, self._rescale = adapt_action(self._moved, self._id)
         self.observation_space = batch_space(self.single_observation_space, count)
         self.action_space = batch_space(self.single_action_space, count)

@@ -1,6 +1,7 @@
 """Observation spaces: the leaves that an agent sees of a space, and how an observation becomes them."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -31,7 +32,7 @@ def adapt_observation(space: Space[Any], id: str, ignore: Sequence[str] = ()) ->
         if ignore:
             raise ConfigError(f"env.ignore={list(ignore)}: env.id={id} observes {short(space)}, which has no leaves.")
         return _adapt_leaf(space, id, "", others=False)
-    leaves = {_name(path): (path, leaf) for path, leaf in _leaves(space)}
+    leaves = named_leaves(space)
     if len(leaves) < sum(1 for _ in _leaves(space)):
         raise ConfigError(f"env.id={id}: two leaves of its observation have the same name, of {', '.join(leaves)}.")
     unknown = [name for name in ignore if not any(_within(leaf, name) for leaf in leaves)]
@@ -49,7 +50,7 @@ def adapt_observation(space: Space[Any], id: str, ignore: Sequence[str] = ()) ->
     def by_name(observation: Any) -> dict[str, Any]:
         seen = {}
         for name, (_, adapt) in adapted.items():
-            value = _at(observation, kept[name][0])
+            value = leaf_at(observation, kept[name][0])
             try:
                 seen[name] = adapt(value)
             except (TypeError, ValueError) as error:
@@ -57,6 +58,11 @@ def adapt_observation(space: Space[Any], id: str, ignore: Sequence[str] = ()) ->
         return seen
 
     return gym.spaces.Dict({name: leaf for name, (leaf, _) in adapted.items()}), by_name
+
+
+def named_leaves(space: Space[Any]) -> dict[str, tuple[_Path, Space[Any]]]:
+    """The leaves of a Dict or Tuple by the names that the agent has for them, each with the way to it."""
+    return {_name(path): (path, leaf) for path, leaf in _leaves(space)}
 
 
 def _leaves(space: Space[Any], path: _Path = ()) -> Iterator[tuple[_Path, Space[Any]]]:
@@ -79,7 +85,8 @@ def _within(leaf: str, name: str) -> bool:
     return leaf == name or leaf.startswith(f"{name}.")
 
 
-def _at(observation: Any, path: _Path) -> Any:
+def leaf_at(observation: Any, path: _Path) -> Any:
+    """The leaf of an observation at the end of a path; raises ValueError where there is none."""
     for key in path:
         try:
             observation = observation[key]
@@ -93,15 +100,14 @@ def _adapt_leaf(space: Space[Any], id: str, name: str, *, others: bool) -> tuple
         return _index(int(space.start), int(space.n))
     if isinstance(space, MultiDiscrete) and space.nvec.size:
         return _indices(space)
-    numbers = isinstance(space, (Box, MultiBinary)) and np.prod(space.shape, dtype=int) > 0
+    numbers = isinstance(space, (Box, MultiBinary)) and math.prod(space.shape or ()) > 0
     if numbers and not _is_picture(space):
         return _vector(space, id, name)
     what = f"the observation `{name}`" if name else "the observation space"
+    shape = space.shape or ()
     if numbers:
-        small = (
-            "{ResizeObservation: {shape: [12, 12]}}, " if space.shape[-1] in (1, 3, 4) or len(space.shape) == 2 else ""
-        )  # type: ignore[index]
-        kind = f"images of shape {space.shape}, which no network here reads"
+        small = "{ResizeObservation: {shape: [12, 12]}}, " if len(shape) == 2 or shape[-1] in (1, 3, 4) else ""
+        kind = f"images of shape {shape}, which no network here reads"
         advice = f"env.wrappers=[{small}FlattenObservation] makes one vector of numbers of each"
     else:
         kind = "neither numbers nor indices"
@@ -145,8 +151,8 @@ def _indices(space: MultiDiscrete) -> tuple[Space[Any], _Adapt]:
 
 
 def _vector(space: Space[Any], id: str, name: str) -> tuple[Space[Any], _Adapt]:
-    shape = space.shape
-    size = int(np.prod(shape, dtype=int))  # type: ignore[arg-type]  # a Box has a shape
+    shape = space.shape or ()
+    size = math.prod(shape)
     observed = f"{id} ({name})" if name else id
 
     def vector(value: Any) -> Any:

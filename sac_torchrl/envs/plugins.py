@@ -2,7 +2,8 @@
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -32,8 +33,14 @@ def _load(plugin: str) -> ModuleType:
             raise ConfigError(
                 f"env.plugins={plugin}: {name} has no function {function}{nearest(function, dir(module))}"
             )
-        register()
+        _call_once(register)
     return module
+
+
+@cache
+def _call_once(register: Callable[[], object]) -> None:
+    """Gymnasium warns of an environment that is registered twice."""
+    register()
 
 
 def wrap(

@@ -6,11 +6,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from numpy.typing import NDArray
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import TensorDictReplayBuffer
+from torchrl.data import Composite, TensorDictReplayBuffer
 
+from sac_torchrl.envs.observations import leaf_at, named_leaves
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.extras import require
 from sac_torchrl.replay.buffer import generator, layout
@@ -86,13 +87,13 @@ def load_rows(dataset: str, specs: Specs) -> TensorDict:
             f"offline.dataset={dataset} is not on this machine ({' '.join(str(error).split())}): make it, or fetch it "
             f"with `minari download {dataset}`."
         ) from error
-    parts = [_rows(episode, found.action_space, specs, dataset) for episode in found.iterate_episodes()]
+    parts = [_rows(episode, found, specs, dataset) for episode in found.iterate_episodes()]
     if not parts:
         raise ConfigError(f"offline.dataset={dataset} holds no episode.")
     return torch.cat(parts)
 
 
-def _rows(episode: Any, actions: Any, specs: Specs, dataset: str) -> TensorDict:
+def _rows(episode: Any, found: Any, specs: Specs, dataset: str) -> TensorDict:
     """The rows of one episode, each of `specs.n_steps` frames or what is left of them."""
     length = len(episode.rewards)
     spans = np.minimum(specs.n_steps, length - np.arange(length))
@@ -101,10 +102,11 @@ def _rows(episode: Any, actions: Any, specs: Specs, dataset: str) -> TensorDict:
         within = spans > power
         rewards[within] += specs.gamma**power * episode.rewards[np.arange(length)[within] + power]
     ends = np.arange(length) + spans
+    observed = _observations(episode.observations, found.observation_space, specs, dataset)
     columns: dict[tuple[str, ...], Any] = {
-        ("observation",): episode.observations[:-1],
-        ("action",): _actions(episode.actions, actions),
-        ("next", "observation"): np.asarray(episode.observations)[ends],
+        **{key: leaf[:-1] for key, leaf in observed.items()},
+        ("action",): _actions(episode.actions, found.action_space),
+        **{("next", *key): leaf[ends] for key, leaf in observed.items()},
         ("next", "reward"): rewards[:, None],
         ("next", "terminated"): np.asarray(episode.terminations, np.bool_)[ends - 1][:, None],
         (SPAN,): spans[:, None],
@@ -119,6 +121,23 @@ def _rows(episode: Any, actions: Any, specs: Specs, dataset: str) -> TensorDict:
             )
         rows.set(key, column)
     return rows
+
+
+def _observations(seen: Any, space: Any, specs: Specs, dataset: str) -> dict[tuple[str, ...], NDArray[Any]]:
+    """The observations of an episode as the agent has them, by key: vectors, and indices from 0."""
+    if not isinstance(specs.observation, Composite):
+        return {("observation",): _leaf(seen, space)}
+    named = named_leaves(space)
+    if missing := [key[-1] for key in specs.leaves if key[-1] not in named]:
+        raise ConfigError(f"offline.dataset={dataset} observes no {missing[0]}: give a dataset of this environment.")
+    return {key: _leaf(leaf_at(seen, named[key[-1]][0]), named[key[-1]][1]) for key in specs.leaves}
+
+
+def _leaf(seen: Any, space: Any) -> NDArray[Any]:
+    values = np.asarray(seen)
+    if isinstance(space, (Discrete, MultiDiscrete)):
+        values = values - space.start
+    return values if isinstance(space, Discrete) else values.reshape(len(values), -1)
 
 
 def _actions(taken: NDArray[Any], space: Any) -> NDArray[Any]:

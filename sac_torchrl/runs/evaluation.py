@@ -1,10 +1,11 @@
 """Whole deterministic episodes on environments of their own: returns, lengths and a video."""
 
 import json
+import math
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,14 @@ LONGEST = 100_000  # frames in an episode; one that goes on for longer is taken 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The undiscounted return and the length in frames of each episode."""
+    """The undiscounted return and the length in frames of each episode, and whether its task was done at its end.
+
+    `successes` is empty where the environment does not say: its last step's info has no `is_success` or `success`.
+    """
 
     returns: list[float]
     lengths: list[int]
+    successes: list[bool] = field(default_factory=list)
 
     @property
     def mean(self) -> float:
@@ -42,13 +47,30 @@ class Evaluation:
         """The population standard deviation of the returns."""
         return statistics.pstdev(self.returns)
 
+    @property
+    def success(self) -> tuple[float, float, float] | None:
+        """The share of episodes whose task was done, and the bounds of its 95 % interval (Wilson 1927)."""
+        return wilson(sum(self.successes), len(self.successes)) if self.successes else None
+
     def metrics(self) -> dict[str, float]:
-        """Mean and deviation of the returns and the mean length, named for a log."""
-        return {
+        """Mean and deviation of the returns, the mean length and the share of successes, named for a log."""
+        metrics = {
             "eval/return_mean": self.mean,
             "eval/return_std": self.std,
             "eval/length_mean": statistics.fmean(self.lengths),
         }
+        if self.success is not None:
+            names = ("eval/success", "eval/success_low", "eval/success_high")
+            metrics |= dict(zip(names, self.success, strict=True))
+        return metrics
+
+
+def wilson(count: int, of: int, *, z: float = 1.959963984540054) -> tuple[float, float, float]:
+    """A share `count / of` and its interval at `z` standard deviations, 95 % (Wilson 1927, equation 4)."""
+    share = count / of
+    middle = (share + z**2 / (2 * of)) / (1 + z**2 / of)
+    reach = z / (1 + z**2 / of) * math.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
+    return share, max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 @dataclass
@@ -76,7 +98,9 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, *, episodes: int, seed: 
         raise ValueError(f"episodes={episodes}: evaluate on 1 or more.")
     count = env.batch_size[0]
     shares = [episodes // count + (number < episodes % count) for number in range(count)]
-    finished: list[list[tuple[float, int]]] = [[] for _ in shares]
+    finished: list[list[tuple[float, int, float]]] = [[] for _ in shares]
+    vector: Any = getattr(env, "_env", None)  # TorchRL's wrapper has no public name for what it wraps
+    success = getattr(vector, "success", None)
     total = torch.zeros(count, dtype=torch.float64)
     length = torch.zeros(count, dtype=torch.int64)
     env.set_seed(seed)
@@ -87,12 +111,18 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, *, episodes: int, seed: 
             done = step["next", "done"].reshape(count).to(total.device)
             for number in done.nonzero().flatten().tolist():
                 if len(finished[number]) < shares[number]:
-                    finished[number].append((float(total[number]), int(length[number])))
+                    done_well = math.nan if success is None else float(success[number])
+                    finished[number].append((float(total[number]), int(length[number]), done_well))
             total[done], length[done] = 0.0, 0
             if all(len(played) == share for played, share in zip(finished, shares, strict=True)):
                 break
     played = [episode for episodes_of_one in finished for episode in episodes_of_one]
-    return Evaluation([total for total, _ in played], [length for _, length in played])
+    successes = [bool(success) for *_, success in played if not math.isnan(success)]
+    return Evaluation(
+        [total for total, *_ in played],
+        [length for _, length, _ in played],
+        successes if len(successes) == len(played) else [],
+    )
 
 
 def record_video(actor: TensorDictModuleBase, plan: EnvConfig, path: Path, *, seed: int) -> Path:
@@ -130,6 +160,7 @@ def write_evaluation(evaluation: Evaluation, path: Path, *, env: str, frames: in
         "return_std": evaluation.std,
         "returns": evaluation.returns,
         "lengths": evaluation.lengths,
+        **({} if evaluation.success is None else {"success": evaluation.success[0], "successes": evaluation.successes}),
     }
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
