@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import io
 import os
 import random
 import time
@@ -35,8 +36,8 @@ class Sound(gym.Env[Any, Any]):
         return self.point.astype(np.float32), -float(np.abs(self.point).sum()), False, self.time >= 10, {}
 
 
-class Handle:
-    """What only the system knows the content of, as a socket or a window."""
+class Handle(io.StringIO):
+    """What Python cannot look into, as a socket or a window."""
 
 
 class Opaque(Sound):

@@ -17,10 +17,12 @@ from sac_torchrl.collectors.experience import CollectorConfig, Dropped, Experien
 from sac_torchrl.collectors.gymnasium import GymnasiumCollector
 from sac_torchrl.envs import generators
 from sac_torchrl.envs import state as envstate
+from sac_torchrl.envs.check import Kind, resume_finding
 from sac_torchrl.envs.tensors import TensorEnv
-from sac_torchrl.errors import CheckpointError, EnvironmentFault
+from sac_torchrl.errors import CheckpointError, EnvironmentFault, short
 from sac_torchrl.learner.finite import FiniteFlag
 from sac_torchrl.replay.buffer import rows
+from sac_torchrl.trees import Tree
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,8 @@ class DirectExperience(Experience):
         self._env = job.env.build(device=next(job.actor.parameters()).device, tolerate_faults=True)
         super().__init__(job, device=self._env.device)
         self._running: TensorDictBase | None = None
-        self._cutting = self._told_of_cuts = False
+        self._cutting = self._tested = False
+        self._restorable = True
         self._watch = FiniteFlag()
 
     def _collect(self) -> Generator[list[Steps | Dropped], None, None]:
@@ -83,29 +86,52 @@ class DirectExperience(Experience):
         self._check()
         if self._running is None:
             return self._resumed
-        try:
-            state = envstate.capture(self._env)
-        except envstate.Uncapturable as error:
-            if not self._told_of_cuts:
-                log.info("episodes are cut at every checkpoint: %s", error)
-            self._cutting = self._told_of_cuts = True
+        state = envstate.capture(self._env)
+        if not self._tested:
+            self._restorable, self._tested = self._test_resume(state), True
+        self._cutting = not self._restorable or "missing" in state
+        if not self._restorable:
             return None
+        if self._cutting:
+            return {"state": state, "running": None}
         running = self._running.exclude("next").flatten_keys("/")
         return {"state": state, "running": {key: value.clone() for key, value in running.items()}}
 
+    def _test_resume(self, state: Tree) -> bool:
+        """Try, on instances of its own, what a resume would do; log the finding; False where a state has no use."""
+        if self._job.env.in_one:
+            if "missing" in state:
+                log.info("episodes are cut at every checkpoint, because %s", " and ".join(state["missing"]))
+            return True
+        finding, restorable = None, True
+        with generators.preserve(), envstate.unshared(self._env):
+            try:
+                finding, restorable = resume_finding(self._job.env)
+            except Exception as error:  # noqa: BLE001 - an environment may raise anything, and the run goes on
+                log.warning("whether a resumed episode goes on alike could not be tried: %s", short(error))
+        if finding is not None:
+            good = finding.kind is Kind.note and "missing" not in state
+            level = logging.DEBUG if good else logging.INFO if finding.kind is Kind.note else logging.WARNING
+            log.log(level, "resume test of %s: %s", self._job.env.id, finding.text)
+        return restorable
+
     def _continue(self, collector: Collector) -> None:
-        """Put the environments back into the middle of the episodes of a saved run."""
+        """Put the environments back into the middle of the episodes of a saved run, or where it began new ones."""
         if self._resumed is None:
             return
         try:
             envstate.restore(self._env, self._resumed["state"])
-            running = TensorDict(self._resumed["running"], batch_size=self._env.batch_size).unflatten_keys("/")
-            collector._carrier.update(running)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"the environments at {self.frames} frames cannot go on: {' '.join(str(error).split())}. "
                 "Resume with the versions of the packages that the run was made with."
             ) from error
+        if self._resumed["running"] is None:
+            self._env.set_seed(self._job.seed + self.frames)
+            collector.reset()
+        else:
+            running = TensorDict(self._resumed["running"], batch_size=self._env.batch_size).unflatten_keys("/")
+            collector._carrier.update(running)
         self._resumed = None
 
 

@@ -96,7 +96,7 @@ class Experience(ABC):
         """
         if self.finished:
             return
-        if self._resumed is None:
+        if self._resumed is None or self._resumed["running"] is None:
             self._store(self._n_step.cut())  # of a run that was resumed with new episodes
         with closing(self._collect()) as collected:
             for made in collected:
@@ -142,7 +142,8 @@ class Experience(ABC):
     def state_dict(self) -> dict[str, Any]:
         """The counters, the episodes that run, and those that `metrics` has not told of."""
         environments = self._environments()
-        going = torch.zeros_like if environments is None else torch.clone
+        cut = environments is None or environments["running"] is None
+        going = torch.zeros_like if cut else torch.clone
         return {
             "frames": self.frames,
             "returns": going(self._returns),

@@ -10,14 +10,17 @@ import numpy as np
 from gymnasium.spaces import Box
 from torchrl.data import Composite
 
+from sac_torchrl.envs import generators
 from sac_torchrl.envs.config import EnvConfig
-from sac_torchrl.envs.state import Uncapturable, capture, restore
+from sac_torchrl.envs.state import capture, restore
 from sac_torchrl.errors import ConfigError, EnvironmentFault, short
 from sac_torchrl.specs import Specs
+from sac_torchrl.trees import decode, encode
 
 FRAMES = 10_000
 EPISODES = 3
 REPEATED = 300
+_PLAYED = 30
 LARGE = 100.0  # numbers that a network takes as they are lie around 1
 
 
@@ -72,7 +75,7 @@ def check_env(plan: EnvConfig) -> Iterator[Finding]:
     try:
         yield from _play(edge)
         yield from _repeat(plan)
-        yield from _resume(plan)
+        yield resume_finding(plan)[0]
     except EnvironmentFault as fault:
         yield Finding(Kind.fault, str(fault).partition("`sac-torchrl check-env")[0].strip())
     finally:
@@ -184,32 +187,55 @@ def _trajectory(plan: EnvConfig, *, seed: int, used: bool) -> list[Any]:
     return [np.asarray(leaf).tobytes() for value in seen for leaf in _leaves(value).values()]
 
 
-def _resume(plan: EnvConfig) -> Iterator[Finding]:
-    """The state in the middle of an episode, put into another instance."""
+def resume_finding(plan: EnvConfig) -> tuple[Finding, bool]:
+    """Put the state of one instance into another, play both the same way, and say whether they went on alike.
+
+    One that has played more than an episode is read; the other one has only been reset. Both play on beyond the next
+    reset, one after the other: they may share a class. False means that the state cannot be put back at all.
+    """
     env, other = (plan.build(seed=seed, count=1) for seed in (2, 3))
     try:
         other.reset()
-        root = env.rand_step(env.reset())
-        root = env.step_mdp(root)
-        restore(other, capture(env))
-        for _ in range(50):
-            env.rand_action(root)
-            steps = [one.step(root.clone()) for one in (env, other)]
-            if not all((steps[0]["next", key] == steps[1]["next", key]).all() for key in ("observation", "reward")):
-                yield Finding(
-                    Kind.warning, "a resumed episode goes on differently: give it state_dict and load_state_dict"
-                )
-                return
-            if steps[0]["next", "done"].any():
-                break
-            root = env.step_mdp(steps[0])
-    except Uncapturable as why:
-        yield Finding(
-            Kind.note,
-            f"episodes are cut at every checkpoint, because {why}; give the environment state_dict and load_state_dict",
-        )
-    else:
-        yield Finding(Kind.note, "a resumed run goes on in the middle of its episodes")
+        root = env.step_mdp(env.rand_step(env.reset()))
+        env.rollout(_PLAYED, auto_reset=True)
+        root = env.reset()
+        for _ in range(3):
+            root = env.step_mdp(env.rand_step(root))
+        try:
+            state = decode(*encode(capture(env)))
+        except TypeError as error:
+            return Finding(Kind.warning, f"episodes are cut at every checkpoint, because {short(error)}"), False
+        drawn = generators.get_states()
+        actions = [env.rand_action(root.clone())["action"] for _ in range(2 * _PLAYED)]
+        generators.set_states(drawn)
+        expected = _go_on(env, root, actions, state)
+        generators.set_states(drawn)
+        try:
+            restore(other, state)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return Finding(Kind.warning, f"episodes are cut at every checkpoint, because {short(error)}"), False
+        alike = _go_on(other, root, actions, state) == expected
     finally:
         env.close()
         other.close()
+    advice = "give the environment state_dict and load_state_dict"
+    if not alike:
+        return Finding(Kind.warning, f"a resumed episode goes on differently: {advice}"), True
+    if "missing" in state:
+        why = " and ".join(state["missing"])
+        return Finding(Kind.note, f"episodes are cut at every checkpoint, because {why}; {advice}"), True
+    return Finding(Kind.note, "a resumed run goes on in the middle of its episodes"), True
+
+
+def _go_on(env: Any, root: Any, actions: list[Any], state: dict[str, Any]) -> list[bytes]:
+    """What is observed in the middle of an episode, with new ones where it ends and in the middle of `actions`."""
+    if "missing" in state:
+        env.set_seed(1)
+        root = env.reset()
+    root, seen = root.clone(), []
+    for number, action in enumerate(actions):
+        step, root = env.step_and_maybe_reset(root.set("action", action.clone()))
+        seen += [leaf.numpy().tobytes() for leaf in step["next"].values(True, True, sort=True)]
+        if number == len(actions) // 2:
+            root = env.reset()
+    return seen

@@ -19,6 +19,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from sac_torchrl.agents.policies import aligned
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.quiet import rendering
+from sac_torchrl.envs.state import unshared
 from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError, short
 from sac_torchrl.extras import PACKAGES, require
 from sac_torchrl.files import replacing, write_whole
@@ -92,7 +93,8 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, *, episodes: int, seed: 
 
     `env` has batch size `(count,)` and may be another size than `episodes`: each of its environments plays a
     number of episodes fixed beforehand, since taking whichever end first would prefer short ones. `env` is
-    reseeded with `seed`; neither the actor's mode nor any global generator is changed.
+    reseeded with `seed`; neither the actor's mode, any global generator nor what
+    the environment's classes and modules hold is changed.
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes}: evaluate on 1 or more.")
@@ -103,8 +105,8 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, *, episodes: int, seed: 
     success = getattr(vector, "success", None)
     total = torch.zeros(count, dtype=torch.float64)
     length = torch.zeros(count, dtype=torch.int64)
-    env.set_seed(seed)
-    with _deterministic(actor):
+    with unshared(env), _deterministic(actor):
+        env.set_seed(seed)
         for step in _play(actor, env):
             total += step["next", "reward"].reshape(count).to(total)
             length += 1

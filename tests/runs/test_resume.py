@@ -155,7 +155,7 @@ def test_where_a_state_cannot_be_captured_both_runs_cut_the_episode(
         return config
 
     train(cutting(tmp_path / "whole"))
-    assert "episodes are cut at every checkpoint: Closed._socket is a faulty.Handle" in caplog.text
+    assert "episodes are cut at every checkpoint, because Closed._socket is a faulty.Handle" in caplog.text
     assert caplog.text.count("episodes are cut") == 1
     stop_at(132)
     with pytest.raises(Preempted):
