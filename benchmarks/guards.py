@@ -23,7 +23,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from sac_torchrl import Continuous, EnvConfig, Learner, ReplayRatio
+from sac_torchrl import EnvConfig, Learner, ReplayRatio, TrainConfig
 from sac_torchrl.envs.adapter import SpaceAdapter
 from sac_torchrl.replay.packing import Packing
 
@@ -69,7 +69,7 @@ def unchecked(packing: Packing, rows: TensorDictBase) -> Tensor:
 def training(folder: Path, env: str, *, guarded: bool) -> Iterator[Learner]:
     """Run the loop of the recipe, without evaluations, checkpoints and log; a frame an iteration."""
     cpu = torch.device("cpu")
-    cfg = Continuous(env=EnvConfig(env), total_frames=1_000_000, random_frames=WARMUP)
+    cfg = TrainConfig(env=EnvConfig(env), total_frames=1_000_000, random_frames=WARMUP)
     specs = cfg.specs()
     torch.manual_seed(0)
     agent = cfg.agent(specs, device=cpu)
@@ -109,7 +109,7 @@ def main() -> None:
                 learner = next(runs[whole])
                 times[whole].append(time.perf_counter() - begun)
         checks = [timed(learner.metrics) - timed(partial(dict, learner._newest)) for _ in range(200)]
-    each = statistics.median(checks) / Continuous().log_every
+    each = statistics.median(checks) / TrainConfig().log_every
     print(f"the check of the learner takes {1e6 * statistics.median(checks):.0f} microseconds a logged row")
     taken = {whole: every[WARMUP + 100 :] for whole, every in times.items()}
     part = given.frames // 10

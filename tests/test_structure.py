@@ -14,7 +14,7 @@ PACKAGE = Path(sac_torchrl.__file__).parent
 # From the ground up: a file imports from its own line and those before it.
 LEVELS = (
     ("errors", "files", "trees"),
-    ("extras", "orphans", "signals", "specs"),
+    ("extras", "fields", "orphans", "signals", "specs"),
     ("envs",),
     ("agents",),
     ("replay",),

@@ -1,25 +1,17 @@
 """The command `sac-torchrl`: train, resume, evaluate, verify and plot runs; look at environments and the machine."""
 
 import argparse
+import importlib.metadata
 import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from sac_torchrl.cli.doctor import diagnose
-from sac_torchrl.config.files import load
-from sac_torchrl.config.launch import SHIPPED, assignment
-from sac_torchrl.config.schema import RECIPES, recipe_of
-from sac_torchrl.envs.check import Kind, check_env
-from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import CheckpointError, ConfigError, exit_codes, nearest
 from sac_torchrl.orphans import marked
-from sac_torchrl.runs import snapshot
-from sac_torchrl.runs.device import resolve_device
-from sac_torchrl.runs.evaluation import evaluate, record_video, write_evaluation
-from sac_torchrl.runs.plots import curve
-from sac_torchrl.runs.seeds import Seeds
+
+# What a command needs is imported where it runs: --help and --version do without PyTorch.
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     parser = _Parser(prog="sac-torchrl", description="Soft Actor-Critic from TorchRL parts.")
+    parser.add_argument("--version", action="version", version=importlib.metadata.version("sac_torchrl"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     names: list[str] = []
 
@@ -51,9 +44,9 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         one.set_defaults(run=run)
         return one
 
-    train = command("train", _train, f"train with a recipe: {', '.join(RECIPES)}, or a file of your own")
+    train = command("train", _train, "train with a recipe: continuous, discrete, or a file of your own")
     train.add_argument("recipe", metavar="RECIPE")
-    resume = command("resume", _resume, "go on with a run from its newest checkpoint")
+    resume = command("resume", _resume, "resume a run from its newest checkpoint")
     resume.add_argument("folder", metavar="FOLDER", type=Path)
     for one in (train, resume):
         one.add_argument(
@@ -84,26 +77,31 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
 
 def _train(given: argparse.Namespace) -> None:
-    recipe: str = given.recipe
-    path = SHIPPED / f"{recipe}.py" if recipe in RECIPES else Path(recipe)
-    if not path.is_file():
-        known = " or ".join(RECIPES)
-        raise ConfigError(f"no recipe {recipe}{nearest(recipe, RECIPES)} Give {known}, or a Python file's path.")
-    _run_recipe(path, given.settings)
+    from sac_torchrl.config.recipes import recipe_path
 
-
-def _resume(given: argparse.Namespace) -> None:
-    recipe = recipe_of(type(load(given.folder)))
-    folder = assignment("run.folder", str(given.folder))
-    _run_recipe(SHIPPED / f"{recipe}.py", [folder, *given.settings])
-
-
-def _run_recipe(path: Path, settings: list[str]) -> None:
-    sys.argv = [str(path), *settings]
+    path = recipe_path(given.recipe)
+    sys.argv = [str(path), *given.settings]
     runpy.run_path(str(path), run_name="__main__")
 
 
+def _resume(given: argparse.Namespace) -> None:
+    from sac_torchrl.cli.launch import launch
+    from sac_torchrl.config.command_line import assignment
+    from sac_torchrl.config.files import load
+    from sac_torchrl.config.layers import SHIPPED
+
+    recipe = load(given.folder)
+    sys.argv = [str(SHIPPED / f"{recipe.head}.py"), assignment("run.folder", str(given.folder)), *given.settings]
+    launch(recipe)
+
+
 def _evaluate(given: argparse.Namespace) -> None:
+    from sac_torchrl.config.files import load
+    from sac_torchrl.runs import snapshot
+    from sac_torchrl.runs.device import resolve_device
+    from sac_torchrl.runs.evaluation import evaluate, record_video, write_evaluation
+    from sac_torchrl.runs.seeds import Seeds
+
     folder: Path = given.folder
     config = load(folder, plugins=given.plugin)
     episodes = config.evaluate.episodes if given.episodes is None else given.episodes
@@ -130,6 +128,8 @@ def _evaluate(given: argparse.Namespace) -> None:
 
 
 def _verify(given: argparse.Namespace) -> None:
+    from sac_torchrl.runs import snapshot
+
     folder: Path = given.folder / "checkpoints"
     found = snapshot.frames_in(folder)
     if not found:
@@ -151,6 +151,9 @@ def _verify(given: argparse.Namespace) -> None:
 
 
 def _check_env(given: argparse.Namespace) -> None:
+    from sac_torchrl.envs.check import Kind, check_env
+    from sac_torchrl.envs.config import EnvConfig
+
     fatal = ""
     for finding in check_env(EnvConfig(given.id, plugins=given.plugin)):
         print(f"{finding.kind.value:8}{finding.text}")
@@ -160,11 +163,15 @@ def _check_env(given: argparse.Namespace) -> None:
 
 
 def _doctor(given: argparse.Namespace) -> None:
+    from sac_torchrl.cli.doctor import diagnose
+
     for line in diagnose():
         print(line)
 
 
 def _plot(given: argparse.Namespace) -> None:
+    from sac_torchrl.runs.plots import curve
+
     folders: list[Path] = given.folders
     alone = Path("curve.png") if len(folders) > 1 else folders[0] / "curve.png"
     print(curve(folders, given.output or alone))

@@ -1,8 +1,9 @@
-"""The whole configuration of each recipe as one dataclass."""
+"""The whole configuration of a run as one dataclass."""
 
 import dataclasses
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
@@ -28,6 +29,7 @@ from sac_torchrl.collectors.processes import Processes
 from sac_torchrl.collectors.ray import Ray
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.fields import check, field
 from sac_torchrl.learner.learner import LearnerConfig
 from sac_torchrl.replay.buffer import ReplayConfig
 from sac_torchrl.replay.offline import OfflineConfig
@@ -37,115 +39,115 @@ from sac_torchrl.runs.evaluation import EvaluationConfig
 from sac_torchrl.runs.folder import RunConfig
 from sac_torchrl.specs import Specs
 
+T = TypeVar("T", bound="TrainConfig")
+
 
 @dataclass
-class Training:
-    """What every recipe is configured by, in the words of the command line; raises ConfigError.
+class TrainConfig:
+    """Everything a run is configured by, under the names of the command line; raises ConfigError.
 
-    `total_frames` and `random_frames` (the first ones, drawn uniformly) count transitions over all
-    environments. `replay_ratio` is updates per frame; they begin after `learning_starts` frames (null: after the
-    random ones), and those of each `update_every` frames come at once. A row of the replay buffer spans `n_steps`
-    frames, and `normalize` gives the networks observations of mean 0 and variance 1 (the replay buffer keeps them as
-    they came). `log_every` frames lie between two rows of metrics.csv, `device` is auto, cpu, cuda or cuda:N.
+    `variants` holds the variants by the head that they build: the kind of actions, and the name of the recipe for it.
     """
 
-    variants: ClassVar[dict[str, type[Variant]]] = {
-        "sac": SAC,
-        "sac_v1": SACv1,
-        "redq": REDQ,
-        "droq": DroQ,
-        "crossq": CrossQ,
-        "tqc": TQC,
-        "simba": SimBa,
-        "fastsac": FastSAC,
+    variants: ClassVar[Mapping[str, Mapping[str, type[Variant]]]] = {
+        "continuous": {
+            "sac": SAC,
+            "sac_v1": SACv1,
+            "redq": REDQ,
+            "droq": DroQ,
+            "crossq": CrossQ,
+            "tqc": TQC,
+            "simba": SimBa,
+            "fastsac": FastSAC,
+        },
+        "discrete": {"discrete_sac": DiscreteSAC},
     }
-    collectors: ClassVar[dict[str, type[CollectorConfig]]] = {
+    collectors: ClassVar[Mapping[str, type[CollectorConfig]]] = {
         "direct": Direct,
         "processes": Processes,
         "async": Async,
         "ray": Ray,
     }
 
-    variant: Variant = field(default_factory=SAC)
-    collector: CollectorConfig = field(default_factory=Direct)
-    env: EnvConfig = field(default_factory=EnvConfig)
-    seed: int = 0
-    total_frames: int = 10_000
-    random_frames: int = 1_000
-    learning_starts: int | None = None
-    replay_ratio: float = 1.0
-    update_every: int = 1
-    batch_size: int = 256
-    n_steps: int = 1
-    normalize: bool = False
-    log_every: int = 500
-    device: str = "auto"
-    learner: LearnerConfig = field(default_factory=LearnerConfig)
-    replay: ReplayConfig = field(default_factory=ReplayConfig)
-    offline: OfflineConfig = field(default_factory=OfflineConfig)
-    evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    variant: Variant = field(SAC(), "the algorithm")
+    collector: CollectorConfig = field(Direct(), "where environments are stepped")
+    env: EnvConfig = field(EnvConfig(), "the task")
+    seed: int = field(0, "of environments, weights, exploration, sampling and evaluation", least=0)
+    total_frames: int = field(10_000, "length of the run in transitions over all environments", least=1)
+    random_frames: int = field(1_000, "first frames, whose actions are drawn uniformly", least=0)
+    learning_starts: int | None = field(None, "first frames without updates; null: random_frames", least=0)
+    replay_ratio: float = field(1.0, "updates per frame, fractions included", above=0)
+    update_every: int = field(1, "frames between bursts of updates; replay_ratio stays", least=1)
+    batch_size: int = field(256, "replay rows in an update (Haarnoja et al. 2018b, table 1)", least=1)
+    n_steps: int = field(1, "frames that a replay row spans", least=1)
+    normalize: bool = field(False, "normalize the networks' observations to mean 0 and variance 1")
+    log_every: int = field(500, "frames between rows of metrics.csv", least=1)
+    device: str = field("auto", "auto, cpu, cuda or cuda:N")
+    learner: LearnerConfig = field(LearnerConfig(), "losses and optimizers")
+    replay: ReplayConfig = field(ReplayConfig(), "the replay buffer")
+    offline: OfflineConfig = field(OfflineConfig(), "offline data in every batch")
+    evaluate: EvaluationConfig = field(EvaluationConfig(), "episodes with deterministic actions")
+    checkpoint: CheckpointConfig = field(CheckpointConfig(), "what the run resumes from")
+    run: RunConfig = field(RunConfig(), "the run folder")
 
     def __post_init__(self) -> None:
         rows = min(self.replay.capacity, self.total_frames)
-        wrong = [
-            line
-            for line, right in (
-                (f"seed={self.seed}: give 0 or more.", self.seed >= 0),
-                (f"total_frames={self.total_frames}: give 1 or more.", self.total_frames >= 1),
-                (f"log_every={self.log_every}: give 1 or more.", self.log_every >= 1),
-                (
-                    f"random_frames={self.random_frames}: give 0 to {self.total_frames}, the total_frames.",
-                    0 <= self.random_frames <= self.total_frames or self.total_frames < 1,
-                ),
-                (
-                    f"learning_starts={self.learning_starts}: give 0 to {self.total_frames}, or null.",
-                    self.learning_starts is None or 0 <= self.learning_starts <= max(0, self.total_frames),
-                ),
-                (f"update_every={self.update_every}: give 1 or more frames.", self.update_every >= 1),
-                (
-                    f"replay_ratio={self.replay_ratio}: give a positive number of updates per frame.",
-                    0 < self.replay_ratio < math.inf,
-                ),
-                (
-                    f"batch_size={self.batch_size}: give 1 to {rows}, the smaller of replay.capacity and total_frames.",
-                    1 <= self.batch_size <= rows or self.total_frames < 1,
-                ),
-                (
-                    f"offline.dataset={self.offline.dataset}: rows of two sources are drawn uniformly; give "
-                    "replay.prioritized=false.",
-                    self.offline.dataset is None or not self.replay.prioritized,
-                ),
-                (
-                    f"offline.dataset={self.offline.dataset}: its rows do not tell the entropy of the policy that made "
-                    "them; give variant.entropy_penalty=0.",
-                    self.offline.dataset is None or not self.variant.needs_entropy,
-                ),
-                (f"n_steps={self.n_steps}: give 1 or more.", self.n_steps >= 1),
-                (
-                    f"n_steps={self.n_steps} with env.count={self.env.count}: give random_frames of at least "
-                    f"{self.n_steps * self.env.count}, or learning_starts, so that there is a row to learn from.",
-                    self.n_steps <= 1 or self.updates_after >= self.n_steps * self.env.count,
-                ),
-                (
-                    f"env.count={self.env.count}: a step of all does not fit into replay.capacity="
-                    f"{self.replay.capacity}; change one of them.",
-                    self.env.count <= self.replay.capacity,
-                ),
-            )
-            if not right
-        ]
+        first = self.n_steps * self.env.count
+        problem = ""
         try:
             resolve_device(self.device)
         except ConfigError as error:
-            wrong.append(str(error))
-        if wrong:
-            raise ConfigError(" ".join(wrong))
+            problem = str(error)
+        check(
+            self,
+            "",
+            (
+                self.random_frames <= self.total_frames or self.total_frames < 1,
+                f"random_frames={self.random_frames}: give 0 to {self.total_frames}, the total_frames.",
+            ),
+            (
+                self.learning_starts is None or self.learning_starts <= max(0, self.total_frames),
+                f"learning_starts={self.learning_starts}: give 0 to {self.total_frames}, the total_frames, or null.",
+            ),
+            (
+                self.batch_size <= rows or rows < 1,
+                f"batch_size={self.batch_size}: give 1 to {rows}, the smaller of replay.capacity and total_frames.",
+            ),
+            (
+                self.offline.dataset is None or not self.replay.prioritized,
+                f"offline.dataset={self.offline.dataset}: rows of two sources are drawn uniformly; give "
+                "replay.prioritized=false.",
+            ),
+            (
+                self.offline.dataset is None or not self.variant.needs_entropy,
+                f"offline.dataset={self.offline.dataset}: it does not store the behavior policy's entropy; give "
+                "variant.entropy_penalty=0.",
+            ),
+            (
+                self.n_steps <= 1 or self.updates_after >= first,
+                f"n_steps={self.n_steps} with env.count={self.env.count}: no row is complete before the first update; "
+                f"give random_frames or learning_starts of at least {first}.",
+            ),
+            (
+                self.env.count <= self.replay.capacity,
+                f"env.count={self.env.count}: a step of all environments does not fit into replay.capacity="
+                f"{self.replay.capacity}; change one of them.",
+            ),
+            (not problem, problem),
+        )
+
+    @property
+    def head(self) -> str:
+        """The head of the variant, as in `variants`; raises ConfigError for a class that is not in there."""
+        for head, options in self.variants.items():
+            if type(self.variant) in options.values():
+                return head
+        name = type(self.variant).__name__
+        raise ConfigError(f"variant {name} has no name: subclass TrainConfig and add {name} to its `variants`.")
 
     @property
     def updates_after(self) -> int:
-        """The number of first frames that bring no updates."""
+        """The number of first frames without updates."""
         return self.random_frames if self.learning_starts is None else self.learning_starts
 
     def specs(self) -> Specs:
@@ -160,42 +162,16 @@ class Training:
         return with_normalization(agent, specs, device=device) if self.normalize else agent
 
 
-@dataclass
-class Continuous(Training):
-    """The configuration of recipes/continuous.py."""
+def choices(config: TrainConfig) -> dict[str, dict[str, type[Any]]]:
+    """The keys that choose a dataclass by name, each with its options; variants are those of the head."""
+    return {"variant": dict(config.variants[config.head]), "collector": dict(config.collectors)}
 
 
-@dataclass
-class Discrete(Training):
-    """The configuration of recipes/discrete.py."""
-
-    variants: ClassVar[dict[str, type[Variant]]] = {"discrete_sac": DiscreteSAC}
-
-    variant: Variant = field(default_factory=DiscreteSAC)
-    env: EnvConfig = field(default_factory=lambda: EnvConfig(id="CartPole-v1"))
-    total_frames: int = 24_000
-
-
-RECIPES: dict[str, type[Training]] = {"continuous": Continuous, "discrete": Discrete}
-
-T = TypeVar("T", bound=Training)
-
-
-def recipe_of(schema: type[Training]) -> str:
-    """Name the recipe of a configuration, as in RECIPES."""
-    return next(name for name, known in RECIPES.items() if issubclass(schema, known))
-
-
-def choices(schema: type[Training]) -> dict[str, dict[str, type[Any]]]:
-    """The keys that choose a plan by name, each with the plans to choose from."""
-    return {"variant": dict(schema.variants), "collector": dict(schema.collectors)}
-
-
-def chosen(config: Training) -> dict[str, str]:
-    """The names of the plans that a configuration holds, by key."""
+def chosen(config: TrainConfig) -> dict[str, str]:
+    """The names of the dataclasses that a configuration holds, by key."""
     return {
-        key: next(name for name, plan in options.items() if plan is type(getattr(config, key)))
-        for key, options in choices(type(config)).items()
+        key: next(name for name, option in options.items() if option is type(getattr(config, key)))
+        for key, options in choices(config).items()
     }
 
 

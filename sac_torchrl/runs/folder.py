@@ -111,7 +111,7 @@ class RunConfig:
             signals = Signals()
             stack.enter_context(signals.noted())  # before there is a folder: a signal then leaves no half-made one
             try:
-                folder = _new_folder(name) if self.folder is None else _given_folder(self.folder)
+                folder = new_folder(name) if self.folder is None else _given_folder(self.folder)
                 stack.callback(os.close, _lock(folder))
                 if resumed != (folder / CONFIG).is_file():
                     raise RunFolderInUse(f"run.folder={folder} was taken by another process just now.")
@@ -146,7 +146,8 @@ class RunConfig:
             logger.info("finished: the results are in %s", folder)
 
 
-def _new_folder(name: str) -> Path:
+def new_folder(name: str) -> Path:
+    """Make a folder below runs/ that is called `name` and the time, and never existed before."""
     stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     Path("runs").mkdir(exist_ok=True)
     folder, attempt = Path("runs") / stem, 1

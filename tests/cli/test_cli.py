@@ -214,12 +214,14 @@ def test_every_command_explains_itself(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["sac-torchrl"])
-    with pytest.raises(SystemExit) as end:
-        main(words)
-    assert end.value.code == 0
-    said = capsys.readouterr().out
     if "discrete" in words:
+        main(words)
+        said = capsys.readouterr().out
         assert "preset: acrobot" in said
         assert "sac-torchrl train discrete preset=acrobot" in said
     else:
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 0
+        said = capsys.readouterr().out
         assert "usage: sac-torchrl" in said

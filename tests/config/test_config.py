@@ -1,9 +1,10 @@
+import dataclasses
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from sac_torchrl.agents.networks import Init, NetworkConfig
 from sac_torchrl.agents.redq import REDQ
 from sac_torchrl.agents.sac import SAC
 from sac_torchrl.agents.sac_v1 import SACv1
-from sac_torchrl.config.files import load, open_run, read
-from sac_torchrl.config.launch import SHIPPED, assignment, launch
-from sac_torchrl.config.schema import RECIPES, Continuous, Discrete, Training, plan
+from sac_torchrl.cli.launch import launch
+from sac_torchrl.config.command_line import assignment
+from sac_torchrl.config.files import load, open_run
+from sac_torchrl.config.layers import SHIPPED, read
+from sac_torchrl.config.recipes import configure, recipe_in
+from sac_torchrl.config.schema import TrainConfig, plan
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.learner.learner import Execution
@@ -29,19 +33,25 @@ from sac_torchrl.replay.offline import OfflineConfig
 
 ROOT = Path(sac_torchrl.__file__).parents[1]
 PRESETS = sorted(path.stem for path in (SHIPPED / "presets").glob("*.yaml"))
-TASKS = [name for name in PRESETS if "id" in read(SHIPPED / "presets" / f"{name}.yaml").settings.get("env", {})]
+TASKS = [
+    name
+    for name in PRESETS
+    if any(setting.key == "env.id" for setting in read(SHIPPED / "presets" / f"{name}.yaml").settings)
+]
+RECIPES = {name: recipe_in(SHIPPED / f"{name}.py") for name in ("continuous", "discrete")}
+CONTINUOUS, DISCRETE = RECIPES.values()
 
 
 class Outcome:
     """What a command line led to: what `main` received, the exit code and the error line."""
 
     def __init__(self) -> None:
-        self.configs: list[Training] = []
+        self.configs: list[TrainConfig] = []
         self.code: int | str | None = 0
         self.line = ""
 
     @property
-    def config(self) -> Training:
+    def config(self) -> TrainConfig:
         assert self.line == ""
         (config,) = self.configs
         return config
@@ -55,19 +65,19 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     """Launch a recipe, with or without its run folder, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*words: str, schema: type[Training] = Continuous, opened: bool = False) -> Outcome:
+    def run(*words: str, base: TrainConfig = CONTINUOUS, opened: bool = False) -> Outcome:
         outcome = Outcome()
 
-        def main(config: Training) -> None:
+        def main(config: TrainConfig) -> None:
             if opened:
                 with open_run(config):
                     pass
             outcome.configs.append(config)
 
-        monkeypatch.setattr(sys, "argv", ["recipe.py", *words])
+        monkeypatch.setattr(sys, "argv", [str(tmp_path / "recipe.py"), *words])
         capsys.readouterr()
         try:
-            launch(main, schema)
+            launch(base, main)
         except SystemExit as end:
             outcome.code = end.code
         outcome.line = "".join(
@@ -79,8 +89,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def test_without_a_word_the_defaults_are_used_and_nothing_is_written(recipe: Recipe, tmp_path: Path) -> None:
-    assert recipe().config == Continuous()
-    assert recipe(schema=Discrete).config == Discrete()
+    assert recipe().config == CONTINUOUS == TrainConfig()
+    assert recipe(base=DISCRETE).config == DISCRETE
     assert list(tmp_path.iterdir()) == []
 
 
@@ -128,14 +138,16 @@ def test_the_settings_that_go_with_a_variant_give_way_to_all_others(recipe: Reci
         (["evalute.every=3"], "did you mean evaluate.every"),
         (["+seeed=3"], "unknown key seeed: did you mean seed?"),
         (["++variant.gama=3"], "did you mean variant.gamma"),
-        (["~sed"], "unknown key sed: did you mean seed?"),
         (["~seed"], "~seed: a key cannot be removed"),
+        (["normalise=true"], "normalise is called normalize now"),
+        (["replay.prioritised=true"], "replay.prioritised is called replay.prioritized now"),
+        (["variant=discrete_sac"], "variant=discrete_sac is for recipes/discrete.py; this is continuous"),
         (["preset=halfcheeta"], "preset=halfcheeta is unknown: did you mean halfcheetah?"),
         (["preset=cartpole"], "preset=cartpole is for recipes/discrete.py"),
         (["preset=[hopper,sd_sac]"], "preset=sd_sac is for recipes/discrete.py"),
         (["preset=[hopper,spinupp]"], "preset=spinupp is unknown: did you mean spinup?"),
         (["variant=sacc"], "variant=sacc is unknown: did you mean sac?"),
-        (["variant={gamma:1}"], "variant={gamma:1} is unknown"),
+        (["variant={gama:1}"], "unknown key variant.gama: did you mean variant.gamma?"),
         (["collector=direkt"], "collector=direkt is unknown: did you mean direct?"),
         (["seed=abc"], "seed=abc: Value 'abc' of type 'str' could not be converted to Integer."),
         (["learner.execution=fast"], "learner.execution=fast: Invalid value 'fast', expected one of [eager"),
@@ -143,13 +155,17 @@ def test_the_settings_that_go_with_a_variant_give_way_to_all_others(recipe: Reci
         (["variant.network.hidden=64"], "variant.network.hidden=64: "),
         (["seed=1,2"], "seed=1,2 gives several values: add -m"),
         (["seed"], "seed: give KEY=VALUE"),
-        (["env.id=a=b"], "env.id=a=b: quote what is special"),
+        (["env.id=a,b'"], "env.id=a,b': quote what is special"),
         (["env.id=${oc.env:HOME}"], "env.id holds an interpolation"),
         (["env.plugins=['${oc.env:HOME}']"], "env.plugins holds an interpolation"),
         (["+env._target_=os.system"], "unknown key env._target_"),
         (["device=gpu"], "device=gpu: give auto, cpu, cuda or cuda:N."),
         (["-m", "seed=1,x"], "seed=x: Value 'x'"),
-        (["-m", "preset=hopper,ante"], "preset=ante is unknown: did you mean ant?"),
+        (["preset=hopper,ante", "-m"], "preset=ante is unknown: did you mean ant?"),
+        (["-m", "env.id=Pendulum-v1,Pendulam-v1"], "env.id=Pendulam-v1: env.id=Pendulam-v1"),
+        (["-m", "env.id=Pendulum-v1,CartPole-v1"], "use recipes/discrete.py"),
+        (["-m", "seed=interval(0,1)"], "give values as in seed=A,B"),
+        (["--mulitrun"], "--mulitrun: did you mean --multirun?"),
     ],
 )
 def test_a_mistake_is_one_line_before_main_is_called(recipe: Recipe, words: list[str], said: str) -> None:
@@ -197,21 +213,24 @@ def test_all_mistakes_are_in_one_message(recipe: Recipe, tmp_path: Path) -> None
     ("wrong", "said"),
     [
         ({"total_frames": 0}, "total_frames=0: give 1 or more."),
-        ({"env": EnvConfig(count=300), "replay": ReplayConfig(256)}, "env.count=300: a step of all does not fit into"),
+        (
+            {"env": EnvConfig(count=300), "replay": ReplayConfig(256)},
+            "env.count=300: a step of all environments does not fit into",
+        ),
         (
             {"variant": DiscreteSAC(entropy_penalty=0.5), "offline": OfflineConfig("some/data-v0")},
-            "its rows do not tell the entropy of the policy",
+            "it does not store the behavior policy's entropy",
         ),
     ],
 )
 def test_what_does_not_go_together_is_refused(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        Continuous(**wrong)
+        TrainConfig(**wrong)
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, 1_000), (0, 0), (700, 700)])
 def test_updates_begin_after_the_random_frames_or_where_asked(given: int | None, expected: int) -> None:
-    assert Continuous(learning_starts=given).updates_after == expected
+    assert TrainConfig(learning_starts=given).updates_after == expected
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -219,18 +238,15 @@ def test_presets_of_tasks_are_short_and_only_say_what_differs(name: str) -> None
     path = SHIPPED / "presets" / f"{name}.yaml"
     layer = read(path)
     assert layer.names == {}
-    schema = RECIPES[layer.recipe]
-    default = schema()
-    raw = OmegaConf.structured(schema)
-    raw.merge_with(layer.settings)
-    config = plan(raw, schema)
+    assert layer.head is not None
+    default = RECIPES[layer.head]
+    config = configure(layer.head, preset=name)
     assert len(path.read_text().splitlines()) <= 10
     assert (config.variant, config.learner) == (default.variant, default.learner)
     assert (config.batch_size, config.replay_ratio) == (default.batch_size, default.replay_ratio)
     assert config.env.id in gym.registry or config.env.id.startswith("dmc/")
-    for key, value in layer.settings.items():
-        if not isinstance(value, dict):
-            assert getattr(default, key) != value
+    for setting in layer.settings:
+        assert setting.key == "env.id" or getattr(default, setting.key, None) != setting.value
 
 
 def test_fastsac_updates_as_often_whatever_is_simulated(recipe: Recipe) -> None:
@@ -244,7 +260,7 @@ def test_keys_on_the_command_line_win_over_a_preset(recipe: Recipe) -> None:
     config = recipe("total_frames=50_000", "preset=halfcheetah").config
     assert config.env.id == "HalfCheetah-v5"
     assert config.total_frames == 50_000
-    config = recipe("preset=acrobot", schema=Discrete).config
+    config = recipe("preset=acrobot", base=DISCRETE).config
     assert config.env.id == "Acrobot-v1"
     assert isinstance(config.variant, DiscreteSAC)
 
@@ -276,7 +292,7 @@ COMMANDS = [
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_on_a_page_about_presets_and_variants_is_understood(recipe: Recipe, line: str) -> None:
     _, script, *words = shlex.split(line)
-    assert isinstance(recipe(*words, schema=RECIPES[Path(script).stem]).config, RECIPES[Path(script).stem])
+    assert recipe(*words, base=RECIPES[Path(script).stem]).config.head == Path(script).stem
 
 
 def test_every_system_is_on_the_page_about_presets() -> None:
@@ -292,35 +308,31 @@ class Calm(SAC):
 
 
 @dataclass
-class Family(Continuous):
-    variants = {"sac": SAC, "calm": Calm}  # noqa: RUF012
+class Family(TrainConfig):
+    variants = {"continuous": {"sac": SAC, "calm": Calm}}  # noqa: RUF012
 
 
-def test_a_variant_is_chosen_by_name_and_by_the_presets_beside_the_recipe(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_variant_is_chosen_by_name_and_by_the_presets_beside_the_recipe(recipe: Recipe, tmp_path: Path) -> None:
     presets = tmp_path / "presets"
     presets.mkdir()
     (presets / "short.yaml").write_text("recipe: continuous\nvariant: calm\n")
     (presets / "other.yaml").write_text("recipe: continuous\nvariant: sac\n")
     (presets / "long.yaml").write_text("recipe: continuous\nvariant:\n  name: calm\n  calm: 0.5\n  tau: 0.1\n")
-    monkeypatch.setattr("inspect.getfile", lambda main: str(tmp_path / "recipe.py"))
-    assert recipe("variant=calm", "variant.calm=2", schema=Family).config.variant == Calm(calm=2.0)
-    assert recipe("preset=short", schema=Family).config.variant == Calm()
-    assert recipe("preset=long", schema=Family).config.variant == Calm(calm=0.5, tau=0.1)
-    assert recipe("preset=long", "variant.tau=0.2", schema=Family).config.variant == Calm(calm=0.5, tau=0.2)
-    assert recipe("preset=short", "variant=sac", schema=Family).config.variant == SAC()
-    assert recipe("preset=[long,short]", schema=Family).config.variant == Calm(calm=0.5, tau=0.1)
-    assert "unknown key variant.calm" in recipe("variant.calm=2", schema=Family).line
-    line = recipe("preset=[long,other]", schema=Family).line
+    assert recipe("variant=calm", "variant.calm=2", base=Family()).config.variant == Calm(calm=2.0)
+    assert recipe("preset=short", base=Family()).config.variant == Calm()
+    assert recipe("preset=long", base=Family()).config.variant == Calm(calm=0.5, tau=0.1)
+    assert recipe("preset=long", "variant.tau=0.2", base=Family()).config.variant == Calm(calm=0.5, tau=0.2)
+    assert recipe("preset=short", "variant=sac", base=Family()).config.variant == SAC()
+    assert recipe("preset=[long,short]", base=Family()).config.variant == Calm(calm=0.5, tau=0.1)
+    assert "unknown key variant.calm" in recipe("variant.calm=2", base=Family()).line
+    line = recipe("preset=[long,other]", base=Family()).line
     assert "long variant=calm and other variant=sac exclude one another" in line
 
 
-@pytest.mark.parametrize("text", ["env: {id: Pendulum-v1}\n", "recipe: other\n", "- a\n", "recipe: [\n"])
-def test_a_broken_preset_is_named(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+@pytest.mark.parametrize("text", ["seeed: 1\n", "recipe: other\n", "- a\n", "recipe: [\n", "normalise: true\n"])
+def test_a_broken_preset_is_named(recipe: Recipe, tmp_path: Path, text: str) -> None:
     (tmp_path / "presets").mkdir()
     (tmp_path / "presets" / "broken.yaml").write_text(text)
-    monkeypatch.setattr("inspect.getfile", lambda main: str(tmp_path / "recipe.py"))
     outcome = recipe("preset=broken")
     assert outcome.code == 64
     assert "broken.yaml" in outcome.line
@@ -334,9 +346,10 @@ def test_a_sweep_runs_every_job_in_a_folder_of_its_own(recipe: Recipe, tmp_path:
         (1, "Hopper-v5"),
         (1, "Ant-v5"),
     ]
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
-    names = sorted(path.name.rpartition("-sac-")[0] for path in (tmp_path / "runs").iterdir())
-    assert names == ["Ant-v5", "Ant-v5", "Hopper-v5", "Hopper-v5"]
+    (parent,) = (tmp_path / "runs").iterdir()
+    assert parent.name.startswith("Hopper-v5-sac-")
+    names = sorted(path.name for path in parent.iterdir())
+    assert names == ["seed=0_preset=ant", "seed=0_preset=hopper", "seed=1_preset=ant", "seed=1_preset=hopper"]
 
 
 def test_a_run_is_resumed_with_its_own_values_and_may_go_on_for_longer(recipe: Recipe) -> None:
@@ -362,9 +375,9 @@ def test_a_run_is_not_resumed_with_other_values(recipe: Recipe, tmp_path: Path) 
     assert "batch_size was 64 and is 32" in line
     assert "env.id was Pendulum-v1 and is Ant-v5" in line
     assert "total_frames" not in line
-    line = recipe("run.folder=one", schema=Discrete, opened=True).line
+    line = recipe("run.folder=one", base=DISCRETE, opened=True).line
     assert "one holds a run of recipes/continuous.py, and this is discrete" in line
-    line = recipe("run.folder=one", "variant=calm", schema=Family, opened=True).line
+    line = recipe("run.folder=one", "variant=calm", base=Family(), opened=True).line
     assert "variant=calm: run.folder holds a run with variant=sac" in line
     assert {path: path.read_bytes() for path in (tmp_path / "one").iterdir()} == before
 
@@ -390,7 +403,8 @@ def test_a_saved_configuration_is_read_back_by_path_alone(recipe: Recipe, tmp_pa
     [
         (("name: sac", "name: gone"), "variant=gone is none of sac"),
         (("batch_size: 256", "batch_size: many"), "Value 'many'"),
-        (("batch_size: 256", "batches: 256"), "Key 'batches'"),
+        (("batch_size: 256", "batches: 256"), "unknown key batches: did you mean batch_size?"),
+        (("normalize: false", "normalise: false"), "normalise is called normalize now"),
         (("id: Pendulum-v1", "id: ${oc.env:HOME}"), "env.id holds an interpolation"),
     ],
 )
@@ -426,8 +440,8 @@ def test_plan_refuses_what_is_missing_or_unknown_and_gives_tuples() -> None:
         pair: tuple[int, ...] = (1, 2)
 
     @dataclass
-    class Extended(Continuous):
-        pair: Pair = field(default_factory=Pair)
+    class Extended(TrainConfig):
+        pair: Pair = dataclasses.field(default_factory=Pair)
 
     raw = OmegaConf.structured(Extended)
     raw.pair.pair = [3, 4, 5]
@@ -445,15 +459,14 @@ def test_any_text_can_be_assigned(recipe: Recipe, text: str) -> None:
 
 
 SCRIPT = """
-from sac_torchrl.config.schema import Continuous
-from sac_torchrl.config.launch import launch
+import sac_torchrl as sac
 
-def main(config: Continuous) -> None:
+def main(config):
     print("trained on", config.env.id)
     raise ZeroDivisionError("a bug")
 
 if __name__ == "__main__":
-    launch(main, Continuous)
+    sac.launch(sac.TrainConfig(), main)
 """
 
 
@@ -474,11 +487,11 @@ def test_a_script_has_help_and_exit_codes(tmp_path: Path) -> None:
     help = call("--help")
     assert help.returncode == 0
     for said in (
-        f"python {script} preset=hopper",
+        f"python {script} preset=ant",
         "runs/",
         "variant: crossq, droq, fastsac, redq, ",
         "halfcheetah",
-        "total_frames: 10000",
+        "total_frames=10000",
     ):
         assert said in help.stdout
     bug = call("env.id=Anything-v0")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from tensordict import TensorDict, TensorDictParams
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -16,9 +15,9 @@ from torchrl.data import Bounded, Categorical, Unbounded
 from sac_torchrl import Execution, Learner, SACv1, Specs
 from sac_torchrl.agents.discrete_sac import DiscreteSAC
 from sac_torchrl.agents.sac import SAC
-from sac_torchrl.config.files import read
-from sac_torchrl.config.launch import SHIPPED
-from sac_torchrl.config.schema import RECIPES, Training, choices, chosen, plan
+from sac_torchrl.config.layers import SHIPPED, read
+from sac_torchrl.config.recipes import configure
+from sac_torchrl.config.schema import TrainConfig, chosen
 from sac_torchrl.specs import ENTROPY, SPAN
 
 CPU = torch.device("cpu")
@@ -175,17 +174,11 @@ SYSTEMS = {
 NAMES = pytest.mark.parametrize("name", SYSTEMS)
 
 
-def configured(name: str) -> Training:
-    layer = read(SHIPPED / "presets" / f"{name}.yaml")
-    schema = RECIPES[layer.recipe]
-    raw = OmegaConf.structured(schema)
-    for key, option in layer.names.items():
-        raw[key] = OmegaConf.structured(choices(schema)[key][option])
-    raw.merge_with(layer.settings)
-    return plan(raw, schema)
+def configured(name: str) -> TrainConfig:
+    return configure(read(SHIPPED / "presets" / f"{name}.yaml").head or "continuous", preset=name)
 
 
-def numbers(config: Training) -> System:
+def numbers(config: TrainConfig) -> System:
     """The preset as a row of the table."""
     variant, learner = config.variant, config.learner
     assert isinstance(variant, SAC | SACv1 | DiscreteSAC)
@@ -244,7 +237,7 @@ def test_every_number_of_a_preset_is_its_systems(name: str) -> None:
 
 @NAMES
 def test_a_preset_of_a_system_leaves_the_task_to_others(name: str) -> None:
-    assert "id" not in read(SHIPPED / "presets" / f"{name}.yaml").settings.get("env", {})
+    assert "env.id" not in {setting.key for setting in read(SHIPPED / "presets" / f"{name}.yaml").settings}
 
 
 @pytest.fixture

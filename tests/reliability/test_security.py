@@ -13,12 +13,13 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from test_checkpoint import Trial, global_generator
-from test_resume import configuration, train
+from test_resume import configuration
 
 import sac_torchrl
 from sac_torchrl.cli.main import main
 from sac_torchrl.errors import CheckpointError
 from sac_torchrl.runs import snapshot
+from sac_torchrl.train import train
 
 __all__ = ["global_generator"]
 pytestmark = pytest.mark.limit(300)

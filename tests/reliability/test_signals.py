@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import runs
-from test_resume import configuration, digest, global_generators, table, train
+from test_resume import configuration, digest, global_generators, table
 
 from sac_torchrl import Checkpoints, Learner
 from sac_torchrl.errors import Preempted
 from sac_torchrl.runs import evaluation, snapshot
+from sac_torchrl.train import train
 
 __all__ = ["global_generators"]
 

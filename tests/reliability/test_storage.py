@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import runs
 from test_checkpoint import Trial, global_generator, kill_at
-from test_resume import configuration, train
+from test_resume import configuration
 
 from sac_torchrl.errors import DiskError
 from sac_torchrl.runs import snapshot
+from sac_torchrl.train import train
 
 __all__ = ["global_generator"]
 pytestmark = pytest.mark.limit(300)

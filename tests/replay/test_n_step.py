@@ -13,7 +13,6 @@ from sac_torchrl import (
     REDQ,
     SAC,
     TQC,
-    Continuous,
     CrossQ,
     Direct,
     DiscreteSAC,
@@ -24,6 +23,7 @@ from sac_torchrl import (
     ReplayConfig,
     Specs,
     Storage,
+    TrainConfig,
     tanh_normal_actor,
 )
 from sac_torchrl.agents.variant import Variant
@@ -204,6 +204,6 @@ def test_a_row_that_spans_k_frames_is_discounted_by_gamma_to_the_k(variant: Call
 
 def test_a_run_that_would_sample_before_there_is_a_row_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"n_steps=3 with env.count=4: give random_frames of at least 12"):
-        Continuous(env=EnvConfig(count=4), n_steps=3, random_frames=11)
+        TrainConfig(env=EnvConfig(count=4), n_steps=3, random_frames=11)
     with pytest.raises(ConfigError, match="n_steps=0: give 1 or more"):
-        Continuous(n_steps=0)
+        TrainConfig(n_steps=0)

@@ -9,7 +9,7 @@ from gymnasium.spaces import Box
 from minari.data_collector import EpisodeBuffer
 from torchrl.data import Bounded, Unbounded
 
-from sac_torchrl import SAC, Continuous, LearnerConfig, NetworkConfig, OfflineConfig, ReplayConfig, Specs, Storage
+from sac_torchrl import SAC, LearnerConfig, NetworkConfig, OfflineConfig, ReplayConfig, Specs, Storage, TrainConfig
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.replay.offline import load_rows
 from sac_torchrl.specs import SPAN
@@ -104,4 +104,4 @@ def test_a_dataset_that_does_not_fit_is_refused_in_one_line(dataset: str, tmp_pa
     with pytest.raises(ConfigError, match=r"offline\.fraction=1\.0: "):
         OfflineConfig(dataset, 1.0)
     with pytest.raises(ConfigError, match=r"replay\.prioritized=false"):
-        Continuous(offline=OfflineConfig(dataset), replay=ReplayConfig(prioritized=True))
+        TrainConfig(offline=OfflineConfig(dataset), replay=ReplayConfig(prioritized=True))

@@ -1,5 +1,4 @@
 import csv
-import importlib.util
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -9,12 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-import sac_torchrl as sac
 from sac_torchrl import (
     SAC,
     CheckpointConfig,
-    Continuous,
-    Discrete,
     DiscreteSAC,
     EnvConfig,
     EvaluationConfig,
@@ -23,14 +19,14 @@ from sac_torchrl import (
     NetworkConfig,
     ReplayConfig,
     RunConfig,
+    TrainConfig,
+    train,
 )
 from sac_torchrl.collectors.experience import Experience
-from sac_torchrl.config.schema import Training
 from sac_torchrl.errors import Preempted
 from sac_torchrl.replay.packing import PackedReplayBuffer
 from sac_torchrl.runs import snapshot
 
-RECIPES = Path(sac.__file__).parents[1] / "recipes"
 FRAMES = 240
 
 
@@ -41,11 +37,11 @@ def global_generators() -> Iterator[None]:
     torch.set_rng_state(state)
 
 
-def configuration(folder: Path, id: str, *, ratio: float = 0.3, plugins: Sequence[str] = ()) -> Training:
+def configuration(folder: Path, id: str, *, ratio: float = 0.3, plugins: Sequence[str] = ()) -> TrainConfig:
     discrete = id.startswith("CartPole")
     small = NetworkConfig([8])
     plugins = ["faulty"] if id == "Borrowing-v0" else plugins
-    return (Discrete if discrete else Continuous)(
+    return TrainConfig(
         variant=DiscreteSAC(network=small) if discrete else SAC(network=small),
         env=EnvConfig(id, 2, list(plugins)),
         total_frames=FRAMES,
@@ -60,16 +56,6 @@ def configuration(folder: Path, id: str, *, ratio: float = 0.3, plugins: Sequenc
         checkpoint=CheckpointConfig(every=60),
         run=RunConfig(str(folder)),
     )
-
-
-def train(config: Training) -> None:
-    """The recipe itself, in this process."""
-    name = "discrete" if isinstance(config, Discrete) else "continuous"
-    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    recipe.main(config)
 
 
 def digest(folder: Path, frames: int = FRAMES) -> str:
@@ -148,7 +134,7 @@ def test_a_stopped_run_ends_in_the_digest_of_one_that_was_not(
 def test_where_a_state_cannot_be_captured_both_runs_cut_the_episode(
     tmp_path: Path, stop_at: Callable[[int], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def cutting(folder: Path) -> Training:
+    def cutting(folder: Path) -> TrainConfig:
         config = configuration(folder, "Closed-v0", plugins=["faulty"])
         config.checkpoint.every = 66  # in the middle of episodes of ten steps
         config.n_steps = 3  # rows are held back

@@ -1,0 +1,78 @@
+"""Settings from presets, run folders, Python and the command line, in one form."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from sac_torchrl.config.schema import TrainConfig
+from sac_torchrl.errors import ConfigError
+
+PACKAGE = Path(__file__).parents[1]
+# Beside the package in a clone, inside it where it was installed from a wheel.
+SHIPPED = next(path for path in (PACKAGE / "recipes", PACKAGE.parent / "recipes") if path.is_dir())
+# Keys that choose a dataclass by name.
+CHOOSING = ("variant", "collector")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key and its value, with the words of the user for messages: `text` is as typed, `source` a file or empty."""
+
+    key: str
+    value: Any
+    text: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings of a file or of a call. `names` are those of CHOOSING that it has; `head` is what a preset needs."""
+
+    names: Mapping[str, str]
+    settings: tuple[Setting, ...]
+    head: str | None = None
+
+
+def layer(content: Mapping[str, Any], *, source: str = "") -> Layer:
+    """Turn nested settings into a layer; `variant: NAME` and `variant: {name: NAME, FIELD: VALUE}` both choose.
+
+    A key may be dotted. `recipe: NAME` is the head that the settings need.
+    """
+    content = dict(content)
+    head = content.pop("recipe", None)
+    if head not in (None, *TrainConfig.variants):
+        raise ConfigError(f"{source}: recipe={head}: give one of {', '.join(TrainConfig.variants)}, or leave it out.")
+    names: dict[str, str] = {}
+    for key in CHOOSING:
+        value = content.get(key)
+        if isinstance(value, str):
+            names[key] = content.pop(key)
+        elif isinstance(value, Mapping) and "name" in value:
+            names[key] = str(value["name"])
+            content[key] = {name: inner for name, inner in value.items() if name != "name"}
+    return Layer(names, tuple(_flat(content, "", source)), head)
+
+
+def read(path: Path) -> Layer:
+    """Read a preset or the config.yaml of a run; raises ConfigError where the file holds no YAML mapping."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no settings: give lines KEY: VALUE.")
+    return layer({str(key): value for key, value in content.items()}, source=str(path))
+
+
+def _flat(content: Mapping[str, Any], path: str, source: str) -> Iterator[Setting]:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{name}.", source)
+        else:
+            plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+            yield Setting(f"{path}{name}", plain, f"{path}{name}={plain}", source)

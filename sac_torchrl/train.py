@@ -1,0 +1,128 @@
+"""The training loop, once: recipes, the command line, a sweep and a notebook call `train`."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sac_torchrl.config.files import open_run
+from sac_torchrl.config.recipes import configure
+from sac_torchrl.config.schema import TrainConfig
+from sac_torchrl.runs.callbacks import Callbacks, OnEvaluation, OnStep
+from sac_torchrl.runs.evaluation import Evaluation, evaluate, record_video, write_evaluation
+from sac_torchrl.runs.loggers import Logger, Progress
+from sac_torchrl.runs.plots import curve, metric
+from sac_torchrl.runs.schedule import Every, ReplayRatio
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ends with: its folder and its last evaluation."""
+
+    folder: Path
+    evaluation: Evaluation
+
+    def curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The learning curve: the frames `(n,)` of all evaluations, and their mean returns `(n,)`."""
+        return metric(self.folder, "eval/return_mean")
+
+
+def train(
+    recipe: TrainConfig | str | Path,
+    *,
+    preset: str | Sequence[str] = (),
+    on_step: OnStep | None = None,
+    on_evaluation: OnEvaluation | None = None,
+    **keys: Any,
+) -> Result:
+    """Train one agent from the first frame to the final evaluation; everything it writes is in the run folder.
+
+    `recipe` is a whole configuration, or `continuous`, `discrete` or the path of a recipe, of which `preset` and `keys`
+    change values as on the command line: `seed=1`, `env={"id": "Hopper-v5"}`, `variant="redq"`. `on_step(frames,
+    metrics)` is called after every iteration and `on_evaluation(frames, evaluation)` after every evaluation; one that
+    raises is logged and not called again, unless it raises `Stop`, which ends the run normally.
+
+    Raises ConfigError before a file is made, and any other SacError where the run fails.
+    """
+    cfg = recipe if isinstance(recipe, TrainConfig) else configure(recipe, preset=preset, **keys)
+    if cfg is recipe and (preset or keys):
+        raise TypeError("preset and keys change a recipe that is named; change the fields of a TrainConfig itself.")
+    callbacks, evaluation = Callbacks(on_step, on_evaluation), None
+    specs = cfg.specs()
+    with open_run(cfg) as run:
+        torch.manual_seed(run.seeds.initialization)
+        agent = cfg.agent(specs, device=run.device)
+        learner = cfg.learner.build(agent)
+        buffer = cfg.replay.build(
+            run.folder / "replay",
+            specs,
+            rows=cfg.total_frames,
+            batch_size=cfg.batch_size,
+            seed=run.seeds.sampling,
+            device=run.device,
+        )
+        source = cfg.offline.build(buffer, specs, batch_size=cfg.batch_size, device=run.device)
+        experience = cfg.collector.build(
+            cfg.env,
+            agent.actor,
+            buffer,
+            specs=specs,
+            total_frames=cfg.total_frames,
+            random_frames=cfg.random_frames,
+            seed=run.seeds.environments,
+        )
+        test_env = run.closing(cfg.env.build(count=cfg.evaluate.episodes, device=run.device))
+        checkpoints = cfg.checkpoint.build(run.folder / "checkpoints", buffer, learner=learner, experience=experience)
+        torch.manual_seed(run.seeds.exploration)
+        start = checkpoints.restore() or 0
+
+        replay_ratio = ReplayRatio(cfg.replay_ratio, after=cfg.updates_after, every=cfg.update_every, frames=start)
+        log_now = Every(cfg.log_every, frames=start)
+        evaluate_now = Every(cfg.evaluate.every, frames=start)
+        save_now = Every(cfg.checkpoint.every, frames=start)
+        logger = run.closing(Logger(run.folder, resumed_at=start))
+        progress = run.closing(Progress(cfg.total_frames, initial=start))
+
+        for new_frames in experience:  # they are in the buffer already
+            agent.observe(buffer)
+            for _ in range(replay_ratio.due(new_frames)):
+                batch = source.sample()
+                learner.update(batch)
+                buffer.update_tensordict_priority(batch)  # where it is prioritized
+
+            frames, metrics = experience.frames, dict[str, float]()
+            if log_now(frames) or experience.finished:
+                metrics |= experience.metrics() | learner.metrics()
+            callbacks.step(frames, metrics)
+            if evaluate_now(frames) or experience.finished or callbacks.stopped:
+                seed = run.seeds.evaluation + frames
+                evaluation = evaluate(agent.actor, test_env, episodes=cfg.evaluate.episodes, seed=seed)
+                metrics |= evaluation.metrics()
+                write_evaluation(
+                    evaluation, run.folder / "evaluation.json", env=cfg.env.id, frames=frames, seed=cfg.seed
+                )
+                callbacks.evaluation(frames, evaluation)
+            logger.log(frames, metrics)
+            progress.update(frames, metrics)
+            if save_now(frames) or run.stopping or experience.finished or callbacks.stopped:
+                checkpoints.save(frames)
+                run.stop_if_asked(frames)
+            if callbacks.stopped:
+                break
+
+        progress.close()
+        if evaluation is None:
+            log.info("this run is finished at %d frames: give a larger total_frames to train for longer", start)
+            seed = run.seeds.evaluation + start
+            evaluation = evaluate(agent.actor, test_env, episodes=cfg.evaluate.episodes, seed=seed)
+        curve([run.folder], run.folder / "curve.png", title=cfg.env.id)
+        if cfg.evaluate.video:
+            record_video(agent.actor, cfg.env, run.folder / "videos" / "final.mp4", seed=run.seeds.evaluation)
+    return Result(run.folder, evaluation)
