@@ -14,6 +14,7 @@ from sac_torchrl.config.files import as_yaml
 from sac_torchrl.config.layers import SHIPPED
 from sac_torchrl.config.schema import T
 from sac_torchrl.errors import ConfigError, exit_codes, nearest
+from sac_torchrl.orphans import marked
 
 
 def launch(recipe: T, task: Callable[[T], Any] | None = None) -> None:
@@ -24,7 +25,7 @@ def launch(recipe: T, task: Callable[[T], Any] | None = None) -> None:
     Mistakes end the process with one line and exit code 64 before `task` is called; what `task` raises ends it as
     `errors` says. With -m there is one run for every combination of values, see `sweep`.
     """
-    with exit_codes():
+    with exit_codes(), marked():
         words = sys.argv[1:]
         flags = _flags(words)
         folder = Path(sys.argv[0]).absolute().parent

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch
@@ -25,15 +26,12 @@ class Captured:
     `function` takes and returns tensors, of the same shapes each time. It may read others, draw random numbers, and
     change tensors in place, which have to keep their memory; what the first call makes, such as an optimizer's state,
     is there for the second. Results are equal bit for bit. With `compiled` the recording is replayed by torch.compile,
-    equal to rounding. On a CPU with more than one of `threads` (null: PyTorch's own number), computations that do not
-    depend on each other run side by side.
+    equal to rounding. On a CPU where PyTorch has several threads, computations that do not depend on each other run
+    side by side.
     """
 
-    def __init__(
-        self, function: Callable[..., Sequence[Tensor]], *, compiled: bool = False, threads: int | None = None
-    ) -> None:
+    def __init__(self, function: Callable[..., Sequence[Tensor]], *, compiled: bool = False) -> None:
         self._function = function
-        self._threads = threads
         self._compiled = compiled
         self._called = False
         self._replay: Callable[..., Sequence[Tensor]] | None = None
@@ -69,20 +67,20 @@ class Captured:
             # Inductor has a random number generator of its own; these are to be torch's draws.
             self._replay = torch.compile(self._replay, options={"fallback_random": True})
         elif inputs[0].is_cpu and keep_all(graph):
-            threads = self._threads or torch.get_num_threads()
-            parts = cut(graph) if threads > 1 else None
-            self._replay = _scripted(whole) if parts is None else SideBySide(parts, threads)
+            parts = cut(graph) if torch.get_num_threads() > 1 else None
+            self._replay = _scripted(whole) if parts is None else SideBySide(parts)
         return results
 
 
 class SideBySide:
-    """Computes the halves of a recording in two Python threads, with half of `threads` of PyTorch's each.
+    """Computes the halves of a recording in two Python threads, with half of PyTorch's threads each.
 
     A matrix product of some hundred rows is too short to amortize a thread barrier; here there is one for all of them.
-    TorchScript releases the GIL. Afterward PyTorch has as many threads as before.
+    TorchScript releases the GIL. Afterward PyTorch has as many threads as before, but within `half_the_threads`.
     """
 
-    def __init__(self, parts: Parts, threads: int) -> None:
+    def __init__(self, parts: Parts) -> None:
+        threads = torch.get_num_threads()
         self._threads = threads - threads // 2, threads // 2
         self._before = _scripted(parts.before)
         self._halves = [_scripted(half) for half in parts.halves]
@@ -97,7 +95,8 @@ class SideBySide:
             second = _second_thread().submit(self._half, 1, shared)
             results = shared, self._half(0, shared), second.result()
         finally:
-            torch.set_num_threads(threads)
+            if not _halved.get():
+                torch.set_num_threads(threads)
         return [results[part][place] for part, place in self._places]
 
     def _half(self, number: int, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -106,18 +105,21 @@ class SideBySide:
             return self._halves[number](*inputs)
 
 
+_halved = ContextVar("halved", default=False)
+
+
 @contextmanager
 def half_the_threads() -> Iterator[None]:
-    """Leave PyTorch half of its threads for what is done between updates, until the `with` block ends.
+    """Leave PyTorch half of its threads between updates that are computed side by side, until the `with` block ends.
 
     OpenMP's threads spin for milliseconds after their work, and would take cores from the other half of an update: a
     loop on two cores made 81 to 86 frames/s with all threads and 115 with half of them.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads - threads // 2)
+    threads, token = torch.get_num_threads(), _halved.set(True)
     try:
         yield
     finally:
+        _halved.reset(token)
         torch.set_num_threads(threads)
 
 
