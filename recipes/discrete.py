@@ -40,6 +40,8 @@ def main(cfg: sac.Discrete) -> None:
         checkpoints = cfg.checkpoint.build(run.folder / "checkpoints", buffer, learner=learner, experience=experience)
         torch.manual_seed(run.seeds.exploration)
         start = checkpoints.restore() or 0
+        policies = sac.Policies(run.folder / "policies", cfg, specs)
+        policies.save(agent.actor, start)
 
         replay_ratio = sac.ReplayRatio(cfg.replay_ratio, after=cfg.updates_after, every=cfg.update_every, frames=start)
         log_now = sac.Every(cfg.log_every, frames=start)
@@ -62,6 +64,7 @@ def main(cfg: sac.Discrete) -> None:
                 seed = run.seeds.evaluation + frames
                 evaluation = sac.evaluate(agent.actor, test_env, episodes=cfg.evaluate.episodes, seed=seed)
                 metrics |= evaluation.metrics()
+                policies.save(agent.actor, frames, evaluation)
                 sac.write_evaluation(
                     evaluation, run.folder / "evaluation.json", env=cfg.env.id, frames=frames, seed=cfg.seed
                 )
@@ -69,6 +72,7 @@ def main(cfg: sac.Discrete) -> None:
             progress.update(frames, metrics)
             if save_now(frames) or run.stopping or experience.finished:
                 checkpoints.save(frames)
+                policies.save(agent.actor, frames)
                 run.stop_if_asked(frames)
 
         progress.close()

@@ -22,6 +22,8 @@ from sac_torchrl.collectors.ray import Ray
 from sac_torchrl.config.files import open_run
 from sac_torchrl.config.launch import launch
 from sac_torchrl.config.schema import Continuous, Discrete
+from sac_torchrl.deploy.policy import Policy
+from sac_torchrl.deploy.saved import Policies
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import SacError
 from sac_torchrl.learner.learner import Execution, Learner, LearnerConfig, Order, Precision
@@ -62,6 +64,8 @@ __all__ = [
     "NetworkConfig",
     "OfflineConfig",
     "Order",
+    "Policies",
+    "Policy",
     "Precision",
     "Processes",
     "Progress",

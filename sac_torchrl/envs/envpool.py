@@ -37,6 +37,7 @@ class Pool(VectorEnv[Any, Any, Any]):
         with _quiet():
             spec = self._envpool.make_spec(name)
             self._seen, self._moved = spec.gymnasium_observation_space, spec.gymnasium_action_space
+        self.native_spaces = self._seen, self._moved
         self.single_observation_space, _ = adapt_observation(self._seen, self._id)
         self.single_action_space, self._rescale = adapt_action(self._moved, self._id)
         self.observation_space = batch_space(self.single_observation_space, count)

@@ -4,7 +4,7 @@ import json
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from sac_torchrl.agents.policies import aligned
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.quiet import rendering
+from sac_torchrl.envs.vector import seeds
 from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError, short
 from sac_torchrl.extras import PACKAGES, require
 from sac_torchrl.files import replacing, write_whole
@@ -27,10 +28,14 @@ LONGEST = 100_000  # frames in an episode; one that goes on for longer is taken 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The undiscounted return and the length in frames of each episode."""
+    """The undiscounted return and the length in frames of each episode.
+
+    Where every environment played one, `seeds` are those that they were reset with, once before their episode's reset.
+    """
 
     returns: list[float]
     lengths: list[int]
+    seeds: list[int] = field(default_factory=list, compare=False)
 
     @property
     def mean(self) -> float:
@@ -48,6 +53,16 @@ class Evaluation:
             "eval/return_mean": self.mean,
             "eval/return_std": self.std,
             "eval/length_mean": statistics.fmean(self.lengths),
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Mean and deviation of the returns, and the return and length of every episode, as in evaluation.json."""
+        return {
+            "return_mean": self.mean,
+            "return_std": self.std,
+            "returns": self.returns,
+            "lengths": self.lengths,
+            "seeds": self.seeds,
         }
 
 
@@ -92,7 +107,8 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, *, episodes: int, seed: 
             if all(len(played) == share for played, share in zip(finished, shares, strict=True)):
                 break
     played = [episode for episodes_of_one in finished for episode in episodes_of_one]
-    return Evaluation([total for total, _ in played], [length for _, length in played])
+    own = seeds(seed, count) if episodes == count else []
+    return Evaluation([total for total, _ in played], [length for _, length in played], own)
 
 
 def record_video(actor: TensorDictModuleBase, plan: EnvConfig, path: Path, *, seed: int) -> Path:
@@ -122,15 +138,7 @@ def record_video(actor: TensorDictModuleBase, plan: EnvConfig, path: Path, *, se
 
 def write_evaluation(evaluation: Evaluation, path: Path, *, env: str, frames: int, seed: int) -> None:
     """Writes the evaluation of environment id `env` after `frames` frames as JSON, whole or not at all."""
-    content = {
-        "env": env,
-        "frames": frames,
-        "seed": seed,
-        "return_mean": evaluation.mean,
-        "return_std": evaluation.std,
-        "returns": evaluation.returns,
-        "lengths": evaluation.lengths,
-    }
+    content = {"env": env, "frames": frames, "seed": seed, **evaluation.as_json()}
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 

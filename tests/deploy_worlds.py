@@ -1,0 +1,69 @@
+"""Importing this registers environments whose spaces a deployed policy has to get right; returns tell actions apart."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete, Space
+
+from sac_torchrl.agents.normalization import Normalizer
+from sac_torchrl.config.schema import RECIPES
+from sac_torchrl.deploy.saved import SavedPolicy
+from sac_torchrl.envs.config import EnvConfig
+
+VARIANTS = {name: (recipe, kind) for recipe, schema in RECIPES.items() for name, kind in schema.variants.items()}
+
+
+class Drift(gym.Env[Any, Any]):
+    """Observations are drawn from `observation_space`, a reward is the sum of the action; ten frames an episode."""
+
+    def __init__(self, observation_space: Space[Any], action_space: Space[Any]) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.time = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        self.time += 1
+        return self._observe(), float(np.sum(action)), False, self.time >= 10, {}
+
+    def _observe(self) -> Any:
+        if isinstance(self.observation_space, Discrete):
+            return int(self.np_random.integers(self.observation_space.n) + self.observation_space.start)
+        return self.np_random.normal(0.0, 3.0, self.observation_space.shape).astype(self.observation_space.dtype)
+
+
+VECTOR = Box(-np.inf, np.inf, (3,), np.float64)
+UNEVEN = Box(np.array([-3.0, 0.0], np.float32), np.array([1.0, 0.5], np.float32))
+WORLDS: dict[str, tuple[Space[Any], Space[Any]]] = {
+    "Uneven-v0": (VECTOR, UNEVEN),
+    "UnevenStates-v0": (Discrete(4, start=2), UNEVEN),
+    "Shifted-v0": (Discrete(4, start=-1), Discrete(3, start=3)),
+    "ShiftedVector-v0": (VECTOR, Discrete(3, start=3)),
+}
+
+for _name, _spaces in WORLDS.items():
+    if _name not in gym.registry:
+        gym.register(_name, lambda spaces=_spaces, **_: Drift(*spaces))
+
+
+def save_policy(folder: Path, variant: str, id: str, *, normalize: bool = False, **fields: Any) -> Path:
+    """Save a policy with fresh weights as a run does; its normalizer has seen numbers other than 0 and 1."""
+    recipe, kind = VARIANTS[variant]
+    env = EnvConfig(id, plugins=[__name__] if id in WORLDS else [])
+    config = RECIPES[recipe](variant=kind(**fields), env=env, normalize=normalize, device="cpu")
+    specs = config.specs()
+    torch.manual_seed(3)
+    actor = config.agent(specs, device=torch.device("cpu")).actor
+    for part in actor.modules():
+        if isinstance(part, Normalizer):
+            part.mean += torch.linspace(-1, 2, len(part.mean))
+            part.var *= 5.0
+    return SavedPolicy.of(actor, config, specs, frames=12).write(folder / f"{variant}-{id}-{normalize}").parent
