@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.spaces import Box, Discrete, Space
 
 from sac_torchrl.agents.normalization import Normalizer
@@ -35,9 +36,32 @@ class Drift(gym.Env[Any, Any]):
         return self._observe(), float(np.sum(action)), False, self.time >= 10, {}
 
     def _observe(self) -> Any:
-        if isinstance(self.observation_space, Discrete):
-            return int(self.np_random.integers(self.observation_space.n) + self.observation_space.start)
-        return self.np_random.normal(0.0, 3.0, self.observation_space.shape).astype(self.observation_space.dtype)
+        return draw(self.observation_space, self.np_random)
+
+
+def draw(space: Space[Any], generator: np.random.Generator) -> Any:
+    """A random observation, of numbers that are not small."""
+    match space:
+        case spaces.Dict():
+            return {name: draw(part, generator) for name, part in space.items()}
+        case spaces.Tuple():
+            return tuple(draw(part, generator) for part in space)
+        case Discrete():
+            return int(generator.integers(space.n) + space.start)
+        case spaces.MultiDiscrete():
+            return generator.integers(space.nvec) + space.start
+        case spaces.MultiBinary():
+            return generator.integers(0, 2, space.shape).astype(np.int8)
+    return generator.normal(0.0, 3.0, space.shape).astype(space.dtype)
+
+
+def stack(rows: list[Any]) -> Any:
+    """A batch of observations, leaf by leaf."""
+    if isinstance(rows[0], dict):
+        return {name: stack([row[name] for row in rows]) for name in rows[0]}
+    if isinstance(rows[0], tuple):
+        return tuple(stack(list(parts)) for parts in zip(*rows, strict=True))
+    return np.array(rows)
 
 
 VECTOR = Box(-np.inf, np.inf, (3,), np.float64)
@@ -47,6 +71,18 @@ WORLDS: dict[str, tuple[Space[Any], Space[Any]]] = {
     "UnevenStates-v0": (Discrete(4, start=2), UNEVEN),
     "Shifted-v0": (Discrete(4, start=-1), Discrete(3, start=3)),
     "ShiftedVector-v0": (VECTOR, Discrete(3, start=3)),
+    "Leaves-v0": (
+        spaces.Dict(
+            {
+                "matrix": Box(-9, 9, (2, 2)),
+                "place": Discrete(4, start=2),
+                "many": spaces.MultiDiscrete([2, 3], start=[1, -1]),
+                "pair": spaces.Tuple([Box(0, 9, (), np.float64), spaces.MultiBinary(2)]),
+            }
+        ),
+        UNEVEN,
+    ),
+    "TupleOfStates-v0": (spaces.Tuple([Discrete(3), Discrete(2, start=7)]), Discrete(3, start=3)),
 }
 
 for _name, _spaces in WORLDS.items():

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from sac_torchrl.config.files import load
 from sac_torchrl.config.schema import RECIPES, Training, chosen, plan, recipe_of
 from sac_torchrl.deploy.spaces import agent_specs, environment_spaces, space_from_json, space_to_json
 from sac_torchrl.errors import CheckpointError, ConfigError, short
+from sac_torchrl.files import write_whole
 from sac_torchrl.runs import snapshot
 from sac_torchrl.runs.evaluation import Evaluation
 from sac_torchrl.runs.folder import CONFIG
@@ -78,7 +78,7 @@ class SavedPolicy:
         # What a policy was collected with says nothing about the environment, and modules are code.
         for key in ("count", "faults", "plugins"):
             env.pop(key, None)
-        observation, action = environment_spaces(specs)
+        observation, action = environment_spaces(specs, config.env)
         return cls(
             recipe=recipe_of(type(config)),
             env=env,
@@ -114,7 +114,7 @@ class SavedPolicy:
 
     def specs(self) -> Specs:
         """The spaces as the agent sees them."""
-        return agent_specs(self.observation_space, self.action_space, self.env["id"])
+        return agent_specs(self.observation_space, self.action_space, self.env["id"], self.env["ignore"])
 
     def build(self) -> ProbabilisticActor:
         """Build the actor on the CPU, in evaluation mode; torch's global generator stays as it is.
@@ -140,18 +140,9 @@ class SavedPolicy:
     def write(self, folder: Path) -> Path:
         """Write `policy.safetensors` into `folder`, whole or not at all, and return its path."""
         folder.mkdir(parents=True, exist_ok=True)
-        path, draft = folder / FILE, folder / f".{FILE}.tmp"
         header = {_KEY: json.dumps(self.metadata(), separators=(",", ":"))}
-        try:
-            with draft.open("wb") as file:
-                file.write(safetensors.torch.save(self.weights, header))
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except OSError:
-            draft.unlink(missing_ok=True)
-            raise
-        return path
+        write_whole(folder / FILE, safetensors.torch.save(self.weights, header))
+        return folder / FILE
 
 
 class Policies:

@@ -1,14 +1,17 @@
 """Gymnasium spaces as JSON, and the agent's specs for them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from torchrl.data import Bounded, Categorical, TensorSpec, Unbounded
+from torchrl.data import Bounded, Categorical, TensorSpec
 
 from sac_torchrl.envs.actions import adapt_action
+from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.observations import adapt_observation
+from sac_torchrl.envs.vector import leaf_spec
 from sac_torchrl.specs import Specs
 
 
@@ -57,33 +60,35 @@ def space_from_json(content: dict[str, Any]) -> spaces.Space[Any]:
     raise ValueError(f"{content['type']} is not the type of a space")
 
 
-def environment_spaces(specs: Specs) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
-    """The environment's own observation and action space; the agent's where `specs` holds no others."""
-    return (
-        specs.observation_space or _agent_space(specs.observation, np.inf),
-        specs.action_space or _agent_space(specs.action, 1.0),
-    )
+def environment_spaces(specs: Specs, env: EnvConfig) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    """The observation space of `env` as it declares it, the agent's where `specs` holds no other; its action space.
+
+    The latter has the bounds that actions are rescaled to, which `env.bounds` may set.
+    """
+    observation = specs.observation_space or _agent_space(specs.observation)
+    action = specs.action_space or _agent_space(specs.action)
+    if isinstance(action, spaces.Box):
+        _, taken = adapt_action(action, env.id, env.bounds)
+        low, high = (taken(np.full(action.shape, bound)) for bound in (-1.0, 1.0))
+        action = spaces.Box(low, high, action.shape, low.dtype.type)
+    return observation, action
 
 
-def agent_specs(observation: spaces.Space[Any], action: spaces.Space[Any], id: str) -> Specs:
+def agent_specs(observation: spaces.Space[Any], action: spaces.Space[Any], id: str, ignore: Sequence[str]) -> Specs:
     """What an agent sees of the spaces of environment `id`; raises ConfigError where SAC cannot use them."""
-    seen, chosen = adapt_observation(observation, id)[0], adapt_action(action, id)[0]
-    return Specs(_spec(seen), _spec(chosen), observation_space=observation, action_space=action)
+    seen, chosen = adapt_observation(observation, id, ignore)[0], adapt_action(action, id)[0]
+    if isinstance(chosen, spaces.Box):
+        spec: TensorSpec = Bounded(-1.0, 1.0, torch.Size(chosen.shape), dtype=torch.float32)
+    else:
+        spec = leaf_spec(chosen)
+    return Specs(leaf_spec(seen), spec, observation_space=observation, action_space=action)
 
 
-def _agent_space(spec: TensorSpec, bound: float) -> spaces.Space[Any]:
+def _agent_space(spec: TensorSpec) -> spaces.Space[Any]:
     if isinstance(spec, Categorical):
         return spaces.Discrete(int(spec.space.n))
+    bound = 1.0 if isinstance(spec, Bounded) else np.inf
     return spaces.Box(-bound, bound, tuple(spec.shape), np.float32)
-
-
-def _spec(space: spaces.Space[Any]) -> TensorSpec:
-    if isinstance(space, spaces.Discrete):
-        return Categorical(int(space.n), dtype=torch.int64)
-    assert isinstance(space, spaces.Box)
-    if space.is_bounded():
-        return Bounded(torch.from_numpy(space.low), torch.from_numpy(space.high), dtype=torch.float32)
-    return Unbounded(torch.Size(space.shape), dtype=torch.float32)
 
 
 def _bound_to_json(bound: Any) -> Any:

@@ -26,6 +26,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 import sac_torchrl as sac
 from sac_torchrl.cli.main import main
 from sac_torchrl.envs.adapter import SpaceAdapter
+from sac_torchrl.envs.vector import as_tensors
 from sac_torchrl.errors import CheckpointError, ConfigError
 
 Save = Callable[..., Path]
@@ -38,46 +39,42 @@ def save(tmp_path: Path) -> Save:
     return partial(deploy_worlds.save_policy, tmp_path)
 
 
-def observations(space: Any, count: int) -> Any:
+def observations(space: Any, count: int) -> list[Any]:
     generator = np.random.default_rng(0)
-    if isinstance(space, gym.spaces.Discrete):
-        return generator.integers(space.start, space.start + space.n, count)
-    return (10 * generator.normal(size=(count, *space.shape))).astype(space.dtype)
+    return [deploy_worlds.draw(space, generator) for _ in range(count)]
 
 
-def as_trained(policy: sac.Policy, observation: Any, kind: ExplorationType) -> Any:
+def as_trained(policy: sac.Policy, rows: list[Any], kind: ExplorationType, *, single: bool) -> Any:
     """The way of training: through the adapter's observation, the TensorDict actor and the adapter's action."""
     adapter = SpaceAdapter(deploy_worlds.Drift(policy.spec.observation, policy.spec.action), "Drift-v0")
-    single = np.ndim(observation) == len(policy.spec.observation.shape or ())
-    rows = [observation] if single else observation
-    seen = torch.from_numpy(np.array([adapter._observed(row) for row in rows]))
-    root = TensorDict(observation=seen[0]) if single else TensorDict(observation=seen, batch_size=[len(seen)])
+    seen = deploy_worlds.stack([adapter._observed(row) for row in rows])
+    root = TensorDict(observation=as_tensors(seen), batch_size=[len(rows)])
     with torch.no_grad(), set_exploration_type(kind):
-        actions = policy.actor(root)["action"].numpy()
+        actions = policy.actor(root[0].clone() if single else root)["action"].numpy()
     return adapter._taken(actions) if single else np.array([adapter._taken(row) for row in actions])
 
 
 @pytest.mark.parametrize(("variant", "normalize"), sorted(set(KINDS)))
 def test_every_variant_acts_as_in_training_bit_for_bit(variant: str, normalize: bool, save: Save) -> None:
     discrete = VARIANTS[variant][0] == "discrete"
-    for id in ("Shifted-v0", "ShiftedVector-v0") if discrete else ("Uneven-v0", "UnevenStates-v0"):
-        if normalize and id == "UnevenStates-v0":
-            continue
+    ids = ("Shifted-v0", "ShiftedVector-v0", "TupleOfStates-v0") if discrete else ("Uneven-v0", "Leaves-v0")
+    for id in ids if normalize or discrete else (*ids, "UnevenStates-v0"):
         policy = sac.Policy.load(save(variant, id, normalize=normalize))
         rows = observations(policy.spec.observation, 256)
-        for observation in (*rows[:5], rows[:1], rows[:7], rows):
+        batches = [(rows[:1], True)] * 3 + [(rows[1:2], True), (rows[:1], False), (rows[:7], False), (rows, False)]
+        for chosen, single in batches:
             for kind in (ExplorationType.DETERMINISTIC, ExplorationType.RANDOM):
                 torch.manual_seed(5)
-                want = as_trained(policy, observation, kind)
+                want = as_trained(policy, chosen, kind, single=single)
+                observation = chosen[0] if single else deploy_worlds.stack(chosen)
                 action = policy(observation, deterministic=kind is ExplorationType.DETERMINISTIC, seed=5)
                 assert np.array_equal(action, want) and action.dtype == policy.spec.action.dtype
-                inside = action if np.ndim(observation) == len(policy.spec.observation.shape or ()) else action[0]
-                assert policy.spec.action.contains(inside)
+                assert policy.spec.action.contains(action if single else action[0])
 
 
 def test_torch_comes_in_and_goes_out(save: Save) -> None:
     policy = sac.Policy.load(save("sac", "Uneven-v0"))
-    rows = observations(policy.spec.observation, 4)
+    rows = np.array(observations(policy.spec.observation, 4))
     action = policy(torch.from_numpy(rows))
     assert isinstance(action, torch.Tensor) and not action.is_inference()
     assert np.array_equal(action.numpy(), policy(rows))
@@ -101,14 +98,15 @@ def test_random_actions_come_from_a_generator_of_the_policy(save: Save) -> None:
 @pytest.mark.parametrize(
     ("id", "observation", "text"),
     [
-        ("Uneven-v0", np.zeros(4), r"\(4,\): give one \(3,\), or a batch \('batch', 3\)"),
+        ("Uneven-v0", np.zeros(4), r"\(4,\): give \(3,\), or a batch \('batch', 3\)"),
         ("Uneven-v0", np.zeros((2, 2, 3)), "shape"),
         ("Uneven-v0", np.array([0, np.nan, 1]), "not finite"),
         ("Uneven-v0", np.array([0, 1e39, 1]), "not finite in float32"),
         ("Uneven-v0", np.array(["a", "b", "c"]), "not real numbers"),
-        ("UnevenStates-v0", 1, "not one of 2 to 5"),
-        ("UnevenStates-v0", np.array([2, 6]), "not one of 2 to 5"),
-        ("UnevenStates-v0", 2.0, "give an index"),
+        ("UnevenStates-v0", 1, r"observation=1 is not within Discrete\(4, start=2\)"),
+        ("UnevenStates-v0", np.array([2, 6]), "not within"),
+        ("UnevenStates-v0", 2.0, "not indices"),
+        ("Leaves-v0", {"matrix": np.zeros((2, 2))}, "which has no many"),
     ],
 )
 def test_what_is_no_observation_is_refused(id: str, observation: Any, text: str, save: Save) -> None:
@@ -142,7 +140,7 @@ def test_a_run_keeps_its_newest_and_its_best_policy(run: Path) -> None:
     assert {key: last[key] for key in evaluation} == evaluation
     assert best.saved.evaluation["return_mean"] >= evaluation["return_mean"]
     same = sac.Policy.load(run / "checkpoints" / str(best.saved.frames))
-    rows = observations(best.spec.observation, 9)
+    rows = np.array(observations(best.spec.observation, 9))
     assert np.array_equal(same(rows), best(rows))
     assert np.array_equal(sac.Policy.load(run)(rows), newest(rows))
 
