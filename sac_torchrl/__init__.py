@@ -7,11 +7,7 @@ if TYPE_CHECKING:
     from sac_torchrl.agents.agent import Agent as Agent
     from sac_torchrl.agents.critics import (
         action_value_critic as action_value_critic,
-    )
-    from sac_torchrl.agents.critics import (
         state_action_critic as state_action_critic,
-    )
-    from sac_torchrl.agents.critics import (
         state_critic as state_critic,
     )
     from sac_torchrl.agents.crossq import CrossQ as CrossQ
@@ -22,8 +18,6 @@ if TYPE_CHECKING:
     from sac_torchrl.agents.normalization import with_normalization as with_normalization
     from sac_torchrl.agents.policies import (
         categorical_actor as categorical_actor,
-    )
-    from sac_torchrl.agents.policies import (
         tanh_normal_actor as tanh_normal_actor,
     )
     from sac_torchrl.agents.redq import REDQ as REDQ
@@ -39,53 +33,34 @@ if TYPE_CHECKING:
     from sac_torchrl.collectors.ray import Ray as Ray
     from sac_torchrl.config.files import open_run as open_run
     from sac_torchrl.config.schema import TrainConfig as TrainConfig
+    from sac_torchrl.deploy.policy import Policy as Policy
+    from sac_torchrl.deploy.saved import Policies as Policies
     from sac_torchrl.envs.config import EnvConfig as EnvConfig
     from sac_torchrl.errors import SacError as SacError
     from sac_torchrl.learner.learner import (
         Execution as Execution,
-    )
-    from sac_torchrl.learner.learner import (
         Learner as Learner,
-    )
-    from sac_torchrl.learner.learner import (
         LearnerConfig as LearnerConfig,
-    )
-    from sac_torchrl.learner.learner import (
         Order as Order,
-    )
-    from sac_torchrl.learner.learner import (
         Precision as Precision,
     )
-    from sac_torchrl.replay.buffer import ReplayConfig as ReplayConfig
-    from sac_torchrl.replay.buffer import Storage as Storage
+    from sac_torchrl.replay.buffer import ReplayConfig as ReplayConfig, Storage as Storage
     from sac_torchrl.replay.offline import OfflineConfig as OfflineConfig
     from sac_torchrl.runs.callbacks import Stop as Stop
-    from sac_torchrl.runs.checkpoint import CheckpointConfig as CheckpointConfig
-    from sac_torchrl.runs.checkpoint import Checkpoints as Checkpoints
+    from sac_torchrl.runs.checkpoint import CheckpointConfig as CheckpointConfig, Checkpoints as Checkpoints
     from sac_torchrl.runs.evaluation import (
         Evaluation as Evaluation,
-    )
-    from sac_torchrl.runs.evaluation import (
         EvaluationConfig as EvaluationConfig,
-    )
-    from sac_torchrl.runs.evaluation import (
         evaluate as evaluate,
-    )
-    from sac_torchrl.runs.evaluation import (
         record_video as record_video,
-    )
-    from sac_torchrl.runs.evaluation import (
         write_evaluation as write_evaluation,
     )
     from sac_torchrl.runs.folder import RunConfig as RunConfig
-    from sac_torchrl.runs.loggers import Logger as Logger
-    from sac_torchrl.runs.loggers import Progress as Progress
+    from sac_torchrl.runs.loggers import Logger as Logger, Progress as Progress
     from sac_torchrl.runs.plots import curve as curve
-    from sac_torchrl.runs.schedule import Every as Every
-    from sac_torchrl.runs.schedule import ReplayRatio as ReplayRatio
+    from sac_torchrl.runs.schedule import Every as Every, ReplayRatio as ReplayRatio
     from sac_torchrl.specs import Specs as Specs
-    from sac_torchrl.train import Result as Result
-    from sac_torchrl.train import train as train
+    from sac_torchrl.train import Result as Result, train as train
 
 # Names are imported when they are first asked for: `import sac_torchrl` imports nothing else.
 _EXPORTS = {
@@ -114,6 +89,8 @@ _EXPORTS = {
     "Ray": "sac_torchrl.collectors.ray",
     "open_run": "sac_torchrl.config.files",
     "TrainConfig": "sac_torchrl.config.schema",
+    "Policy": "sac_torchrl.deploy.policy",
+    "Policies": "sac_torchrl.deploy.saved",
     "EnvConfig": "sac_torchrl.envs.config",
     "SacError": "sac_torchrl.errors",
     "Execution": "sac_torchrl.learner.learner",

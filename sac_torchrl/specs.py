@@ -1,7 +1,9 @@
 """The spaces of an agent, and the names of the columns that a row of the replay buffer may have."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from gymnasium import Space
 from torchrl.data import Composite, TensorSpec
 
 # What a policy that is asked to tells of itself, and a row may hold.
@@ -22,7 +24,8 @@ class Specs:
     MultiCategorical, or a Composite of such leaves by name, of which a row holds `("observation", name)`; `action` is a
     float32 vector `(n,)` in [-1, 1] or the int64 index `()` of a discrete action. Where `n_steps` is above 1, rewards
     of so many frames are discounted by `gamma` and stored as one. With `entropy` a row holds the entropy, in nats, of
-    the policy that chose its action.
+    the policy that chose its action. `observation_space` and `action_space` are the environment's own, null where they
+    are the agent's.
     """
 
     observation: TensorSpec
@@ -30,6 +33,8 @@ class Specs:
     n_steps: int = 1
     gamma: float = 0.99
     entropy: bool = False
+    observation_space: Space[Any] | None = None
+    action_space: Space[Any] | None = None
 
     @property
     def leaves(self) -> dict[tuple[str, ...], TensorSpec]:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from sac_torchrl.config.files import open_run
 from sac_torchrl.config.recipes import configure
 from sac_torchrl.config.schema import TrainConfig
+from sac_torchrl.deploy.saved import Policies
+from sac_torchrl.learner.capture import half_the_threads
 from sac_torchrl.runs.callbacks import Callbacks, OnEvaluation, OnStep
 from sac_torchrl.runs.evaluation import Evaluation, evaluate, record_video, write_evaluation
 from sac_torchrl.runs.loggers import Logger, Progress
@@ -56,7 +58,7 @@ def train(
         raise TypeError("preset and keys change a recipe that is named; change the fields of a TrainConfig itself.")
     callbacks, evaluation = Callbacks(on_step, on_evaluation), None
     specs = cfg.specs()
-    with open_run(cfg) as run:
+    with open_run(cfg) as run, half_the_threads():
         torch.manual_seed(run.seeds.initialization)
         agent = cfg.agent(specs, device=run.device)
         learner = cfg.learner.build(agent)
@@ -82,6 +84,8 @@ def train(
         checkpoints = cfg.checkpoint.build(run.folder / "checkpoints", buffer, learner=learner, experience=experience)
         torch.manual_seed(run.seeds.exploration)
         start = checkpoints.restore() or 0
+        policies = Policies(run.folder / "policies", cfg, specs)
+        policies.save(agent.actor, start)
 
         replay_ratio = ReplayRatio(cfg.replay_ratio, after=cfg.updates_after, every=cfg.update_every, frames=start)
         log_now = Every(cfg.log_every, frames=start)
@@ -105,6 +109,7 @@ def train(
                 seed = run.seeds.evaluation + frames
                 evaluation = evaluate(agent.actor, test_env, episodes=cfg.evaluate.episodes, seed=seed)
                 metrics |= evaluation.metrics()
+                policies.save(agent.actor, frames, evaluation)
                 write_evaluation(
                     evaluation, run.folder / "evaluation.json", env=cfg.env.id, frames=frames, seed=cfg.seed
                 )
@@ -113,6 +118,7 @@ def train(
             progress.update(frames, metrics)
             if save_now(frames) or run.stopping or experience.finished or callbacks.stopped:
                 checkpoints.save(frames)
+                policies.save(agent.actor, frames)
                 run.stop_if_asked(frames)
             if callbacks.stopped:
                 break

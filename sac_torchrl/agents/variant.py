@@ -81,12 +81,13 @@ class Variant(ABC):
 def _chosen(observation: TensorSpec, keys: list[str] | None, field: str) -> TensorSpec:
     if keys is None:
         return observation
-    known = list(observation.keys()) if isinstance(observation, Composite) else []
+    leaves = dict(observation.items()) if isinstance(observation, Composite) else {}
+    known = list(leaves)
     unknown = [key for key in keys if key not in known]
     if unknown or not keys or len(set(keys)) < len(keys):
         what = f"one of {', '.join(known)}" if known else "of a Dict or Tuple; this observation has no leaves"
         raise ConfigError(f"variant.{field}={list(keys)}: give names of leaves, each once, {what}.")
-    return Composite({key: observation[key] for key in keys})
+    return Composite({key: leaves[key] for key in keys})
 
 
 def actor_and_critics(

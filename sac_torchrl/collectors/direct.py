@@ -15,8 +15,7 @@ from torchrl.modules import ProbabilisticActor
 from sac_torchrl.agents.policies import acting
 from sac_torchrl.collectors.experience import CollectorConfig, Dropped, Experience, Job, Steps
 from sac_torchrl.collectors.gymnasium import GymnasiumCollector
-from sac_torchrl.envs import generators
-from sac_torchrl.envs import state as envstate
+from sac_torchrl.envs import generators, state as envstate
 from sac_torchrl.envs.check import Kind, resume_finding
 from sac_torchrl.envs.tensors import TensorEnv
 from sac_torchrl.errors import CheckpointError, EnvironmentFault, short

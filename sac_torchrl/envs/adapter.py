@@ -38,6 +38,7 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self._id = id
         self._steps = 0
+        self.native_spaces = env.observation_space, env.action_space
         self.observation_space, self._observed = adapt_observation(env.observation_space, id, ignore)
         self.action_space, self._taken = adapt_action(env.action_space, id, bounds)
         self._weighed = adapt_reward(getattr(env.unwrapped, "reward_space", None), id, reward_weights)

@@ -69,7 +69,14 @@ class EnvConfig:
         try:
             if not self.in_one:
                 refuse_endless(env, self.id)
-            return Specs(env.observation_spec_unbatched["observation"], env.action_spec_unbatched)
+            # A simulator of tensors has none but the agent's.
+            observed, taken = getattr(env, "native_spaces", (None, None))
+            return Specs(
+                env.observation_spec_unbatched["observation"],
+                env.action_spec_unbatched,
+                observation_space=observed,
+                action_space=taken,
+            )
         finally:
             env.close()
 

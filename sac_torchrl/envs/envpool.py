@@ -37,6 +37,7 @@ class Pool(VectorEnv[Any, Any, Any]):
         with _quiet():
             spec = self._envpool.make_spec(name)
             self._seen, self._moved = spec.gymnasium_observation_space, spec.gymnasium_action_space
+        self.native_spaces = self._seen, self._moved
         self.single_observation_space, _ = adapt_observation(self._seen, self._id)
         if not isinstance(self._seen, (Box, Discrete)) or self.single_observation_space.shape != self._seen.shape:
             raise ConfigError(

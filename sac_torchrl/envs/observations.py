@@ -176,3 +176,11 @@ def _vector(space: Space[Any], id: str, name: str) -> tuple[Space[Any], _Adapt]:
 def _tell_of_cast(id: str, given: str, declared: str) -> None:
     """Once in a process: steps are too many to say it each time."""
     log.info("env.id=%s observes %s, where its space says %s: the agent sees float32", id, given, declared)
+
+
+def observed_leaves(space: Space[Any], ignore: Sequence[str] = ()) -> dict[str, tuple[_Path, Space[Any]]]:
+    """Path and space of each leaf that the agent sees, by its name; of anything but a Dict or Tuple, "observation"."""
+    if not isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
+        return {"observation": ((), space)}
+    found = {_name(path): (path, leaf) for path, leaf in _leaves(space)}
+    return {name: leaf for name, leaf in found.items() if not any(_within(name, one) for one in ignore)}

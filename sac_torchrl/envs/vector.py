@@ -102,6 +102,7 @@ class SequentialVectorEnv(VectorEnv[Any, Any, Any]):
         self.num_envs = len(envs)
         self.metadata = envs[0].metadata | {"autoreset_mode": self.autoreset_mode}
         self.render_mode = envs[0].render_mode
+        self.native_spaces: tuple[Any, Any] = envs[0].get_wrapper_attr("native_spaces")
         self.single_observation_space = envs[0].observation_space
         self.single_action_space = envs[0].action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)

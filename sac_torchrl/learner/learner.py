@@ -191,7 +191,6 @@ class Learner:
         self._resets = frozenset(resets)
         self._execution = execution
         self._precision = precision
-        self._threads = torch.get_num_threads()
         self._recordings: dict[object, tuple[Computation, list[str]]] = {}
         self._programs: dict[object, tuple[Computation, list[list[str]]]] = {}
         self._recorded_settings: list[Any] = []
@@ -356,9 +355,7 @@ class Learner:
 
         compiled = self._execution is Execution.compiled
         eager = self._execution is Execution.eager
-        computation = (
-            losses_and_gradients if eager else Captured(losses_and_gradients, compiled=compiled, threads=self._threads)
-        )
+        computation = losses_and_gradients if eager else Captured(losses_and_gradients, compiled=compiled)
         self._recordings[form] = computation, told
         return self._recordings[form]
 

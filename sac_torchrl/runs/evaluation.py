@@ -20,6 +20,7 @@ from sac_torchrl.agents.policies import aligned
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.quiet import rendering
 from sac_torchrl.envs.state import unshared
+from sac_torchrl.envs.vector import seeds
 from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError, short
 from sac_torchrl.extras import PACKAGES, require
 from sac_torchrl.files import replacing, write_whole
@@ -32,11 +33,13 @@ class Evaluation:
     """The undiscounted return and the length in frames of each episode, and whether its task was done at its end.
 
     `successes` is empty where the environment does not say: its last step's info has no `is_success` or `success`.
+    Where every environment played one, `seeds` are those that they were reset with, once before their episode's reset.
     """
 
     returns: list[float]
     lengths: list[int]
     successes: list[bool] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list, compare=False)
 
     @property
     def mean(self) -> float:
@@ -64,6 +67,17 @@ class Evaluation:
             names = ("eval/success", "eval/success_low", "eval/success_high")
             metrics |= dict(zip(names, self.success, strict=True))
         return metrics
+
+    def as_json(self) -> dict[str, Any]:
+        """Mean and deviation of the returns, and the return and length of every episode, as in evaluation.json."""
+        return {
+            "return_mean": self.mean,
+            "return_std": self.std,
+            "returns": self.returns,
+            "lengths": self.lengths,
+            "seeds": self.seeds,
+            **({} if self.success is None else {"success": self.success[0], "successes": self.successes}),
+        }
 
 
 def wilson(count: int, of: int, *, z: float = 1.959963984540054) -> tuple[float, float, float]:
@@ -124,6 +138,7 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, *, episodes: int, seed: 
         [total for total, *_ in played],
         [length for _, length, _ in played],
         successes if len(successes) == len(played) else [],
+        seeds(seed, count) if episodes == count else [],
     )
 
 
@@ -154,16 +169,7 @@ def record_video(actor: TensorDictModuleBase, plan: EnvConfig, path: Path, *, se
 
 def write_evaluation(evaluation: Evaluation, path: Path, *, env: str, frames: int, seed: int) -> None:
     """Writes the evaluation of environment id `env` after `frames` frames as JSON, whole or not at all."""
-    content = {
-        "env": env,
-        "frames": frames,
-        "seed": seed,
-        "return_mean": evaluation.mean,
-        "return_std": evaluation.std,
-        "returns": evaluation.returns,
-        "lengths": evaluation.lengths,
-        **({} if evaluation.success is None else {"success": evaluation.success[0], "successes": evaluation.successes}),
-    }
+    content = {"env": env, "frames": frames, "seed": seed, **evaluation.as_json()}
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 

@@ -1,5 +1,6 @@
 import math
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -150,8 +151,9 @@ def test_continuous_actions_are_refused_by_discrete_sac() -> None:
     ],
 )
 def test_a_bad_field_is_named_in_one_line(variant: type[Variant], field: str, value: float) -> None:
+    fields: dict[str, Any] = {field: value}
     with pytest.raises(ConfigError, match=f"variant.{field}={value}: ") as raised:
-        variant(**{field: value})
+        variant(**fields)
     assert "\n" not in str(raised.value)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from torchrl.data import Categorical
 
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import ConfigError, EnvironmentFault
@@ -51,13 +52,13 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
     """A module that registers by a call, with a wrapper."""
     module: Any = types.ModuleType("shaped_plugin")
     module.Halved = Halved
-    module.register_all = lambda: gym.register("Shaped-v0", Shaped)
+    module.register_all = lambda: gym.register("Shaped-v0", lambda **kwargs: Shaped(**kwargs))
     monkeypatch.setitem(sys.modules, "shaped_plugin", module)
     yield module
     gym.registry.pop("Shaped-v0", None)
 
 
-SHAPED = {"plugins": ["shaped_plugin:register_all"]}
+SHAPED = ["shaped_plugin:register_all"]
 
 
 def first(config: EnvConfig) -> Any:
@@ -67,7 +68,7 @@ def first(config: EnvConfig) -> Any:
 
 def test_arguments_reach_the_constructor() -> None:
     specs = EnvConfig("FrozenLake-v1", kwargs={"is_slippery": False, "desc": ["SF", "FG"]}).specs()
-    assert specs.observation.space.n == 4
+    assert isinstance(specs.observation, Categorical) and specs.observation.n == 4
     assert first(EnvConfig("dmc/cartpole-swingup", kwargs={"random": 3})).unwrapped._env.task.random is not None
 
 
@@ -84,7 +85,7 @@ def test_wrappers_are_gymnasiums_and_the_plugins_the_first_innermost() -> None:
         wrappers=[{"FrameStackObservation": {"stack_size": 4}}, "Halved"],
         reward_weights=[1.0, 10.0],
         bounds=(-5.0, 5.0),
-        **SHAPED,
+        plugins=SHAPED,
     )
     env = first(config)
     assert config.specs().observation.shape == (8,)
@@ -113,11 +114,11 @@ def test_wrappers_are_gymnasiums_and_the_plugins_the_first_innermost() -> None:
         (EnvConfig("Pendulum-v1", bounds=(1.0, 1.0)), ["env.bounds", "LOW below HIGH"]),
         (EnvConfig("Blackjack-v1", ignore=["0", "1", "2"]), ["leaves nothing"]),
         (EnvConfig("Blackjack-v1", ignore=["7"]), ["observes no 7"]),
-        (EnvConfig("Shaped-v0", bounds=(-5.0, 5.0), **SHAPED), ["env.reward_weights=[1,1]"]),
-        (EnvConfig("Shaped-v0", bounds=(-5.0, 5.0), reward_weights=[1.0], **SHAPED), ["give as many"]),
-        (EnvConfig("Shaped-v0", reward_weights=[1.0, 1.0], **SHAPED), ["env.bounds=[LOW, HIGH]"]),
+        (EnvConfig("Shaped-v0", bounds=(-5.0, 5.0), plugins=SHAPED), ["env.reward_weights=[1,1]"]),
+        (EnvConfig("Shaped-v0", bounds=(-5.0, 5.0), reward_weights=[1.0], plugins=SHAPED), ["give as many"]),
+        (EnvConfig("Shaped-v0", reward_weights=[1.0, 1.0], plugins=SHAPED), ["env.bounds=[LOW, HIGH]"]),
         (
-            EnvConfig("Shaped-v0", bounds=(-5, 5), reward_weights=[1, 1], kwargs={"ends": False}, **SHAPED),
+            EnvConfig("Shaped-v0", bounds=(-5, 5), reward_weights=[1, 1], kwargs={"ends": False}, plugins=SHAPED),
             ["no episode ended", "set env.max_episode_steps"],
         ),
     ],
@@ -131,7 +132,9 @@ def test_what_cannot_be_is_told_in_one_line(config: EnvConfig, words: list[str])
 
 @pytest.mark.usefixtures("plugin")
 def test_rewards_of_another_shape_than_the_weights_are_a_fault() -> None:
-    config = EnvConfig("Shaped-v0", bounds=(-5, 5), reward_weights=[1, 1, 1], kwargs={"declares": False}, **SHAPED)
+    config = EnvConfig(
+        "Shaped-v0", bounds=(-5, 5), reward_weights=[1, 1, 1], kwargs={"declares": False}, plugins=SHAPED
+    )
     env = config.open()
     env.reset(seed=0)
     with pytest.raises(EnvironmentFault, match=r"shape is \(2,\) and not \(3,\), that of env.reward_weights"):
@@ -148,8 +151,8 @@ class Always(torch.nn.Module):
 
 @pytest.mark.usefixtures("plugin")
 def test_success_is_counted_at_the_end_of_each_episode() -> None:
-    env = EnvConfig("Shaped-v0", bounds=(-5, 5), reward_weights=[1, 0], **SHAPED).build(count=3)
-    played = evaluate(Always(), env, episodes=5, seed=0)  # type: ignore[arg-type]  # an actor without a distribution
+    env = EnvConfig("Shaped-v0", bounds=(-5, 5), reward_weights=[1, 0], plugins=SHAPED).build(count=3)
+    played = evaluate(Always(), env, episodes=5, seed=0)
     assert (played.returns, played.successes) == ([6.0] * 5, [True, True, False, False, True])
     assert played.metrics()["eval/success"] == 0.6
     assert "eval/success" not in Evaluation([1.0], [1]).metrics()

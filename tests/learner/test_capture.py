@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from sac_torchrl.learner.capture import Captured, SideBySide
+from sac_torchrl.learner.capture import Captured, SideBySide, half_the_threads
 
 SQUARE = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -195,7 +195,11 @@ def side_by_side(function: Callable[..., Sequence[Tensor]]) -> tuple[SideBySide,
 def test_losses_that_have_nothing_to_do_with_each_other_are_computed_side_by_side(
     function: Callable[..., Sequence[Tensor]],
 ) -> None:
-    side_by_side(function)
+    replay, constants = side_by_side(function)
+    assert torch.get_num_threads() == 2
+    with half_the_threads():
+        replay(torch.ones(3, 4), *constants)
+        assert torch.get_num_threads() == 1  # and the other half has one
     assert torch.get_num_threads() == 2
 
 

@@ -1,0 +1,1 @@
+"""Trained policies outside of training: saved, loaded, exported and played."""

@@ -1,0 +1,66 @@
+"""Observations as an environment returns them, checked and turned into tensors, leaf by leaf."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.spaces import Discrete, MultiDiscrete, Space
+from torch import Tensor
+
+from sac_torchrl.envs.observations import leaf_at, observed_leaves
+from sac_torchrl.errors import short
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One part of an observation: its name, its path in a Dict or Tuple, and its space."""
+
+    name: str
+    path: tuple[str | int, ...]
+    space: Space[Any]
+
+    @property
+    def dimensions(self) -> int:
+        """Those of one observation, without a batch."""
+        return len(self.space.shape or ())
+
+    def read(self, observation: Any) -> Tensor:
+        """A copy, as float32 or int64, of the leaf in one observation or a batch; raises ValueError or TypeError.
+
+        It lies in memory of torch's own: the last bits of a product depend on where its factors lie.
+        """
+        try:
+            value = leaf_at(observation, self.path)
+        except ValueError as error:
+            raise ValueError(f"the observation is {short(observation)}, {error}.") from error
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        shape, own = array.shape, self.space.shape or ()
+        if shape != own and shape[1:] != own:
+            raise ValueError(f"{self.name} has the shape {shape}: give {own}, or a batch {('batch', *own)}.")
+        if isinstance(self.space, (Discrete, MultiDiscrete)):
+            return self._indices(array)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{self.name} holds {array.dtype}, not real numbers.")
+        tensor = torch.tensor(array, dtype=torch.float32)
+        # The sum of finite numbers may be infinite.
+        if not math.isfinite(tensor.sum()) and not tensor.isfinite().all():
+            raise ValueError(f"{self.name} holds numbers that are not finite in float32.")
+        return tensor
+
+    def _indices(self, array: Any) -> Tensor:
+        if array.dtype.kind not in "iub":
+            raise TypeError(f"{self.name} holds {array.dtype}, not indices.")
+        space = self.space
+        assert isinstance(space, (Discrete, MultiDiscrete))
+        offset = array.astype(np.int64) - space.start
+        if ((offset < 0) | (offset >= (space.n if isinstance(space, Discrete) else space.nvec))).any():
+            raise ValueError(f"{self.name}={array.tolist()} is not within {space}.")
+        return torch.tensor(array, dtype=torch.int64)
+
+
+def leaves_of(space: Space[Any], ignore: Sequence[str] = ()) -> list[Leaf]:
+    """The leaves that an agent sees of an observation space, in their order; one where it is no Dict or Tuple."""
+    return [Leaf(name, path, leaf) for name, (path, leaf) in observed_leaves(space, ignore).items()]

@@ -1,0 +1,101 @@
+"""From an observation of the environment to an action that it takes, as one module of tensors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution
+from torchrl.modules import ProbabilisticActor
+
+from sac_torchrl.agents.policies import SquashedNormal
+from sac_torchrl.deploy.inputs import Leaf
+
+
+class PolicyModule(nn.Module):
+    """The actor between the environment's own spaces: casts and offsets, network, head, rescaling.
+
+    `forward` takes a tensor for each of `leaves`, `(..., *shape)`, numbers of any real type or indices that begin at
+    the space's start. It returns the actor's deterministic actions in the bounds and the type of `action_space`.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, actor: ProbabilisticActor, leaves: Sequence[Leaf], action_space: Space[Any]) -> None:
+        super().__init__()
+        module: Any = actor.module[0]
+        head: Any = actor.module[-1]
+        self.network: nn.Module = module.module
+        self._leaves = list(leaves)
+        self._names = list(head.in_keys)
+        self._places = [module.out_keys.index(name) for name in self._names]
+        self._distribution: type[Distribution] = head.distribution_class
+        self._options: dict[str, Any] = dict(head.distribution_kwargs)
+        self._first_action = int(action_space.start) if isinstance(action_space, Discrete) else None
+        self._dtype = torch.from_numpy(np.zeros(0, action_space.dtype)).dtype
+        if isinstance(action_space, Box):
+            for name, bound in (("low", action_space.low), ("high", action_space.high)):
+                self.register_buffer(name, torch.from_numpy(bound.astype(np.float64)), persistent=False)
+
+    def forward(self, *observations: Tensor) -> Tensor:
+        """Return deterministic actions, with the batch dimensions of `observations`."""
+        parameters = self._head_inputs(observations)
+        if self._distribution is SquashedNormal:
+            return self._rescaled(parameters[0].tanh())
+        if self._distribution is Categorical:
+            # As Categorical.mode: probabilities may tie where logits do not.
+            logits = parameters[0]
+            return self._rescaled((logits - logits.logsumexp(-1, keepdim=True)).softmax(-1).argmax(-1))
+        distribution: Any = self._build(parameters)
+        return self._rescaled(distribution.deterministic_sample)
+
+    def sample(self, *observations: Tensor) -> Tensor:
+        """Return actions drawn from the policy with torch's global generator."""
+        drawn: Tensor = self._build(self._head_inputs(observations)).sample()
+        return self._rescaled(drawn)
+
+    def _head_inputs(self, observations: Sequence[Tensor]) -> list[Tensor]:
+        dtype = next(self.network.parameters()).dtype
+        seen = [_seen(one, leaf, dtype) for one, leaf in zip(observations, self._leaves, strict=True)]
+        named = self._leaves[0].path
+        outputs = self.network(
+            _Named(zip((leaf.name for leaf in self._leaves), seen, strict=True)) if named else seen[0]
+        )
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        return [outputs[place] for place in self._places]
+
+    def _build(self, parameters: list[Tensor]) -> Distribution:
+        return self._distribution(**dict(zip(self._names, parameters, strict=True)), **self._options)
+
+    def _rescaled(self, action: Tensor) -> Tensor:
+        if self._first_action is not None:
+            return (action + self._first_action).to(self._dtype)
+        # In float64 and in this form, as in training, both bounds come out exactly.
+        t = (action.to(torch.float64) + 1.0) / 2.0
+        return torch.minimum(torch.maximum(self.low * (1.0 - t) + self.high * t, self.low), self.high).to(self._dtype)
+
+
+class _Named(dict[str, Tensor]):
+    """As much of a TensorDict as networks ask of an observation with leaves, in a form that can be exported."""
+
+    def copy(self) -> "_Named":
+        return _Named(self)
+
+    def set(self, name: str, value: Tensor) -> "_Named":
+        self[name] = value
+        return self
+
+
+def _seen(value: Tensor, leaf: Leaf, dtype: torch.dtype) -> Tensor:
+    """What the agent sees of a leaf: a vector of numbers, an index from 0 or a vector of them."""
+    space = leaf.space
+    if isinstance(space, Discrete):
+        return value - int(space.start) if space.start else value
+    if isinstance(space, MultiDiscrete):
+        value = value - torch.from_numpy(space.start.astype(np.int64)) if space.start.any() else value
+    else:
+        value = value.to(dtype)
+    return value if leaf.dimensions == 1 else value.reshape(*value.shape[: value.dim() - leaf.dimensions], -1)

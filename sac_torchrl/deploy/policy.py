@@ -1,0 +1,93 @@
+"""A trained policy that acts: takes what an environment returns, returns what it takes."""
+
+import math
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium.spaces import Space
+from torch import Tensor
+from torchrl.modules import ProbabilisticActor
+
+from sac_torchrl.deploy.inputs import leaves_of
+from sac_torchrl.deploy.module import PolicyModule
+from sac_torchrl.deploy.saved import SavedPolicy, find_policy
+from sac_torchrl.envs.observations import leaf_at
+from sac_torchrl.learner.capture import Captured
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What a policy takes and returns: the spaces of environment `env`, as the environment declares them."""
+
+    env: str
+    observation: Space[Any]
+    action: Space[Any]
+
+
+class Policy:
+    """Acts in the spaces of the environment that it was trained on, without that environment.
+
+    `actor` is the ProbabilisticActor, on the CPU, `spec` the spaces, `saved` whatever is known of the training.
+    """
+
+    def __init__(self, saved: SavedPolicy) -> None:
+        self.saved = saved
+        self.spec = PolicySpec(saved.env["id"], saved.observation_space, saved.action_space)
+        self.actor: ProbabilisticActor = saved.build()
+        self._leaves = leaves_of(self.spec.observation, saved.env["ignore"])
+        self.module = PolicyModule(self.actor, self._leaves, self.spec.action).eval()
+        # One observation at a time is where the overhead of Python counts; the recording is equal bit for bit.
+        self._captured = Captured(torch.no_grad()(lambda *observations: (self.module(*observations),)))
+        self._generator = torch.Generator().manual_seed(secrets.randbits(63)).get_state()
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Policy":
+        """Load the policy of a run, of one of its checkpoints or `policies/`, or of an exported folder.
+
+        That of a run is its newest. No pickle is read, and neither the environment nor its package is needed. Raises
+        ConfigError where there is no policy and CheckpointError where it is damaged.
+        """
+        return cls(find_policy(Path(path).expanduser()))
+
+    def __call__(self, observation: Any, *, deterministic: bool = True, seed: int | None = None) -> Any:
+        """Choose an action for one observation, or for each of a batch `(batch, ...)`.
+
+        `observation` is of `spec.observation`, and the result of `spec.action`, as NumPy's, or as a torch tensor on the
+        same device where the observation is one. Actions that are not `deterministic` are drawn with a generator of
+        the policy's own, which `seed` restarts. Raises ValueError or TypeError for what is no such observation.
+        """
+        leaves = self._leaves
+        seen = [leaf.read(observation) for leaf in leaves]
+        batches = {one.shape[: one.dim() - leaf.dimensions] for one, leaf in zip(seen, leaves, strict=True)}
+        if len(batches) > 1:
+            raise ValueError(f"the leaves of the observation have batches of different shapes: {sorted(batches)}.")
+        if deterministic and not batches.pop():
+            (action,) = self._captured(*seen)
+        elif deterministic:
+            with torch.no_grad():
+                action = self.module(*seen)
+        else:
+            with torch.no_grad(), self._drawing(seed):
+                action = self.module.sample(*seen)
+        if action.is_floating_point() and not math.isfinite(action.sum()):
+            raise ValueError("the policy has no finite action for this observation.")
+        first = leaf_at(observation, leaves[0].path)
+        if isinstance(first, Tensor):
+            return action.clone().to(first.device)  # a replayed recording returns tensors of inference mode
+        return action.numpy()[()]
+
+    @contextmanager
+    def _drawing(self, seed: int | None) -> Iterator[None]:
+        """Let torch's global generator be this policy's for a moment."""
+        before = torch.get_rng_state()
+        torch.set_rng_state(self._generator if seed is None else torch.Generator().manual_seed(seed).get_state())
+        try:
+            yield
+        finally:
+            self._generator = torch.get_rng_state()
+            torch.set_rng_state(before)

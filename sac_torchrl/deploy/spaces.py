@@ -1,0 +1,110 @@
+"""Gymnasium spaces as JSON, and the agent's specs for them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torchrl.data import Bounded, Categorical, TensorSpec
+
+from sac_torchrl.envs.actions import adapt_action
+from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.observations import adapt_observation
+from sac_torchrl.envs.vector import leaf_spec
+from sac_torchrl.specs import Specs
+
+
+def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
+    """Describe a Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple space; raises TypeError for another one.
+
+    Bounds are one number where all are the same; an infinite one is the string "inf" or "-inf", as JSON has none.
+    """
+    kind = type(space).__name__
+    match space:
+        case spaces.Box():
+            bounds = {"low": _bound_to_json(space.low), "high": _bound_to_json(space.high)}
+            return {"type": kind, "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
+        case spaces.Discrete():
+            return {"type": kind, "n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}
+        case spaces.MultiDiscrete():
+            counts = {"nvec": space.nvec.tolist(), "start": space.start.tolist()}
+            return {"type": kind, **counts, "dtype": str(space.dtype)}
+        case spaces.MultiBinary():
+            return {"type": kind, "shape": list(space.shape)}
+        case spaces.Dict():
+            return {"type": kind, "spaces": {name: space_to_json(part) for name, part in space.items()}}
+        case spaces.Tuple():
+            return {"type": kind, "spaces": [space_to_json(part) for part in space]}
+    raise TypeError(f"{kind} has no JSON form")
+
+
+def space_from_json(content: dict[str, Any]) -> spaces.Space[Any]:
+    """Build the space that `space_to_json` described; raises ValueError for another type."""
+    match content["type"]:
+        case "Box":
+            shape, dtype = tuple(content["shape"]), np.dtype(content["dtype"])
+            low, high = (_bound_from_json(content[name], shape, dtype) for name in ("low", "high"))
+            return spaces.Box(low, high, shape, dtype.type)
+        case "Discrete":
+            return spaces.Discrete(content["n"], start=content["start"], dtype=np.dtype(content["dtype"]).type)
+        case "MultiDiscrete":
+            dtype = np.dtype(content["dtype"])
+            return spaces.MultiDiscrete(np.array(content["nvec"]), dtype.type, start=np.array(content["start"]))
+        case "MultiBinary":
+            return spaces.MultiBinary(content["shape"])
+        case "Dict":
+            return spaces.Dict({name: space_from_json(part) for name, part in content["spaces"].items()})
+        case "Tuple":
+            return spaces.Tuple([space_from_json(part) for part in content["spaces"]])
+    raise ValueError(f"{content['type']} is not the type of a space")
+
+
+def environment_spaces(specs: Specs, env: EnvConfig) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    """The observation space of `env` as it declares it, the agent's where `specs` holds no other; its action space.
+
+    The latter has the bounds that actions are rescaled to, which `env.bounds` may set.
+    """
+    observation = specs.observation_space or _agent_space(specs.observation)
+    action = specs.action_space or _agent_space(specs.action)
+    if isinstance(action, spaces.Box):
+        _, taken = adapt_action(action, env.id, env.bounds)
+        low, high = (taken(np.full(action.shape, bound)) for bound in (-1.0, 1.0))
+        action = spaces.Box(low, high, action.shape, low.dtype.type)
+    return observation, action
+
+
+def agent_specs(observation: spaces.Space[Any], action: spaces.Space[Any], id: str, ignore: Sequence[str]) -> Specs:
+    """What an agent sees of the spaces of environment `id`; raises ConfigError where SAC cannot use them."""
+    seen, chosen = adapt_observation(observation, id, ignore)[0], adapt_action(action, id)[0]
+    if isinstance(chosen, spaces.Box):
+        spec: TensorSpec = Bounded(-1.0, 1.0, torch.Size(chosen.shape), dtype=torch.float32)
+    else:
+        spec = leaf_spec(chosen)
+    return Specs(leaf_spec(seen), spec, observation_space=observation, action_space=action)
+
+
+def _agent_space(spec: TensorSpec) -> spaces.Space[Any]:
+    if isinstance(spec, Categorical):
+        return spaces.Discrete(int(spec.space.n))
+    bound = 1.0 if isinstance(spec, Bounded) else np.inf
+    return spaces.Box(-bound, bound, tuple(spec.shape), np.float32)
+
+
+def _bound_to_json(bound: Any) -> Any:
+    def number(value: Any) -> Any:
+        if isinstance(value, list):
+            return [number(part) for part in value]
+        return value if np.isfinite(value) else str(value)
+
+    same = bound.size > 0 and (bound == bound.flat[0]).all()
+    return number(bound.flat[0].item() if same else bound.tolist())
+
+
+def _bound_from_json(content: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    def number(value: Any) -> Any:
+        if isinstance(value, list):
+            return [number(part) for part in value]
+        return float(value) if isinstance(value, str) else value
+
+    return np.broadcast_to(np.array(number(content), dtype), shape).copy()
