@@ -92,7 +92,13 @@ class SquashedNormal(TanhNormal):
         return u.tanh(), constant - minus.sum(-1)
 
 
-def tanh_normal_actor(network: nn.Module, specs: Specs, *, std: StdForm = StdForm.clip) -> ProbabilisticActor:
+def tanh_normal_actor(
+    network: nn.Module,
+    specs: Specs,
+    *,
+    std: StdForm = StdForm.clip,
+    distribution_class: type[SquashedNormal] = SquashedNormal,
+) -> ProbabilisticActor:
     """A policy tanh(N(mean, std)) over actions `(..., n)` in [-1, 1] (Haarnoja et al. 2018b, appendix C).
 
     `network` maps the observation to `(..., 2n)`: means, and what `std` makes standard deviations of. The plain tanh
@@ -105,13 +111,15 @@ def tanh_normal_actor(network: nn.Module, specs: Specs, *, std: StdForm = StdFor
         ),
         in_keys=["loc", "scale"],
         spec=specs.action,
-        distribution_class=SquashedNormal,
+        distribution_class=distribution_class,
         distribution_kwargs={"low": -1.0, "high": 1.0, "safe_tanh": False},
         default_interaction_type=InteractionType.RANDOM,
     )
 
 
-def categorical_actor(network: nn.Module, specs: Specs) -> ProbabilisticActor:
+def categorical_actor(
+    network: nn.Module, specs: Specs, *, distribution_class: type[Categorical] = Categorical
+) -> ProbabilisticActor:
     """A policy over discrete actions, int64 `(...)` (Christodoulou 2019).
 
     `network` maps the observation to one logit an action, `(..., actions)`. With `specs.entropy` the policy tells its
@@ -125,7 +133,7 @@ def categorical_actor(network: nn.Module, specs: Specs) -> ProbabilisticActor:
         module,
         in_keys=["logits"],
         spec=specs.action,
-        distribution_class=Categorical,
+        distribution_class=distribution_class,
         default_interaction_type=InteractionType.RANDOM,
     )
 
