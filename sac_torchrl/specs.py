@@ -22,7 +22,8 @@ class Specs:
 
     `observation` is a float32 vector `(n,)`, the int64 index `()` of a discrete state, the int64 indices `(n,)` of a
     MultiCategorical, or a Composite of such leaves by name, of which a row holds `("observation", name)`; `action` is a
-    float32 vector `(n,)` in [-1, 1] or the int64 index `()` of a discrete action. Where `n_steps` is above 1, rewards
+    float32 vector `(n,)` in [-1, 1], the int64 index `()` of a discrete action, or the int64 indices `(n,)` of several.
+    Where `n_steps` is above 1, rewards
     of so many frames are discounted by `gamma` and stored as one. With `entropy` a row holds the entropy, in nats, of
     the policy that chose its action. `observation_space` and `action_space` are the environment's own, null where they
     are the agent's.

@@ -4,11 +4,13 @@ import math
 from dataclasses import dataclass, field, replace
 
 import torch
-from torchrl.data import Categorical
+from torch import Tensor
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.critics import action_value_critic
+from sac_torchrl.agents.heads import Head, action_sizes, choose_head, head_of
 from sac_torchrl.agents.losses import AlphaForm, CriticReduction, SACDiscreteLoss, Terms
+from sac_torchrl.agents.multi_discrete import MOST_ENUMERATED, ActionCritic
 from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.policies import categorical_actor
 from sac_torchrl.agents.temperature import BoundedTemperature
@@ -29,6 +31,11 @@ class DiscreteSAC(Variant):
     The target moves on a line from that ratio to `target_entropy_ratio_end` in the first `target_entropy_updates`
     updates (null: it stays). A learned temperature is kept within `min_alpha` and `max_alpha` after each update (null:
     no bound); a warning tells when the entropy cannot reach its target, see `temperature.KeptTemperature`.
+
+    With several discrete actions (MultiDiscrete, MultiBinary) the policy chooses each of them independently, the
+    entropies add up, and `critic` says what the critics value, see `multi_discrete.ActionCritic`; targets of a joint
+    critic sum over all joint actions where there are at most `enumerate_up_to`. Without `critic_entropy` the critics'
+    target has no entropy term (Asad et al. 2025, arXiv 2509.09838).
 
     The other fields are what the systems of SAC differ in: `critic_hidden` (null: as the actor's), `reward_scale`,
     and the terms of the loss, see `losses.Terms`.
@@ -53,6 +60,10 @@ class DiscreteSAC(Variant):
     alpha_form: AlphaForm = AlphaForm.log_alpha
     reward_scale: float = 1.0
     critic_loss_scale: float = 1.0
+    head: Head = Head.auto
+    critic: ActionCritic = ActionCritic.joint
+    enumerate_up_to: int = 64
+    critic_entropy: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +82,9 @@ class DiscreteSAC(Variant):
             )
         if self.target_entropy_updates < 0:
             raise ConfigError(f"variant.target_entropy_updates={self.target_entropy_updates}: give 0 or more.")
-        low, high = self._alpha_bounds()
+        if not 0 <= self.enumerate_up_to <= MOST_ENUMERATED:
+            raise ConfigError(f"variant.enumerate_up_to={self.enumerate_up_to}: give 0 to {MOST_ENUMERATED}.")
+        low, high = self.alpha_bounds()
         if not 0 <= low <= self.alpha <= high:
             raise ConfigError(
                 f"variant.alpha={self.alpha} does not lie from variant.min_alpha={self.min_alpha} to "
@@ -84,13 +97,18 @@ class DiscreteSAC(Variant):
         return self.entropy_penalty > 0
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
-        """Build actor, critics and SACDiscreteLoss; raises ConfigError where actions are continuous."""
-        if not isinstance(specs.action, Categorical):
+        """Build actor, critics and their loss; raises ConfigError where actions are continuous."""
+        if head_of(specs.action) is Head.gaussian:
             raise ConfigError(
                 f"variant=discrete_sac needs discrete actions, and this environment has {specs.action.shape[-1]} "
                 "continuous dimensions: use recipes/continuous.py."
             )
-        actions = specs.action.space.n
+        if choose_head(self.head, specs.action) is not Head.discrete or not self.critic_entropy:
+            # Only a head that needs the loss on the seam waits for it to be imported.
+            from sac_torchrl.agents.discrete_heads import build_discrete
+
+            return build_discrete(self, specs, device=device)
+        [actions] = action_sizes(specs.action)
         specs = replace(specs, entropy=self.needs_entropy)
         actor = categorical_actor(self.network.build(self.actor_sees(specs), outputs=actions, device=device), specs)
         critic_network = with_hidden(self.network, self.critic_hidden)
@@ -120,20 +138,25 @@ class DiscreteSAC(Variant):
             ),
         ).to(device)
         agent = assemble(actor, loss, critics, gamma=self.gamma, tau=self.tau)
-        return agent if self.fixed_alpha else replace(agent, temperature=self._temperature(loss, actions))
+        return self.with_temperature(agent, loss.log_alpha, loss.target_entropy, most=math.log(actions))
 
-    def _alpha_bounds(self) -> tuple[float, float]:
+    def alpha_bounds(self) -> tuple[float, float]:
+        """The smallest and the largest temperature."""
         return (
             0.0 if self.min_alpha is None else self.min_alpha,
             math.inf if self.max_alpha is None else self.max_alpha,
         )
 
-    def _temperature(self, loss: SACDiscreteLoss, actions: int) -> BoundedTemperature:
+    def with_temperature(self, agent: Agent, log_alpha: Tensor, target_entropy: Tensor, *, most: float) -> Agent:
+        """Keep a learned temperature within its bounds and move its target; `most` is the largest entropy, in nats."""
+        if self.fixed_alpha:
+            return agent
         end = self.target_entropy_ratio if self.target_entropy_ratio_end is None else self.target_entropy_ratio_end
-        return BoundedTemperature(
-            loss.log_alpha,
-            loss.target_entropy,
-            bounds=self._alpha_bounds(),
-            targets=(self.target_entropy_ratio * math.log(actions), end * math.log(actions)),
+        temperature = BoundedTemperature(
+            log_alpha,
+            target_entropy,
+            bounds=self.alpha_bounds(),
+            targets=(self.target_entropy_ratio * most, end * most),
             over=self.target_entropy_updates,
         )
+        return replace(agent, temperature=temperature)

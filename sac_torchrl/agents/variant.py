@@ -15,6 +15,7 @@ from torchrl.objectives import HardUpdate, LossModule, SoftUpdate, ValueEstimato
 
 from sac_torchrl.agents.agent import Agent, Statistics
 from sac_torchrl.agents.critics import state_action_critic
+from sac_torchrl.agents.heads import action_sizes
 from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.policies import StdForm, tanh_normal_actor
 from sac_torchrl.errors import ConfigError
@@ -105,8 +106,9 @@ def actor_and_critics(
     are discrete.
     """
     if isinstance(specs.action, Categorical):
+        sizes = " x ".join(str(size) for size in action_sizes(specs.action))
         raise ConfigError(
-            f"variant={name} needs continuous actions, and this environment has {specs.action.space.n} discrete ones: "
+            f"variant={name} needs continuous actions, and this environment has {sizes} discrete ones: "
             "use recipes/discrete.py."
         )
     dimensions = specs.action.shape[-1]

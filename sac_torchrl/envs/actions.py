@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box, Discrete, Space
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
 from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault, short
 
@@ -14,12 +14,15 @@ SENSIBLE = 1e6
 
 
 def adapt_action(
-    space: Space[Any], id: str, bounds: tuple[float, float] | None = None
+    space: Space[Any], id: str, bounds: tuple[float, float] | None = None, *, bins: int | None = None
 ) -> tuple[Space[Any], Callable[[Any], Any]]:
     """What the agent chooses from for a space, and what turns its choice into an action; raises ConfigError.
 
-    `bounds` are for actions of which a bound is infinite or beyond a million.
+    `bounds` are for actions of which a bound is infinite or beyond a million. With `bins` each dimension of a Box is a
+    choice of so many values, evenly spaced from its lower to its upper bound (Seyde et al. 2023, arXiv 2210.12566).
     """
+    if bins is not None and not isinstance(space, Box):
+        raise ConfigError(f"env.bins={bins}: the action space of env.id={id} is {short(space)}, not a Box: give null.")
     if bounds is not None:
         space = _bounded(space, id, bounds)
     if isinstance(space, Discrete):
@@ -31,6 +34,8 @@ def adapt_action(
             return int(index) + first
 
         return Discrete(count), shifted
+    if isinstance(space, (MultiDiscrete, MultiBinary)) and len(space.shape) == 1 and space.shape[0] > 0:
+        return _several(space, id)
     problem = _action_problem(space)
     if isinstance(space, Box) and not _sensible(space).all():
         raise ConfigError(
@@ -55,6 +60,9 @@ def adapt_action(
             )
         return np.minimum(np.maximum(low * (1.0 - t) + high * t, low), high).astype(dtype)
 
+    if bins is not None:
+        choices, checked = _several(MultiDiscrete([bins] * space.shape[0]), id)
+        return choices, lambda chosen: rescale(2.0 * checked(chosen) / (bins - 1) - 1.0)
     return Box(-1.0, 1.0, space.shape, np.float32), rescale
 
 
@@ -74,9 +82,25 @@ def _bounded(space: Space[Any], id: str, bounds: tuple[float, float]) -> Space[A
     return Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype.type)
 
 
+def _several(space: MultiDiscrete | MultiBinary, id: str) -> tuple[Space[Any], Callable[[Any], Any]]:
+    """The same for several discrete actions, which the agent chooses as indices from 0."""
+    sizes = np.full(space.shape, 2) if isinstance(space, MultiBinary) else space.nvec.astype(np.int64)
+    first = np.zeros_like(sizes) if isinstance(space, MultiBinary) else space.start.astype(np.int64)
+
+    def shifted(chosen: Any) -> Any:
+        indices = np.asarray(chosen)
+        if not ((indices >= 0) & (indices < sizes)).all():
+            raise LearnerFault(
+                f"the action {short(chosen)} in env.id={id} is not one of 0 to {short((sizes - 1).tolist())}."
+            )
+        return (indices + first).astype(space.dtype)
+
+    return MultiDiscrete(sizes), shifted
+
+
 def _action_problem(space: Space[Any]) -> str:
     if not isinstance(space, Box) or len(space.shape) != 1 or space.shape[0] == 0:
-        return "not a Box of shape (n,) or a Discrete"
+        return "not a Box of shape (n,), a Discrete, or a MultiDiscrete or MultiBinary of shape (n,)"
     if not np.issubdtype(space.dtype, np.floating):
         return "not one of floating point numbers"
     if not (space.low < space.high).all():

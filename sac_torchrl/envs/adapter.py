@@ -34,13 +34,14 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any]):
         ignore: Sequence[str] = (),
         reward_weights: Sequence[float] | None = None,
         bounds: tuple[float, float] | None = None,
+        bins: int | None = None,
     ) -> None:
         super().__init__(env)
         self._id = id
         self._steps = 0
         self.native_spaces = env.observation_space, env.action_space
         self.observation_space, self._observed = adapt_observation(env.observation_space, id, ignore)
-        self.action_space, self._taken = adapt_action(env.action_space, id, bounds)
+        self.action_space, self._taken = adapt_action(env.action_space, id, bounds, bins=bins)
         self._weighed = adapt_reward(getattr(env.unwrapped, "reward_space", None), id, reward_weights)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -38,6 +38,8 @@ class EnvConfig:
     actions that have no sensible ones of their own: infinite, or beyond a million.
     `faults` is how many of an environment's steps may raise or return what nothing can be learned from while
     transitions are collected: such a step is not stored and its episode is cut. The next one ends the run.
+    `bins` makes a choice of so many values, evenly spaced between its bounds, of each continuous action: several
+    discrete actions.
     `max_episode_steps` truncates every episode after so many steps, null after as many as it is registered with.
     """
 
@@ -51,6 +53,7 @@ class EnvConfig:
     bounds: tuple[float, float] | None = None
     faults: int = 0
     max_episode_steps: int | None = None
+    bins: int | None = None
 
     def __post_init__(self) -> None:
         module, colon, name = self.id.rpartition(":")
@@ -92,9 +95,9 @@ class EnvConfig:
         """Builds `count` environments in this process, batch size `(count,)`, each with a seed of its own.
 
         Observations are float32 `(count, n)` or int64 `(count,)`, or a TensorDict of such leaves, actions float32
-        `(count, n)` in [-1, 1] or int64 `(count,)`, rewards float32 `(count, 1)`. `next` always holds the true final
-        observation. A simulator made of tensors lives on `device`; Gymnasium's are on the CPU. `tolerate_faults` is
-        that of `open`.
+        `(count, n)` in [-1, 1], int64 `(count,)` or, where there are several discrete ones, int64 `(count, n)`; rewards
+        are float32 `(count, 1)`. `next` always holds the true final observation. A simulator made of tensors lives on
+        `device`; Gymnasium's are on the CPU. `tolerate_faults` is that of `open`.
         """
         count = self.count if count is None else count
         self._check(count)
@@ -126,7 +129,12 @@ class EnvConfig:
         made = wrap(made, self.wrappers, modules, self.id)
         try:
             env = SpaceAdapter(
-                made, self.id, ignore=self.ignore, reward_weights=self.reward_weights, bounds=self.bounds
+                made,
+                self.id,
+                ignore=self.ignore,
+                reward_weights=self.reward_weights,
+                bounds=self.bounds,
+                bins=self.bins,
             )
         except ConfigError:
             made.close()
@@ -148,6 +156,10 @@ class EnvConfig:
                 raise ConfigError(f"env.{key}={getattr(self, key)}: env.id={self.id} takes none: leave it out.")
         if self.bounds is not None and not -1e6 <= self.bounds[0] < self.bounds[1] <= 1e6:
             raise ConfigError(f"env.bounds={list(self.bounds)}: give [LOW, HIGH] within a million, LOW below HIGH.")
+        if self.bins is not None and self.bins < 2:
+            raise ConfigError(f"env.bins={self.bins}: give 2 or more values for each action, or null.")
+        if self.bins is not None and self.in_one:
+            raise ConfigError(f"env.bins={self.bins}: env.id={self.id} takes its own actions only: give null.")
         if self.max_episode_steps is not None and self.max_episode_steps < 1:
             raise ConfigError(f"env.max_episode_steps={self.max_episode_steps}: give 1 or more, or null.")
         if self.max_episode_steps is not None and self.in_one:

@@ -19,6 +19,10 @@ def wrapped(envs: VectorEnv[Any, Any, Any]) -> EnvBase:
     """A vector environment, its autoreset disabled, as TorchRL's."""
     plain = isinstance(envs.single_observation_space, (Box, Discrete))
     env: EnvBase = (GymWrapper if plain else LeafWrapper)(envs, categorical_action_encoding=True)  # type: ignore[no-untyped-call]
+    space = envs.single_action_space
+    if isinstance(space, MultiDiscrete):  # TorchRL takes a batch of them for bounded integers
+        spec: Any = MultiCategorical(space.nvec.tolist())
+        env.action_spec = spec.expand(envs.num_envs, *spec.shape)
     return env
 
 

@@ -1,0 +1,219 @@
+"""Several discrete actions at once: a policy of independent dimensions, and three kinds of critics for it."""
+
+import math
+from collections.abc import Callable, Sequence
+from enum import Enum
+from itertools import accumulate
+from typing import ClassVar
+
+import torch
+from tensordict.nn import InteractionType, TensorDictModule
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
+from torchrl.modules import ProbabilisticActor
+
+from sac_torchrl.agents.heads import Choices
+from sac_torchrl.specs import Specs
+
+# The most joint actions that are summed over.
+MOST_ENUMERATED = 1024
+
+
+class ActionCritic(Enum):
+    """What a critic of several discrete actions is.
+
+    `joint`: Q(s, a) of the one-hot actions, one number for one joint action. `decomposed`: one value for each value of
+    each dimension, Q(s, a) = mean over dimensions of U_m(s, a_m) (DecQN: Seyde et al. 2023, arXiv 2210.12566), which
+    cannot express what depends on two dimensions together. `enumerated`: one value for each joint action.
+    """
+
+    joint = "joint"
+    decomposed = "decomposed"
+    enumerated = "enumerated"
+
+
+class Layout:
+    """Where the values of M discrete actions of `sizes` lie: side by side, in a padded table, and as joint actions."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = tuple(sizes)
+        self.widest = max(self.sizes)
+        self.joint = math.prod(self.sizes)
+        self.total = sum(self.sizes)
+        self.offsets = (0, *accumulate(self.sizes))[:-1]
+        self.strides = tuple(math.prod(self.sizes[place + 1 :]) for place in range(len(self.sizes)))
+
+    def owners(self, device: torch.device) -> Tensor:
+        """The dimension that each of the `total` values belongs to, `(total,)`."""
+        sizes = torch.tensor(self.sizes, device=device)
+        return torch.arange(len(self.sizes), device=device).repeat_interleave(sizes, output_size=self.total)
+
+    def levels(self, device: torch.device) -> Tensor:
+        """Which value of its dimension each of the `total` values is, `(total,)`."""
+        return torch.cat([torch.arange(size, device=device) for size in self.sizes])
+
+    def table(self, device: torch.device) -> Tensor:
+        """All joint actions, `(joint, M)`, the last dimension running fastest."""
+        places = torch.arange(self.joint, device=device).unsqueeze(-1)
+        strides, sizes = (torch.tensor(numbers, device=device) for numbers in (self.strides, self.sizes))
+        return places // strides % sizes
+
+    def padded(self, logits: Tensor) -> Tensor:
+        """Logits `(..., total)` as `(..., M, widest)`; values that a dimension does not have are the lowest number."""
+        if self.total == len(self.sizes) * self.widest:
+            return logits.reshape(*logits.shape[:-1], len(self.sizes), self.widest)
+        lowest = torch.finfo(logits.dtype).min
+        parts = [
+            nn.functional.pad(part, (0, self.widest - size), value=lowest)
+            for part, size in zip(logits.split_with_sizes(list(self.sizes), -1), self.sizes, strict=True)
+        ]
+        return torch.stack(parts, -2)
+
+    def flat(self, padded: Tensor) -> Tensor:
+        """The inverse of `padded`: `(..., M, widest)` as `(..., total)`."""
+        return torch.cat([padded[..., place, :size] for place, size in enumerate(self.sizes)], -1)
+
+
+class Factored(Distribution):
+    """pi(a|s) = prod_m pi_m(a_m|s) over int64 actions `(..., M)`; `logits` `(..., sum of sizes)` lie side by side.
+
+    Entropies are exact: those of the dimensions add up. What an expectation of the critics sums over depends on them:
+
+    - `joint`: one dimension exact, the others drawn. For one draw a' of all dimensions the choices are, for each
+      dimension m in turn, a' with each value of a_m, of weight pi_m(a_m) in the gradient:
+      grad E_pi Q = sum_m E_{a'} sum_{a_m} grad pi_m(a_m) Q(a_m, a'_-m), and 1/M of it in the value. The target sums
+      over all joint actions where there are at most `enumerate_up_to`, and takes Q at one draw otherwise;
+    - `decomposed`: the values of all dimensions, of weight pi_m / M: exact;
+    - `enumerated`: all joint actions: exact.
+    """
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {}
+    has_rsample = False
+
+    def __init__(self, logits: Tensor, *, sizes: tuple[int, ...], critic: ActionCritic, enumerate_up_to: int) -> None:
+        self._layout = Layout(sizes)
+        self._critic = critic
+        self._enumerate_up_to = enumerate_up_to
+        self._log_probs = self._layout.padded(logits).log_softmax(-1)
+        super().__init__(logits.shape[:-1], torch.Size([len(sizes)]), validate_args=False)
+
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        """Draw actions, int64 `(*sample_shape, ..., M)`."""
+        probs = self._log_probs.exp()
+        # The smallest of exponential variables of these rates is each with its probability.
+        waited = -torch.log1p(-torch.rand((*sample_shape, *probs.shape), dtype=probs.dtype, device=probs.device))
+        return (probs / waited).argmax(-1)
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable action, `(..., M)`."""
+        return self._log_probs.argmax(-1)
+
+    deterministic_sample = mode
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log-probability of actions `(..., M)`, `(...)` in nats."""
+        return self._log_probs.gather(-1, value.unsqueeze(-1)).squeeze(-1).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """The sum of the dimensions' entropies, `(...)` in nats."""
+        return -(self._log_probs.exp() * self._log_probs).sum((-2, -1))
+
+    def choices(self) -> Choices:
+        """What the actor's loss sums over."""
+        match self._critic:
+            case ActionCritic.enumerated:
+                return self._all_joint()
+            case ActionCritic.decomposed:
+                return self._each_value(self._flat_probs() / len(self._layout.sizes))
+            case ActionCritic.joint:
+                probs = self._flat_probs()
+                # The value of pi_m / M, and the gradient of pi_m.
+                return self._each_value(probs - (1 - 1 / len(self._layout.sizes)) * probs.detach())
+
+    def target_choices(self) -> Choices:
+        """What the critics' target sums over."""
+        if self._critic is not ActionCritic.joint:
+            return self.choices()
+        if self._layout.joint <= self._enumerate_up_to:
+            return self._all_joint()
+        drawn = self.sample().unsqueeze(-2)
+        return self._made(torch.ones_like(drawn[..., 0], dtype=self._log_probs.dtype), drawn)
+
+    def _all_joint(self) -> Choices:
+        table = self._layout.table(self._log_probs.device)
+        actions = table.expand(*self.batch_shape, *table.shape)
+        # One dimension after the other: a product over all of them would have to be divided in its gradient.
+        log_probs = sum(self._log_probs[..., place, table[:, place]] for place in range(len(self._layout.sizes)))
+        assert isinstance(log_probs, Tensor)
+        return Choices(log_probs.exp(), actions, log_probs.unsqueeze(-1), self.entropy().unsqueeze(-1))
+
+    def _each_value(self, weights: Tensor) -> Choices:
+        device = weights.device
+        owners, levels = self._layout.owners(device), self._layout.levels(device)
+        own = owners.unsqueeze(-1) == torch.arange(len(self._layout.sizes), device=device)
+        return self._made(weights, torch.where(own, levels.unsqueeze(-1), self.sample().unsqueeze(-2)))
+
+    def _made(self, weights: Tensor, actions: Tensor) -> Choices:
+        spread = self._log_probs.unsqueeze(-3).expand(*weights.shape, *self._log_probs.shape[-2:])
+        log_probs = spread.gather(-1, actions.unsqueeze(-1)).squeeze(-1).sum(-1, keepdim=True)
+        return Choices(weights, actions, log_probs, self.entropy().unsqueeze(-1))
+
+    def _flat_probs(self) -> Tensor:
+        return self._layout.flat(self._log_probs.exp())
+
+
+class OneHotActions(nn.Module):
+    """A network of an observation and numbers, on actions `(..., M)` that enter as one-hot vectors side by side."""
+
+    def __init__(self, network: nn.Module, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.sizes = tuple(sizes)
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Map observations and actions, which share their batch dimensions, to `(..., outputs)`."""
+        layout = Layout(self.sizes)
+        levels, owners = layout.levels(action.device), layout.owners(action.device)
+        chosen = (action.index_select(-1, owners) == levels).to(torch.get_default_dtype())
+        output: Tensor = self.network(observation, chosen)
+        return output
+
+
+def stored_value(critic: ActionCritic, sizes: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """How a critic with a value for each choice values a stored action; None for one that takes the action."""
+    layout = Layout(sizes)
+
+    def decomposed(values: Tensor, action: Tensor) -> Tensor:
+        places = (action + torch.tensor(layout.offsets, device=action.device)).expand(len(values), *action.shape)
+        return values.gather(-1, places).mean(-1)
+
+    def enumerated(values: Tensor, action: Tensor) -> Tensor:
+        place = (action * torch.tensor(layout.strides, device=action.device)).sum(-1, keepdim=True)
+        return values.gather(-1, place.expand(len(values), *place.shape)).squeeze(-1)
+
+    match critic:
+        case ActionCritic.joint:
+            return None
+        case ActionCritic.decomposed:
+            return decomposed
+        case ActionCritic.enumerated:
+            return enumerated
+
+
+def factored_actor(
+    network: nn.Module, specs: Specs, *, sizes: tuple[int, ...], critic: ActionCritic, enumerate_up_to: int
+) -> ProbabilisticActor:
+    """A policy over several discrete actions, int64 `(..., M)`.
+
+    `network` maps the observation to one logit for each value of each action, `(..., sum of sizes)`.
+    """
+    return ProbabilisticActor(
+        TensorDictModule(network, in_keys=["observation"], out_keys=["logits"]),
+        in_keys=["logits"],
+        spec=specs.action,
+        distribution_class=Factored,
+        distribution_kwargs={"sizes": sizes, "critic": critic, "enumerate_up_to": enumerate_up_to},
+        default_interaction_type=InteractionType.RANDOM,
+    )
