@@ -23,6 +23,21 @@ class Head(Enum):
     multi_discrete = "multi_discrete"
 
 
+class PolicyForm(Enum):
+    """What a policy over continuous actions is: a squashed Gaussian, a mixture of Gaussians, or a normalizing flow."""
+
+    gaussian = "gaussian"
+    mixture = "mixture"
+    flow = "flow"
+
+
+class Prior(Enum):
+    """The prior over actions that the entropy is relative to: none but the action space, or a standard normal one."""
+
+    uniform = "uniform"
+    normal = "normal"
+
+
 def head_of(action: TensorSpec) -> Head:
     """The head for an action space: continuous, discrete, or several discrete actions at once."""
     if isinstance(action, MultiCategorical):  # it is a Categorical too

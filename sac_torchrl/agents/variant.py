@@ -105,17 +105,23 @@ def actor_and_critics(
     `actor` and `critic` build their networks from the number of action dimensions. Raises ConfigError where actions
     are discrete.
     """
+    dimensions = action_dimensions(name, specs)
+    return (
+        tanh_normal_actor(actor(dimensions), specs, std=std),
+        [state_action_critic(critic(dimensions)) for _ in range(critics)],
+    )
+
+
+def action_dimensions(name: str, specs: Specs) -> int:
+    """The number of continuous actions that variant `name` needs; raises ConfigError where they are discrete."""
     if isinstance(specs.action, Categorical):
         sizes = " x ".join(str(size) for size in action_sizes(specs.action))
         raise ConfigError(
             f"variant={name} needs continuous actions, and this environment has {sizes} discrete ones: "
             "use recipes/discrete.py."
         )
-    dimensions = specs.action.shape[-1]
-    return (
-        tanh_normal_actor(actor(dimensions), specs, std=std),
-        [state_action_critic(critic(dimensions)) for _ in range(critics)],
-    )
+    dimensions: int = specs.action.shape[-1]
+    return dimensions
 
 
 def assemble(
