@@ -28,7 +28,7 @@ def build_continuous(variant: "SAC", specs: Specs, *, device: torch.device, term
     network = with_hidden(variant.network, variant.critic_hidden)
     actor = _actor(variant, specs, device=device)
     critics = [
-        state_action_critic(network.build(specs.observation, inputs=dimensions, outputs=1, device=device))
+        state_action_critic(network.build(variant.critic_sees(specs), inputs=dimensions, outputs=1, device=device))
         for _ in range(variant.critics)
     ]
     entropy = variant.entropy_per_dimension * dimensions if variant.target_entropy is None else variant.target_entropy
@@ -50,15 +50,15 @@ def _actor(variant: "SAC", specs: Specs, *, device: torch.device) -> Probabilist
     dimensions, build = specs.action.shape[-1], variant.network.build
     match variant.policy:
         case PolicyForm.gaussian:
-            network = build(specs.observation, outputs=2 * dimensions, device=device)
+            network = build(variant.actor_sees(specs), outputs=2 * dimensions, device=device)
             return tanh_normal_actor(network, specs, std=variant.std, distribution_class=EnumeratedNormal)
         case PolicyForm.mixture:
-            network = build(specs.observation, outputs=variant.components * (2 * dimensions + 1), device=device)
+            network = build(variant.actor_sees(specs), outputs=variant.components * (2 * dimensions + 1), device=device)
             return mixture_actor(
                 network, specs, components=variant.components, std=variant.std, gradient=variant.gradient
             )
         case PolicyForm.flow:
-            network = build(specs.observation, outputs=2 * dimensions, device=device)
+            network = build(variant.actor_sees(specs), outputs=2 * dimensions, device=device)
             return flow_actor(network, specs, layers=variant.couplings, hidden=variant.coupling_hidden)
 
 

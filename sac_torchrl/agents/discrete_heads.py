@@ -35,8 +35,8 @@ def build_discrete(variant: "DiscreteSAC", specs: Specs, *, device: torch.device
     sizes = action_sizes(specs.action)
     several = head_of(specs.action) is Head.multi_discrete
     _check(variant, sizes, several=several)
-    network = with_hidden(variant.network, variant.critic_hidden)
-    policy = variant.network.build(specs.observation, outputs=sum(sizes), device=device)
+    network, seen = with_hidden(variant.network, variant.critic_hidden), variant.critic_sees(specs)
+    policy = variant.network.build(variant.actor_sees(specs), outputs=sum(sizes), device=device)
     if several:
         actor = factored_actor(
             policy, specs, sizes=sizes, critic=variant.critic, enumerate_up_to=variant.enumerate_up_to
@@ -46,16 +46,13 @@ def build_discrete(variant: "DiscreteSAC", specs: Specs, *, device: torch.device
     joint = several and variant.critic is ActionCritic.joint
     if joint:
         critics = [
-            state_action_critic(
-                OneHotActions(network.build(specs.observation, inputs=sum(sizes), outputs=1, device=device), sizes)
-            )
+            state_action_critic(OneHotActions(network.build(seen, inputs=sum(sizes), outputs=1, device=device), sizes))
             for _ in range(variant.critics)
         ]
     else:
         outputs = math.prod(sizes) if variant.critic is ActionCritic.enumerated else sum(sizes)
         critics = [
-            action_value_critic(network.build(specs.observation, outputs=outputs, device=device))
-            for _ in range(variant.critics)
+            action_value_critic(network.build(seen, outputs=outputs, device=device)) for _ in range(variant.critics)
         ]
     most = sum(math.log(size) for size in sizes)
     loss = HeadLoss(

@@ -38,9 +38,9 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def build(*, seed: int = 3, specs: Specs = SPECS, **fields: Any) -> Agent:
+def build(*, seed: int = 3, **fields: Any) -> Agent:
     torch.manual_seed(seed)
-    agent = SAC(network=NetworkConfig([16, 12]), gamma=GAMMA, alpha=ALPHA, **fields).build(specs, device=CPU)
+    agent = SAC(network=NetworkConfig([16, 12]), gamma=GAMMA, alpha=ALPHA, **fields).build(SPECS, device=CPU)
     with torch.no_grad():
         for leaf in agent.loss.target_qvalue_network_params.values(True, True):
             leaf.data.add_(torch.randn_like(leaf), alpha=0.2)
@@ -245,5 +245,6 @@ def test_a_normalized_policy_acts_with_the_parameters_that_are_trained(form: dic
 
 @pytest.mark.parametrize("field", ["components", "couplings", "coupling_hidden"])
 def test_sizes_are_at_least_1(field: str) -> None:
+    fields: dict[str, Any] = {field: 0}
     with pytest.raises(ConfigError, match=rf"variant.{field}=0: give at least 1"):
-        build(**{field: 0})
+        build(**fields)
