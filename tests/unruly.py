@@ -194,6 +194,35 @@ class Typed(Sound):
         return super().step(np.float32(action.item() - 3.5))
 
 
+class Steep(Sound):
+    """Its third reward is `reward`."""
+
+    def __init__(self, reward: Any) -> None:
+        super().__init__()
+        self._reward = reward
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, self._reward if self.time == 3 else reward, *rest
+
+
+class Clock(Sound):
+    """Observes the seconds since 1970, or a count, of which float32 keeps no single ones."""
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__()
+        self.observation_space = gym.spaces.Box(0, 2**40, (1,), cast(Any, np.dtype(dtype).type))
+
+    def reset(self, **options: Any) -> Any:
+        return self._now(super().reset(**options)[0]), {}
+
+    def step(self, action: Any) -> Any:
+        return self._now(super().step(action)[0]), *super().step(action)[1:]
+
+    def _now(self, observation: Any) -> Any:
+        return np.array([1_764_353_000 + self.time], self.observation_space.dtype)
+
+
 for _name, _class in list(vars().items()):
     if isinstance(_class, type) and issubclass(_class, Sound) and _class is not Sound:
         gym.register(f"{_name}-v0", cast(Any, _class), max_episode_steps=10)

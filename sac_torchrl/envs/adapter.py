@@ -19,6 +19,8 @@ from sac_torchrl.errors import EnvironmentFault, short
 
 log = logging.getLogger(__name__)
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 # All that an environment's own code can raise; KeyboardInterrupt is the user's.
 RAISED = (Exception, SystemExit, GeneratorExit)
 
@@ -99,9 +101,14 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any]):
         # An array of no dimensions is a number too, to everybody but Python.
         if not number and not (isinstance(reward, np.ndarray) and reward.shape == () and reward.dtype.kind in "fiub"):
             raise self._fault(f"returned the reward {short(repr(reward))}, which is no number")
-        value = float(reward)
-        if not math.isfinite(value):
-            raise self._fault(f"returned the reward {value}, which is not finite")
+        try:
+            value = float(reward)
+        except OverflowError as error:
+            raise self._fault(f"returned the reward {short(reward)}, which no floating point number holds") from error
+        # What is stored is the float32 of it.
+        if not abs(value) <= _LARGEST:
+            how = "is too large for float32" if math.isfinite(value) else "is not finite"
+            raise self._fault(f"returned the reward {value:g}, which {how}")
         return value
 
     def _fault(self, what: str) -> EnvironmentFault:

@@ -151,6 +151,10 @@ def evaluate(
             if all(len(played) == share for played, share in zip(finished, shares, strict=True)):
                 break
     played = [episode for episodes_of_one in finished for episode in episodes_of_one]
+    if not all(math.isfinite(total) for total, *_ in played):
+        raise EnvironmentFault(
+            f"the returns of an evaluation are {[total for total, *_ in played]}: not all are finite."
+        )
     successes = [bool(success) for *_, success in played if not math.isnan(success)]
     return Evaluation(
         [total for total, *_ in played],
