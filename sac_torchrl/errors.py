@@ -112,7 +112,14 @@ def short(what: object) -> str:
     return textwrap.shorten(str(what), 160, placeholder=" ...")
 
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
+_DISK = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EFBIG: "allow larger files (ulimit -f)",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "allow this user to write it",
+    errno.EIO: "look after the disk",
+}
 
 
 @contextmanager
@@ -133,7 +140,8 @@ def exit_codes() -> Iterator[None]:
         if error.errno not in _DISK:
             _say(traceback.format_exc())
             raise SystemExit(SacError.exit_code) from error
-        _say(f"error: {error.filename or 'a file of the run'}: {error.strerror}: make room, resume.")
+        advice = _DISK[error.errno]
+        _say(f"error: {error.filename or 'a file of the run'}: {error.strerror}: {advice}, then resume.")
         raise SystemExit(DiskError.exit_code) from error
     except Exception as error:
         _say(traceback.format_exc())
@@ -141,5 +149,6 @@ def exit_codes() -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    with suppress(OSError):  # The terminal may be closed, and the exit code still tells.
+    # The terminal may be closed, or what stands for it, and the exit code still tells.
+    with suppress(OSError, ValueError, AttributeError):
         print(text, file=sys.stderr)

@@ -1,5 +1,6 @@
 """The signals that ask a run to save and stop."""
 
+import math
 import os
 import signal
 import threading
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
+
+from sac_torchrl.errors import EnvironmentFault
 
 # A scheduler, a person, a scheduler's early warning, a terminal that is closed.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -66,3 +69,27 @@ def handlers_kept() -> Iterator[None]:
         for one, handler in before.items():
             if signal.getsignal(one) is not handler and handler is not None:
                 signal.signal(one, handler)
+
+
+@contextmanager
+def time_limit(seconds: float, message: str) -> Iterator[None]:
+    """Raise EnvironmentFault where the block takes longer, in the middle of whatever Python can interrupt.
+
+    Only the main thread can be interrupted, and an alarm that somebody else set for an earlier moment stays.
+    """
+    running = signal.getitimer(signal.ITIMER_REAL)[0]
+    busy = 0 < running < seconds or threading.current_thread() is not threading.main_thread()
+    if busy or math.isinf(seconds):
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise EnvironmentFault(message)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, min(seconds, 1e8))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, running)
+        signal.signal(signal.SIGALRM, before)

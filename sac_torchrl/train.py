@@ -16,7 +16,7 @@ from sac_torchrl.config.schema import TrainConfig
 from sac_torchrl.deploy.saved import Policies
 from sac_torchrl.learner.capture import half_the_threads
 from sac_torchrl.runs.callbacks import Callbacks, OnEvaluation, OnStep
-from sac_torchrl.runs.evaluation import Evaluation, evaluate, record_video, write_evaluation
+from sac_torchrl.runs.evaluation import Evaluation, record_video, write_evaluation
 from sac_torchrl.runs.loggers import Logger, Progress
 from sac_torchrl.runs.plots import curve, metric
 from sac_torchrl.runs.schedule import Every, ReplayRatio
@@ -107,7 +107,7 @@ def train(
             callbacks.step(frames, metrics)
             if evaluate_now(frames) or experience.finished or callbacks.stopped:
                 seed = run.seeds.evaluation + frames
-                evaluation = evaluate(agent.actor, test_env, episodes=cfg.evaluate.episodes, seed=seed)
+                evaluation = cfg.evaluate.run(agent.actor, test_env, seed=seed)
                 metrics |= evaluation.metrics()
                 policies.save(agent.actor, frames, evaluation)
                 write_evaluation(
@@ -127,7 +127,7 @@ def train(
         if evaluation is None:
             log.info("this run is finished at %d frames: give a larger total_frames to train for longer", start)
             seed = run.seeds.evaluation + start
-            evaluation = evaluate(agent.actor, test_env, episodes=cfg.evaluate.episodes, seed=seed)
+            evaluation = cfg.evaluate.run(agent.actor, test_env, seed=seed)
         curve([run.folder], run.folder / "curve.png", title=cfg.env.id)
         if cfg.evaluate.video:
             record_video(agent.actor, cfg.env, run.folder / "videos" / "final.mp4", seed=run.seeds.evaluation)

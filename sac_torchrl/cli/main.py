@@ -117,7 +117,7 @@ def _evaluate(given: argparse.Namespace) -> None:
     seed = Seeds.derive(config.seed).evaluation + saved.frames
     env = config.env.build(seed=seed, count=episodes)
     try:
-        evaluation = evaluate(agent.actor, env, episodes=episodes, seed=seed)
+        evaluation = evaluate(agent.actor, env, episodes=episodes, seed=seed, timeout=config.evaluate.timeout)
     finally:
         env.close()
     path = folder / "evaluation.json"

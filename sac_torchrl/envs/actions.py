@@ -28,10 +28,10 @@ def adapt_action(
     if isinstance(space, Discrete):
         first, count = int(space.start), int(space.n)
 
-        def shifted(index: Any) -> int:
+        def shifted(index: Any) -> np.int64:
             if not 0 <= int(index) < count:
                 raise LearnerFault(f"the action {index} in env.id={id} is not one of 0 to {count - 1}.")
-            return int(index) + first
+            return np.int64(int(index) + first)  # as action_space.sample() gives it: some call its methods
 
         return Discrete(count), shifted
     if isinstance(space, (MultiDiscrete, MultiBinary)) and len(space.shape) == 1 and space.shape[0] > 0:

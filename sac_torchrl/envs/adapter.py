@@ -12,11 +12,17 @@ import numpy as np
 from gymnasium.vector.utils import create_empty_array
 
 from sac_torchrl.envs.actions import adapt_action
+from sac_torchrl.envs.contained import Contained
 from sac_torchrl.envs.observations import adapt_observation
 from sac_torchrl.envs.rewards import adapt_reward
 from sac_torchrl.errors import EnvironmentFault, short
 
 log = logging.getLogger(__name__)
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+# All that an environment's own code can raise; KeyboardInterrupt is the user's.
+RAISED = (Exception, SystemExit, GeneratorExit)
 
 
 class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any]):
@@ -48,9 +54,10 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any]):
         """Starts an episode; no options reach the environment and no infos leave it."""
         try:
             # The only option that arrives is TorchRL's mask of finished environments: not meant for this one.
-            result: Any = self.env.reset(seed=seed)
-        except Exception as error:
-            raise self._fault(f"raised {_said(error)} when it was reset") from error
+            with Contained(self._id):
+                result: Any = self.env.reset(seed=seed)
+        except RAISED as error:
+            raise self._fault(f"raised {say_where(error)} when it was reset") from error
         if not isinstance(result, tuple) or len(result) != 2:
             raise self._fault(f"returned {short(repr(result))} when it was reset, not (observation, info)")
         return self._observation(result[0]), {}
@@ -60,9 +67,10 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any]):
         chosen = self._taken(action)
         self._steps += 1
         try:
-            result: Any = self.env.step(chosen)
-        except Exception as error:
-            raise self._fault(f"raised {_said(error)}") from error
+            with Contained(self._id):
+                result: Any = self.env.step(chosen)
+        except RAISED as error:
+            raise self._fault(f"raised {say_where(error)}") from error
         if not isinstance(result, tuple) or len(result) != 5:
             raise self._fault(f"returned {short(repr(result))}, not (observation, reward, terminated, truncated, info)")
         observation, reward, terminated, truncated, info = result
@@ -70,6 +78,14 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any]):
             if not isinstance(flag, (bool, np.bool_, int)):
                 raise self._fault(f"returned {name}={short(repr(flag))}, which is neither True nor False")
         return self._observation(observation), self._reward(reward), bool(terminated), bool(truncated), _success(info)
+
+    def close(self) -> None:
+        """Closes it; what it raises is a line in the log, since it has nothing to do with what the run came to."""
+        try:
+            with Contained(self._id):
+                self.env.close()
+        except RAISED as error:
+            log.warning("env.id=%s raised %s when it was closed", self._id, say_where(error))
 
     def _observation(self, observation: Any) -> Any:
         try:
@@ -86,9 +102,14 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any]):
         # An array of no dimensions is a number too, to everybody but Python.
         if not number and not (isinstance(reward, np.ndarray) and reward.shape == () and reward.dtype.kind in "fiub"):
             raise self._fault(f"returned the reward {short(repr(reward))}, which is no number")
-        value = float(reward)
-        if not math.isfinite(value):
-            raise self._fault(f"returned the reward {value}, which is not finite")
+        try:
+            value = float(reward)
+        except OverflowError as error:
+            raise self._fault(f"returned the reward {short(reward)}, which no floating point number holds") from error
+        # What is stored is the float32 of it.
+        if not abs(value) <= _LARGEST:
+            how = "is too large for float32" if math.isfinite(value) else "is not finite"
+            raise self._fault(f"returned the reward {value:g}, which {how}")
         return value
 
     def _fault(self, what: str) -> EnvironmentFault:
@@ -132,6 +153,7 @@ def _success(info: Any) -> dict[str, Any]:
     return {} if said is None or np.size(said) != 1 else {"is_success": bool(np.asarray(said).item())}
 
 
-def _said(error: Exception) -> str:
+def say_where(error: BaseException) -> str:
+    """What an environment raised, and the file and line."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__}: {short(error)} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"

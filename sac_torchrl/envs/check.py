@@ -89,13 +89,17 @@ def _play(edge: Any) -> Iterator[Finding]:
     edge.action_space.seed(0)
     edge.reset(seed=0)
     lengths, length = list[int](), 0
-    rewards, largest = set[float](), dict[str, Any]()
+    rewards, largest, told = set[float](), dict[str, Any](), False
     for _ in range(FRAMES):
+        before = seen.observation
         if not strange and (what := _outside(space, seen.observation)):
             strange = True
             yield Finding(Kind.warning, what)
         observation, reward, terminated, truncated, _ = edge.step(edge.action_space.sample())
         rewards.add(reward)
+        if not told and (what := _same_in_float32(before, seen.observation)):
+            told = True
+            yield Finding(Kind.warning, what)
         for name, leaf in _leaves(observation).items():
             largest[name] = np.maximum(largest.get(name, 0.0), np.abs(leaf))
         length += 1
@@ -136,6 +140,21 @@ def _described(specs: Specs) -> str:
 
 def _leaves(observation: Any) -> dict[str, Any]:
     return observation if isinstance(observation, dict) else {"index": observation}
+
+
+def _same_in_float32(before: Any, after: Any) -> str:
+    """Which two numbers, one after the other, are one to the agent; of observations that are one array."""
+    one, other = (value if isinstance(value, np.ndarray) else np.empty(0) for value in (before, after))
+    if one.shape != other.shape or one.dtype.kind not in "fiu" or one.dtype.itemsize < 4:
+        return ""
+    lost = (one != other) & (one.astype(np.float32) == other.astype(np.float32))
+    if not lost.any():
+        return ""
+    index = int(lost.argmax())
+    return (
+        f"observes {one.flat[index]!r} and then {other.flat[index]!r} at index {index}, which are one number in "
+        "float32: subtract an offset, or scale it"
+    )
 
 
 def _outside(space: Any, observation: Any) -> str:

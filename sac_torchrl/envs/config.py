@@ -9,7 +9,8 @@ import torch
 from torchrl.envs import EnvBase
 
 from sac_torchrl.envs import dmc
-from sac_torchrl.envs.adapter import SpaceAdapter, TolerateFaults
+from sac_torchrl.envs.adapter import SpaceAdapter, TolerateFaults, say_where
+from sac_torchrl.envs.contained import Contained
 from sac_torchrl.envs.ends import refuse_endless
 from sac_torchrl.envs.gymnasium import open_gymnasium
 from sac_torchrl.envs.plugins import load_plugins, wrap
@@ -125,8 +126,12 @@ class EnvConfig:
         """
         modules = load_plugins(self.plugins)
         make = dmc.open_task if self.id.startswith(dmc.PREFIX) else open_gymnasium
-        made = make(self.id, self.kwargs, render_mode=render_mode, limit=self.max_episode_steps)
-        made = wrap(made, self.wrappers, modules, self.id)
+        try:
+            with Contained(self.id):
+                made = make(self.id, self.kwargs, render_mode=render_mode, limit=self.max_episode_steps)
+                made = wrap(made, self.wrappers, modules, self.id)
+        except (SystemExit, GeneratorExit) as error:
+            raise ConfigError(f"env.id={self.id} cannot be made: its constructor raised {say_where(error)}") from error
         try:
             env = SpaceAdapter(
                 made,

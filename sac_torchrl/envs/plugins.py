@@ -10,6 +10,8 @@ from typing import Any
 import gymnasium as gym
 import gymnasium.wrappers
 
+from sac_torchrl.envs.adapter import RAISED, say_where
+from sac_torchrl.envs.contained import Contained
 from sac_torchrl.errors import ConfigError, nearest, short
 
 
@@ -21,12 +23,15 @@ def load_plugins(plugins: Sequence[str]) -> list[ModuleType]:
 def _load(plugin: str) -> ModuleType:
     name, _, function = plugin.partition(":")
     try:
-        module = importlib.import_module(name)
+        with Contained(name):
+            module = importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
             f"env.plugins names {name}, which cannot be imported ({short(error)}): "
             "install it, or put its folder on PYTHONPATH."
         ) from error
+    except RAISED as error:
+        raise ConfigError(f"env.plugins names {name}, which raised {say_where(error)} when it was imported.") from error
     if function:
         register = getattr(module, function, None)
         if not callable(register):

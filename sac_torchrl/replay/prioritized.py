@@ -9,12 +9,22 @@ from torch import Tensor
 from torchrl.data import PrioritizedSampler, TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import Sampler
 
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault
 from sac_torchrl.replay.packing import PackedReplayBuffer
+from sac_torchrl.specs import ERROR
 
 
 class PrioritizedReplayBuffer(PackedReplayBuffer):
     """PackedReplayBuffer whose new rows have the largest priority so far (Schaul et al. 2016, algorithm 1, line 6)."""
+
+    def update_tensordict_priority(self, data: TensorDictBase) -> None:
+        """Give the rows of a batch the priorities of their `td_error`; raises LearnerFault for one that is not finite.
+
+        One NaN in TorchRL's tree, and every later draw is row 0.
+        """
+        if not data[ERROR].isfinite().all():
+            raise LearnerFault(f"{ERROR} is not finite: the priorities stay as they were. {RECOVER}")
+        super().update_tensordict_priority(data)
 
     def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
         """Write rows `(n,)` and return their positions `(n,)`."""

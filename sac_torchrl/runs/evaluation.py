@@ -17,6 +17,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from sac_torchrl.agents.policies import aligned
+from sac_torchrl.envs import generators
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.quiet import rendering
 from sac_torchrl.envs.state import unshared
@@ -24,7 +25,9 @@ from sac_torchrl.envs.vector import seeds
 from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError, short
 from sac_torchrl.extras import PACKAGES, require
 from sac_torchrl.files import replacing, write_whole
+from sac_torchrl.signals import time_limit
 
+LATE = "an evaluation took longer than {:g} s (evaluate.timeout)."
 LONGEST = 100_000  # frames in an episode; one that goes on for longer is taken to have no end
 
 
@@ -90,25 +93,38 @@ def wilson(count: int, of: int, *, z: float = 1.959963984540054) -> tuple[float,
 
 @dataclass
 class EvaluationConfig:
-    """How often (in frames) and on how many episodes the actor is evaluated; `video` films one of them."""
+    """How often (in frames) and on how many episodes the actor is evaluated; `video` films one of them.
+
+    An evaluation that takes longer than `timeout` seconds ends the run.
+    """
 
     every: int = 1000
     episodes: int = 10
     video: bool = False
+    timeout: float = 3600.0
 
     def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise ConfigError(f"evaluate.timeout={self.timeout}: give a positive number of seconds.")
         for name, value in (("every", self.every), ("episodes", self.episodes)):
             if value < 1:
                 raise ConfigError(f"evaluate.{name}={value}: give 1 or more.")
 
+    def run(self, actor: TensorDictModuleBase, env: EnvBase, *, seed: int) -> Evaluation:
+        """Evaluate the actor as configured, in the environments of `env`."""
+        return evaluate(actor, env, episodes=self.episodes, seed=seed, timeout=self.timeout)
 
-def evaluate(actor: TensorDictModuleBase, env: EnvBase, *, episodes: int, seed: int) -> Evaluation:
+
+def evaluate(
+    actor: TensorDictModuleBase, env: EnvBase, *, episodes: int, seed: int, timeout: float = math.inf
+) -> Evaluation:
     """Plays exactly `episodes` whole episodes with the actor's deterministic actions.
 
     `env` has batch size `(count,)` and may be another size than `episodes`: each of its environments plays a
     number of episodes fixed beforehand, since taking whichever end first would prefer short ones. `env` is
     reseeded with `seed`; neither the actor's mode, any global generator nor what
-    the environment's classes and modules hold is changed.
+    the environment's classes and modules hold is changed. Where it draws from global generators they are seeded with
+    `seed` too. Raises EnvironmentFault where it takes longer than `timeout` seconds.
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes}: evaluate on 1 or more.")
@@ -119,7 +135,9 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, *, episodes: int, seed: 
     success = getattr(vector, "success", None)
     total = torch.zeros(count, dtype=torch.float64)
     length = torch.zeros(count, dtype=torch.int64)
-    with unshared(env), _deterministic(actor):
+    limit = time_limit(timeout, LATE.format(timeout))
+    with generators.preserve(), unshared(env), _deterministic(actor), limit:
+        generators.seed_all(seed)
         env.set_seed(seed)
         for step in _play(actor, env):
             total += step["next", "reward"].reshape(count).to(total)
@@ -133,6 +151,10 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, *, episodes: int, seed: 
             if all(len(played) == share for played, share in zip(finished, shares, strict=True)):
                 break
     played = [episode for episodes_of_one in finished for episode in episodes_of_one]
+    if not all(math.isfinite(total) for total, *_ in played):
+        raise EnvironmentFault(
+            f"the returns of an evaluation are {[total for total, *_ in played]}: not all are finite."
+        )
     successes = [bool(success) for *_, success in played if not math.isnan(success)]
     return Evaluation(
         [total for total, *_ in played],

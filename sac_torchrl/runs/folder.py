@@ -18,7 +18,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 
-from sac_torchrl.errors import ConfigError, DiskError, Preempted, RunFolderInUse
+from sac_torchrl.envs import contained
+from sac_torchrl.errors import ConfigError, DiskError, Preempted, RunFolderInUse, SacError
 from sac_torchrl.files import temporary, write_whole
 from sac_torchrl.runs.device import resolve_device
 from sac_torchrl.runs.seeds import Seeds
@@ -111,7 +112,7 @@ class RunConfig:
             signals = Signals()
             stack.enter_context(signals.noted())  # before there is a folder: a signal then leaves no half-made one
             try:
-                folder = new_folder(name) if self.folder is None else _given_folder(self.folder)
+                folder = (new_folder(name) if self.folder is None else _given_folder(self.folder)).absolute()
                 stack.callback(os.close, _lock(folder))
                 if resumed != (folder / CONFIG).is_file():
                     raise RunFolderInUse(f"run.folder={folder} was taken by another process just now.")
@@ -126,9 +127,10 @@ class RunConfig:
             # moments reach.
             torch.set_flush_denormal(True)
             seeds = Seeds.derive(seed)
-            # Nothing here draws from these two, but an environment may: its run can be repeated then.
+            # Nothing here draws from these, but an environment may: its run can be repeated then.
             random.seed(seeds.environments)
             np.random.seed(seeds.environments)
+            contained.set_stream(None)
             logger.info("%s in %s on %s, seed %d", "resumed" if resumed else "started", folder, on, seed)
             logger.debug("command: %s", " ".join(sys.argv))
             logger.debug("%s", _versions())
@@ -139,6 +141,12 @@ class RunConfig:
                 logger.removeHandler(screen)
                 logger.info("stopped: %s", stopped)
                 raise
+            except SystemExit as asked:
+                logger.removeHandler(screen)
+                logger.exception("stopped")
+                raise SacError(
+                    f"something called sys.exit({asked.code!r}) before the run was finished; run.log has the traceback."
+                ) from asked
             except BaseException:
                 logger.removeHandler(screen)  # The caller shows the failure; here it is kept.
                 logger.exception("stopped")

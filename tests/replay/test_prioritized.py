@@ -11,7 +11,7 @@ from torchrl.data import Bounded, Categorical, TensorDictReplayBuffer, Unbounded
 from sac_torchrl import SAC, TQC, CrossQ, DiscreteSAC, DroQ, FastSAC, NetworkConfig, ReplayConfig, SimBa, Specs, Storage
 from sac_torchrl.agents.normalization import with_normalization
 from sac_torchrl.agents.variant import Variant
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.errors import ConfigError, LearnerFault
 from sac_torchrl.learner.learner import Execution, LearnerConfig, Order
 from sac_torchrl.runs.checkpoint import CheckpointConfig
 
@@ -180,3 +180,17 @@ def test_without_the_extension_it_says_what_to_do(tmp_path: Path, monkeypatch: p
 def test_an_exponent_out_of_range_is_refused(field: str) -> None:
     with pytest.raises(ConfigError, match=rf"replay\.{field}=1\.5: "):
         ReplayConfig(**cast(Any, {field: 1.5}))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_an_error_that_is_not_finite_changes_no_priority(wrong: float) -> None:
+    config = ReplayConfig(20, Storage.ram, prioritized=True)
+    buffer = config.build(Path(), SPECS, rows=20, batch_size=16, seed=1, device=CPU)
+    buffer.extend(transitions(20))
+    batch = buffer.sample()
+    errors = torch.ones(16)
+    errors[3] = wrong
+    batch["td_error"] = errors
+    with pytest.raises(LearnerFault, match="td_error is not finite"):
+        buffer.update_tensordict_priority(batch)
+    assert len(set(buffer.sample()["index"].tolist())) > 5

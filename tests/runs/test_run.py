@@ -278,9 +278,16 @@ def test_auto_takes_a_gpu_where_there_is_one() -> None:
             (
                 OSError(number, os.strerror(number), "a.log"),
                 74,
-                f"error: a.log: {os.strerror(number)}: make room, resume.\n",
+                f"error: a.log: {os.strerror(number)}: {advice}, then resume.\n",
             )
-            for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+            for number, advice in (
+                (errno.ENOSPC, "make room"),
+                (errno.EDQUOT, "make room"),
+                (errno.EFBIG, "allow larger files (ulimit -f)"),
+                (errno.EROFS, "make it writable"),
+                (errno.EACCES, "allow this user to write it"),
+                (errno.EIO, "look after the disk"),
+            )
         ),
     ],
 )
