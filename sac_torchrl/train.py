@@ -1,6 +1,8 @@
 """The training loop, once: recipes, the command line, a sweep and a notebook call `train`."""
 
 import logging
+import sys
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,3 +134,11 @@ def train(
         if cfg.evaluate.video:
             record_video(agent.actor, cfg.env, run.folder / "videos" / "final.mp4", seed=run.seeds.evaluation)
     return Result(run.folder, evaluation)
+
+
+class _Callable(types.ModuleType):
+    __call__ = staticmethod(train)
+
+
+# Importing a module makes it an attribute of its package: `sac_torchrl.train` is then this module, not the function.
+sys.modules[__name__].__class__ = _Callable

@@ -1,7 +1,6 @@
 """Every part of a run on a device of its own: on a pretend GPU all of them do what they do on the CPU."""
 
 import itertools
-import runpy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,7 +10,6 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 from pretend_device import CPU, pretending
-from runs import ROOT
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
@@ -185,8 +183,7 @@ def test_every_variant_trains_on_a_gpu_as_on_the_cpu(variant: str, tmp_path: Pat
 
 
 def test_the_first_command_takes_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = runpy.run_path(str(ROOT / "recipes" / "continuous.py"))
-    config = sac.Continuous(
+    config = sac.TrainConfig(
         total_frames=40,
         random_frames=20,
         batch_size=8,
@@ -195,6 +192,6 @@ def test_the_first_command_takes_the_gpu(tmp_path: Path, monkeypatch: pytest.Mon
     )
     with pretending() as device:
         monkeypatch.setattr(run, "resolve_device", lambda name: {"auto": device}[name])
-        recipe["main"](config)
+        sac.train(config)
     assert "on pretend, seed 0" in (tmp_path / "run" / "run.log").read_text()
     assert (tmp_path / "run" / "evaluation.json").is_file()

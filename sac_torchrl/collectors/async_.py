@@ -4,32 +4,30 @@ from dataclasses import dataclass
 
 from sac_torchrl.collectors.experience import CollectorConfig, Experience, Job
 from sac_torchrl.collectors.policy_workers import AsyncExperience
-from sac_torchrl.collectors.workers import check, default_workers, refuse_batched
+from sac_torchrl.collectors.workers import default_workers, refuse_batched
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.fields import check, field
 
 
 @dataclass
 class Async(CollectorConfig):
-    """Every worker steps its environments at its own pace, with a policy of its own, while the learner trains.
+    """Every worker steps its environments at its own pace, with its own policy, while the learner trains.
 
-    `slack` bounds the ratio of updates to frames from both sides: no update comes before its frame, and at most
-    `slack` frames have been made that were not learned from yet (16 steps of every environment where null). A policy
-    gets new weights when `refresh` frames have been learned from since its last ones; `train/policy_lag` tells how
-    many frames it was behind. What happens to a worker that fails is as in `processes`.
+    `slack` bounds the ratio of updates to frames from both sides: no update comes before its frame, and collection
+    waits for the learner. `train/policy_lag` logs how many frames the policies were behind. A worker that fails is
+    treated as in `processes`.
     """
 
-    workers: int | None = None
-    slack: int | None = None
-    refresh: int = 1
-    timeout: float = 10.0
-    restarts: int = 0
+    workers: int | None = field(None, "worker processes; null: one a core", least=1)
+    slack: int | None = field(
+        None, "frames that may be collected ahead of the learner; null: 16 steps of every environment", least=1
+    )
+    refresh: int = field(1, "frames that the learner trains on between new weights for a policy", least=1)
+    timeout: float = field(10.0, "seconds that a worker may take for a step of its environments", above=0)
+    restarts: int = field(0, "failed workers that are replaced in a run; the next failure ends it", least=0)
 
     def __post_init__(self) -> None:
-        check(workers=self.workers, timeout=self.timeout, restarts=self.restarts)
-        if self.refresh < 1:
-            raise ConfigError(f"collector.refresh={self.refresh}: give 1 frame or more.")
-        if self.slack is not None and self.slack < 1:
-            raise ConfigError(f"collector.slack={self.slack}: give at least env.count frames, or null.")
+        check(self, "collector")
 
     def start(self, job: Job) -> Experience:
         """Connect them; raises ConfigError where the slack is less than a step of every environment."""

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Direct(CollectorConfig):
-    """All environments in this process, one step of each between two looks at the replay ratio."""
+    """All environments in this process, one step of each per iteration."""
 
     def start(self, job: Job) -> Experience:
         """Connect them; the policy acts with the very parameters that the learner trains, so nothing is copied."""

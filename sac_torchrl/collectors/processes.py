@@ -18,7 +18,6 @@ from sac_torchrl.collectors.policy_workers import PipelinedExperience
 from sac_torchrl.collectors.workers import (
     RestartBudget,
     Worker,
-    check,
     close,
     default_workers,
     listen,
@@ -30,32 +29,29 @@ from sac_torchrl.collectors.workers import (
 from sac_torchrl.envs import generators
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.vector import arrays, copied, put, seeds, wrapped
-from sac_torchrl.errors import ConfigError, WorkerDied
+from sac_torchrl.errors import WorkerDied
+from sac_torchrl.fields import check, field
 from sac_torchrl.replay.buffer import rows
 
 
 @dataclass
 class Processes(CollectorConfig):
-    """Environments in `workers` processes (one a core where null), all stepped at once, one step between two looks.
+    """Environments in worker processes, all stepped at once, one step of each per iteration.
 
     Where `pipelined`, the workers hold copies of the policy too, and make the next `steps` steps while the learner
-    learns from the last ones: the acting policy is from before those, always, and the number of updates is the same.
-
-    A worker that is killed, raises, or takes more than `timeout` seconds for a step of its environments is replaced
-    up to `restarts` times in a run; its episodes end there, without the interrupted step. The next failure ends the
-    run with WorkerDied.
+    trains on the last ones: the acting policy is always the one from before those, and the number of updates is the
+    same. A worker that is killed, raises or exceeds its timeout is replaced; its episodes end there, without the
+    interrupted step. When `restarts` are used up the run ends with WorkerDied.
     """
 
-    workers: int | None = None
-    pipelined: bool = False
-    steps: int = 8
-    timeout: float = 10.0
-    restarts: int = 0
+    workers: int | None = field(None, "worker processes; null: one a core", least=1)
+    pipelined: bool = field(False, "workers act while the learner trains")
+    steps: int = field(8, "steps of every environment per iteration, if pipelined", least=1)
+    timeout: float = field(10.0, "seconds that a worker may take for a step of its environments", above=0)
+    restarts: int = field(0, "failed workers that are replaced in a run; the next failure ends it", least=0)
 
     def __post_init__(self) -> None:
-        check(workers=self.workers, timeout=self.timeout, restarts=self.restarts)
-        if self.steps < 1:
-            raise ConfigError(f"collector.steps={self.steps}: give 1 or more.")
+        check(self, "collector")
 
     def start(self, job: Job) -> Experience:
         """Connect them; the policy acts here with the very parameters that the learner trains, unless pipelined."""

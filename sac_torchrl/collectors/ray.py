@@ -36,7 +36,6 @@ from sac_torchrl.collectors.workers import (
     RestartBudget,
     WorkerSeeds,
     begin,
-    check,
     log_new_episodes,
     open_slice,
     refuse_batched,
@@ -46,6 +45,7 @@ from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.vector import wrapped
 from sac_torchrl.errors import ConfigError, WorkerDied, short
 from sac_torchrl.extras import require
+from sac_torchrl.fields import check, field
 from sac_torchrl.orphans import marked
 from sac_torchrl.replay.buffer import rows
 from sac_torchrl.signals import handlers_kept
@@ -54,26 +54,21 @@ from sac_torchrl.specs import ENTROPY, Specs
 
 @dataclass
 class Ray(CollectorConfig):
-    """Workers on a Ray cluster, each with a slice of the environments and a policy of its own.
+    """Workers on a Ray cluster, each with a slice of the environments and its own policy.
 
-    `address` is that of a running cluster, whose authentication token must be set (docs/ray.md), or null for one on
-    this machine that ends with the run. A worker sends `steps` steps of its environments at a time and then makes the
-    next ones with the weights of that moment, while the learner learns: at most two times `steps` steps of every
-    environment have been made that were not learned from. `workers` is how many there are (null: one for each
-    environment); each takes a CPU of the cluster. `timeout` (seconds) bounds the wait for `steps` steps, and
-    `restarts` is how often a worker that failed is replaced.
+    A worker sends `steps` steps of its environments at a time and then makes the next ones with the weights of that
+    moment, while the learner trains: at most two times `steps` steps of every environment are ahead of the learner.
+    Each worker takes a CPU of the cluster.
     """
 
-    address: str | None = None
-    workers: int | None = None
-    steps: int = 16
-    timeout: float = 60.0
-    restarts: int = 0
+    address: str | None = field(None, "a running cluster with a token (docs/ray.md); null: one on this machine")
+    workers: int | None = field(None, "workers; null: one for each environment", least=1)
+    steps: int = field(16, "steps of every environment that a worker sends at a time", least=1)
+    timeout: float = field(60.0, "seconds that a worker may take for its steps", above=0)
+    restarts: int = field(0, "failed workers that are replaced in a run; the next failure ends it", least=0)
 
     def __post_init__(self) -> None:
-        check(workers=self.workers, timeout=self.timeout, restarts=self.restarts)
-        if self.steps < 1:
-            raise ConfigError(f"collector.steps={self.steps}: give 1 or more.")
+        check(self, "collector")
 
     def start(self, job: Job) -> Experience:
         """Connect them; raises ConfigError without Ray, and for a cluster without a token."""

@@ -308,16 +308,6 @@ def refuse_batched(env: EnvConfig) -> None:
         raise ConfigError(f"env.id={env.id} steps all its environments at once: use collector=direct.")
 
 
-def check(*, workers: int | None, timeout: float, restarts: int) -> None:
-    """Raise ConfigError for a plan of workers that cannot be."""
-    if workers is not None and workers < 1:
-        raise ConfigError(f"collector.workers={workers}: give 1 or more processes, or null for one a core.")
-    if not 0 < timeout < float("inf"):
-        raise ConfigError(f"collector.timeout={timeout}: give a positive number of seconds.")
-    if restarts < 0:
-        raise ConfigError(f"collector.restarts={restarts}: give 0 or more.")
-
-
 def _main(connection: Connection, serve: Callable[..., None], environments: range, busy: Any, arguments: Any) -> None:
     _die_with_parent()
     torch.set_num_threads(1)

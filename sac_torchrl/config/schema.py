@@ -125,8 +125,8 @@ class TrainConfig:
             ),
             (
                 self.n_steps <= 1 or self.updates_after >= first,
-                f"n_steps={self.n_steps} with env.count={self.env.count}: no row is complete before the first update; "
-                f"give random_frames or learning_starts of at least {first}.",
+                f"n_steps={self.n_steps} with env.count={self.env.count}: give random_frames of at least {first}, or "
+                "learning_starts, so that a row is complete before the first update.",
             ),
             (
                 self.env.count <= self.replay.capacity,

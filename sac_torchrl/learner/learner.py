@@ -1,6 +1,5 @@
 """The update: a batch goes in, every loss takes one gradient step, metrics come out."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torchrl.objectives import LossModule
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault
+from sac_torchrl.fields import check, field
 from sac_torchrl.learner.capture import Captured, CudaGraph
 from sac_torchrl.learner.finite import not_finite
 from sac_torchrl.specs import ERROR, WEIGHT
@@ -76,49 +76,31 @@ class Order(Enum):
 
 @dataclass
 class LearnerConfig:
-    """Adam for every loss: learning rate `lr` (3e-4, table 1 of Haarnoja et al. 2018b), or one of its own.
+    """Optimizers and losses: Adam for every loss, AdamW where weights decay."""
 
-    `eps` and `betas` are Adam's; with a `weight_decay` above 0 it is AdamW. The losses step in `order`; actor and
-    temperature at every `actor_every`-th update only, and then `actor_updates` times (CleanRL: 2 and 2); target
-    networks move at every `target_every`-th update (pytorch_sac: 2). After as many updates as `resets` lists, all
-    networks, the temperature and the optimizers begin anew and the replay buffer stays (Nikishin et al. 2022, arXiv
-    2205.07802; for replay ratios above 1: D'Oro et al. 2023; BRO, arXiv 2405.16158, at 15,000, 50,000, 250,000,
-    500,000, 750,000, 1,000,000, 1,500,000 and 2,000,000 updates with a replay ratio of 10).
-    """
-
-    lr: float = 3e-4
-    actor_lr: float | None = None
-    critic_lr: float | None = None
-    alpha_lr: float | None = None
-    eps: float = 1e-8
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    order: Order = Order.together
-    actor_every: int = 1
-    actor_updates: int = 1
-    target_every: int = 1
-    resets: tuple[int, ...] = ()
-    execution: Execution = Execution.captured
-    precision: Precision = Precision.float32
+    lr: float = field(3e-4, "learning rate of every loss (Haarnoja et al. 2018b, table 1)", above=0)
+    actor_lr: float | None = field(None, "learning rate of the actor; null: lr", above=0)
+    critic_lr: float | None = field(None, "learning rate of the critics; null: lr", above=0)
+    alpha_lr: float | None = field(None, "learning rate of the temperature; null: lr", above=0)
+    eps: float = field(1e-8, "Adam's epsilon", above=0, below=1)
+    betas: tuple[float, float] = field((0.9, 0.999), "Adam's betas", least=0, below=1)
+    weight_decay: float = field(0.0, "weight decay, for all but the temperature; above 0 it is AdamW", least=0)
+    order: Order = field(Order.together, "which losses see which weights: see learner.Order")
+    actor_every: int = field(1, "updates between steps of actor and temperature (CleanRL: 2)", least=1)
+    actor_updates: int = field(1, "steps that actor and temperature then make (CleanRL: 2)", least=1)
+    target_every: int = field(1, "updates between steps of the target networks (pytorch_sac: 2)", least=1)
+    # For replay ratios above 1: D'Oro et al. 2023; BRO, arXiv 2405.16158: 15,000, 50,000, 250,000, 500,000, 750,000,
+    # 1,000,000, 1,500,000 and 2,000,000 updates with a replay ratio of 10.
+    resets: tuple[int, ...] = field(
+        (),
+        "updates after which weights and optimizers are drawn again (Nikishin et al. 2022, arXiv 2205.07802)",
+        least=1,
+    )
+    execution: Execution = field(Execution.captured, "how updates are computed, with the same numbers")
+    precision: Precision = field(Precision.float32, "numbers in large matrix products: see learner.Precision")
 
     def __post_init__(self) -> None:
-        rates = {name: getattr(self, name) for name in ("lr", "actor_lr", "critic_lr", "alpha_lr")}
-        counts = {name: getattr(self, name) for name in ("actor_every", "actor_updates", "target_every")}
-        wrong = [
-            f"learner.{name}={rate}: give a positive learning rate."
-            for name, rate in rates.items()
-            if rate is not None and not 0 < rate < math.inf
-        ]
-        wrong += [f"learner.{name}={count}: give at least 1." for name, count in counts.items() if count < 1]
-        wrong += [f"learner.resets={list(self.resets)}: give numbers of updates."] * any(at < 1 for at in self.resets)
-        if not 0 < self.eps < 1:
-            wrong.append(f"learner.eps={self.eps}: give a number between 0 and 1.")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            wrong.append(f"learner.betas={list(self.betas)}: give two numbers from 0 to below 1.")
-        if not 0 <= self.weight_decay < math.inf:
-            wrong.append(f"learner.weight_decay={self.weight_decay}: give 0 or more.")
-        if wrong:
-            raise ConfigError(" ".join(wrong))
+        check(self, "learner")
 
     def build(self, agent: Agent) -> "Learner":
         """Make an optimizer for each loss of the agent that has parameters to train."""

@@ -16,6 +16,7 @@ from torchrl.data.replay_buffers import RoundRobinWriter
 from torchrl.data.replay_buffers.samplers import Sampler
 
 from sac_torchrl.errors import ConfigError, DiskError, short
+from sac_torchrl.fields import check, field
 from sac_torchrl.replay.packing import Layout, PackedMemmapStorage, PackedReplayBuffer, PackedTensorStorage, Packing
 from sac_torchrl.replay.prioritized import PrioritizedReplayBuffer, prioritized_sampler
 from sac_torchrl.specs import ENTROPY, SPAN, Specs
@@ -33,25 +34,20 @@ class Storage(Enum):
 
 @dataclass
 class ReplayConfig:
-    """A ring of the newest `capacity` transitions, sampled with replacement.
+    """A ring of the newest transitions, sampled with replacement.
 
-    Rows are drawn uniformly or, where `prioritized`, in proportion to their TD error to the power of
-    `priority_exponent`, and then weigh in the critics' loss by their priority to the power of minus
-    `weight_exponent` (Schaul et al. 2016, arXiv 1511.05952: 0.6 and 0.4, of which the latter rises to 1 there).
+    Rows are drawn uniformly, or in proportion to their TD error (Schaul et al. 2016, arXiv 1511.05952, where the
+    exponent of the weights rises to 1).
     """
 
-    capacity: int = 1_000_000
-    storage: Storage = Storage.disk
-    prioritized: bool = False
-    priority_exponent: float = 0.6
-    weight_exponent: float = 0.4
+    capacity: int = field(1_000_000, "rows that are kept, the newest", least=1)
+    storage: Storage = field(Storage.disk, "where rows live: the run folder, main memory or the training device")
+    prioritized: bool = field(False, "draw rows in proportion to their TD error")
+    priority_exponent: float = field(0.6, "power of the TD error that rows are drawn by", least=0, most=1)
+    weight_exponent: float = field(0.4, "power of 1 / priority that weighs the critics' loss", least=0, most=1)
 
     def __post_init__(self) -> None:
-        if self.capacity < 1:
-            raise ConfigError(f"replay.capacity={self.capacity} holds no transition: set it to at least 1.")
-        for name in ("priority_exponent", "weight_exponent"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"replay.{name}={getattr(self, name)}: give a number from 0 to 1.")
+        check(self, "replay")
 
     def build(
         self, folder: Path, specs: Specs, *, rows: int, batch_size: int, seed: int, device: torch.device

@@ -14,6 +14,7 @@ from torchrl.data import Composite, TensorDictReplayBuffer
 from sac_torchrl.envs.observations import leaf_at, named_leaves
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.extras import require
+from sac_torchrl.fields import check, field
 from sac_torchrl.replay.buffer import generator, layout
 from sac_torchrl.specs import SPAN, Specs
 
@@ -27,18 +28,17 @@ class Source(Protocol):
 
 @dataclass
 class OfflineConfig:
-    """Half of each batch from offline data (Ball et al. 2023, arXiv 2302.02948, algorithm 1), or another `fraction`.
+    """A part of each batch from offline data (Ball et al. 2023, arXiv 2302.02948, algorithm 1).
 
-    `dataset` is the id of a Minari dataset on this machine, below $MINARI_DATASETS_PATH or ~/.minari/datasets; null
-    for none. Nothing is downloaded.
+    Datasets are those of Minari on this machine, below $MINARI_DATASETS_PATH or ~/.minari/datasets. Nothing is
+    downloaded.
     """
 
-    dataset: str | None = None
-    fraction: float = 0.5
+    dataset: str | None = field(None, "id of a Minari dataset on this machine; null: none")
+    fraction: float = field(0.5, "part of each batch from the dataset", above=0, below=1)
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction < 1:
-            raise ConfigError(f"offline.fraction={self.fraction}: give a part of a batch, between 0 and 1.")
+        check(self, "offline")
 
     def build(self, buffer: TensorDictReplayBuffer, specs: Specs, *, batch_size: int, device: torch.device) -> Source:
         """Mix the dataset's rows into the samples of `buffer`, or give `buffer` itself where there is no dataset.

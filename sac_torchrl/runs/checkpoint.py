@@ -11,7 +11,8 @@ from tensordict import TensorDict
 from torchrl.data import TensorDictReplayBuffer
 
 from sac_torchrl.envs import generators
-from sac_torchrl.errors import CheckpointError, ConfigError, DiskError
+from sac_torchrl.errors import CheckpointError, DiskError
+from sac_torchrl.fields import check, field
 from sac_torchrl.replay.buffer import generator
 from sac_torchrl.replay.prioritized import priorities, restore_priorities
 from sac_torchrl.runs import snapshot
@@ -37,16 +38,13 @@ class Stateful(Protocol):
 
 @dataclass
 class CheckpointConfig:
-    """A checkpoint every `every` frames, of which the newest `keep` stay."""
+    """How often a run is saved. At least two checkpoints are kept, so that one is intact when the newest is damaged."""
 
-    every: int = 10_000
-    keep: int = 2
+    every: int = field(10_000, "frames between checkpoints", least=1)
+    keep: int = field(2, "checkpoints that are kept, the newest", least=2)
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ConfigError(f"checkpoint.every={self.every} is no period: set it to at least 1 frame.")
-        if self.keep < 2:
-            raise ConfigError(f"checkpoint.keep={self.keep} leaves nothing to fall back to: set at least 2.")
+        check(self, "checkpoint")
 
     def build(self, folder: Path, buffer: TensorDictReplayBuffer, **parts: Stateful) -> "Checkpoints":
         """The checkpoints below `folder`, each of `buffer` and every one of `parts`."""

@@ -1,11 +1,12 @@
 """Whole deterministic episodes on environments of their own: returns, lengths and a video."""
 
+import dataclasses
 import json
 import math
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.quiet import rendering
 from sac_torchrl.envs.state import unshared
 from sac_torchrl.envs.vector import seeds
-from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError, short
+from sac_torchrl.errors import EnvironmentFault, SacError, short
 from sac_torchrl.extras import PACKAGES, require
+from sac_torchrl.fields import check, field
 from sac_torchrl.files import replacing, write_whole
 from sac_torchrl.signals import time_limit
 
@@ -41,8 +43,8 @@ class Evaluation:
 
     returns: list[float]
     lengths: list[int]
-    successes: list[bool] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=list, compare=False)
+    successes: list[bool] = dataclasses.field(default_factory=list)
+    seeds: list[int] = dataclasses.field(default_factory=list, compare=False)
 
     @property
     def mean(self) -> float:
@@ -93,22 +95,15 @@ def wilson(count: int, of: int, *, z: float = 1.959963984540054) -> tuple[float,
 
 @dataclass
 class EvaluationConfig:
-    """How often (in frames) and on how many episodes the actor is evaluated; `video` films one of them.
+    """How often and on how many episodes the actor is evaluated."""
 
-    An evaluation that takes longer than `timeout` seconds ends the run.
-    """
-
-    every: int = 1000
-    episodes: int = 10
-    video: bool = False
-    timeout: float = 3600.0
+    every: int = field(1000, "frames between evaluations", least=1)
+    episodes: int = field(10, "whole episodes in an evaluation", least=1)
+    video: bool = field(False, "film an episode at the end of the run (extra video)")
+    timeout: float = field(3600.0, "seconds after which an evaluation ends the run", above=0)
 
     def __post_init__(self) -> None:
-        if not self.timeout > 0:
-            raise ConfigError(f"evaluate.timeout={self.timeout}: give a positive number of seconds.")
-        for name, value in (("every", self.every), ("episodes", self.episodes)):
-            if value < 1:
-                raise ConfigError(f"evaluate.{name}={value}: give 1 or more.")
+        check(self, "evaluate")
 
     def run(self, actor: TensorDictModuleBase, env: EnvBase, *, seed: int) -> Evaluation:
         """Evaluate the actor as configured, in the environments of `env`."""

@@ -1,5 +1,6 @@
 """A run: its folder and lock, its log, its device and its seeds; how a failure ends the process."""
 
+import dataclasses
 import fcntl
 import logging
 import os
@@ -9,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 
 from sac_torchrl.envs import contained
 from sac_torchrl.errors import ConfigError, DiskError, Preempted, RunFolderInUse, SacError
+from sac_torchrl.fields import field
 from sac_torchrl.files import temporary, write_whole
 from sac_torchrl.runs.device import resolve_device
 from sac_torchrl.runs.seeds import Seeds
@@ -55,8 +57,8 @@ class Run:
     device: torch.device
     seeds: Seeds
     resumed: bool
-    signals: Signals = field(default_factory=Signals)
-    parts: ExitStack = field(default_factory=ExitStack)
+    signals: Signals = dataclasses.field(default_factory=Signals)
+    parts: ExitStack = dataclasses.field(default_factory=ExitStack)
 
     def closing(self, part: Closed) -> Closed:
         """Return `part`, and close it when the run ends, however it ends."""
@@ -79,12 +81,9 @@ class Run:
 
 @dataclass
 class RunConfig:
-    """Where the run is written: `folder`, or a new one below runs/ where none is given.
+    """Where the run is written. A folder that holds a run is resumed; one with other files and no run is refused."""
 
-    A folder that holds a run is resumed. One that holds other files and no run is refused.
-    """
-
-    folder: str | None = None
+    folder: str | None = field(None, "a new folder, or a run to resume; null: a new one below runs/")
 
     def saved(self) -> Path | None:
         """Find the config.yaml of the run to resume; raises ConfigError where the folder is another's."""
