@@ -221,13 +221,16 @@ def counting() -> Iterator[Counts]:
 
 @contextmanager
 def _captured(graph: Graph, **options: Any) -> Iterator[None]:
-    state = torch.get_rng_state()  # nothing is drawn while a graph is captured
+    # Nothing is drawn while a graph is captured.
+    state, states = torch.get_rng_state(), [(one, one.get_state()) for one in PretendGenerator.there.values()]
     Graph.capturing = graph
     try:
         yield
     finally:
         Graph.capturing = None
         torch.set_rng_state(state)
+        for generator, before in states:
+            generator.set_state(before)
 
 
 def _drawing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

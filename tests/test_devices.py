@@ -1,7 +1,7 @@
 """Every part of a run on a device of its own: on a pretend GPU all of them do what they do on the CPU."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from pretend_device import CPU, pretending
+from pretend_device import CPU, counting, pretending
+from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
@@ -20,7 +21,8 @@ from sac_torchrl.agents.normalization import with_normalization
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.collectors.experience import Experience
 from sac_torchrl.envs.tensors import TORCH, Pendulum
-from sac_torchrl.learner.learner import Execution, Learner, LearnerConfig
+from sac_torchrl.errors import ConfigError
+from sac_torchrl.learner.learner import Execution, Learner, LearnerConfig, Precision
 from sac_torchrl.replay.buffer import ReplayConfig, Storage
 from sac_torchrl.runs import folder as run
 from sac_torchrl.runs.checkpoint import CheckpointConfig, Checkpoints
@@ -77,12 +79,13 @@ class Parts:
     learner: Learner
     buffer: TensorDictReplayBuffer
     experience: Experience
+    frames: Iterator[int]
     checkpoints: Checkpoints
     test_env: EnvBase
 
     def go(self, steps: int) -> None:
         """So many steps of every environment, with an update each once there are rows."""
-        for _, _ in zip(range(steps), self.experience, strict=False):
+        for _, _ in zip(range(steps), self.frames, strict=False):
             self.agent.observe(self.buffer)
             if len(self.buffer):
                 batch = self.buffer.sample()
@@ -115,7 +118,7 @@ def build(setting: Setting, folder: Path, device: torch.device, storage: Storage
     )
     checkpoints = CheckpointConfig().build(folder / "checkpoints", buffer, learner=learner, experience=experience)
     torch.manual_seed(3)
-    return Parts(agent, learner, buffer, experience, checkpoints, env.build(count=2, device=device))
+    return Parts(agent, learner, buffer, experience, iter(experience), checkpoints, env.build(count=2, device=device))
 
 
 @pytest.fixture(autouse=True)
@@ -195,3 +198,50 @@ def test_the_first_command_takes_the_gpu(tmp_path: Path, monkeypatch: pytest.Mon
         sac.train(config)
     assert "on pretend, seed 0" in (tmp_path / "run" / "run.log").read_text()
     assert (tmp_path / "run" / "evaluation.json").is_file()
+
+
+@pytest.mark.parametrize("variant", ["sac", "fastsac"])
+def test_nothing_waits_for_the_gpu_between_two_log_lines(variant: str, tmp_path: Path) -> None:
+    setting = Setting(normalize=variant == "fastsac", variant=variant)
+    with pretending() as device:
+        parts = build(setting, tmp_path, device, Storage.device, Execution.captured)
+        parts.go(1)
+        with counting() as opening:
+            parts.go(1)  # random actions
+        parts.go(STEPS)
+        with counting() as counts:
+            parts.go(3)
+            batch = parts.buffer.sample()
+            parts.learner.update(batch)
+        with counting() as evaluating:
+            sac.evaluate(parts.agent.actor, parts.test_env, episodes=2, seed=0)
+    assert counts.operators["graph"] == 7  # three steps, four updates
+    assert counts.waits == {}
+    assert not [wait for wait in opening.waits if "collectors" in wait]  # the first updates may compile
+    assert sum(evaluating.waits.values()) < 10  # of fifty steps
+
+
+def test_tf32_holds_for_an_update_alone_and_is_refused_on_the_cpu(tmp_path: Path) -> None:
+    seen = []
+    with pretending() as device:
+        agent = VARIANTS["sac"]().build(ENVIRONMENTS["tensors"].specs(), device=device)
+        learner = LearnerConfig(execution=Execution.eager, precision=Precision.tf32).build(agent)
+        agent.loss.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cuda.matmul.fp32_precision))
+        rows = torch.zeros(4, 3, device=device)
+        learner.update(
+            TensorDict(
+                {
+                    "observation": rows,
+                    "action": rows[:, :1],
+                    "next": {"observation": rows, "reward": rows[:, :1], "terminated": rows[:, :1].bool()},
+                },
+                batch_size=4,
+            )
+        )
+    assert seen == ["tf32"] and torch.backends.cuda.matmul.fp32_precision != "tf32"
+    config = sac.TrainConfig(
+        device="cpu", learner=LearnerConfig(precision=Precision.tf32), run=RunConfig(str(tmp_path / "run"))
+    )
+    with pytest.raises(ConfigError, match="tf32 is for GPUs"), sac.open_run(config):
+        pass
+    assert not (tmp_path / "run").exists()

@@ -29,7 +29,8 @@ class Normalizer(nn.Module):
         self._key = key
         self.register_buffer("mean", torch.zeros(features, dtype=torch.float64, device=device))
         self.register_buffer("var", torch.ones(features, dtype=torch.float64, device=device))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device=device))
+        # On the CPU, where it is read at every step.
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, observation: Tensor) -> Tensor:
         """Normalize `(..., features)`, in the type of the observation."""

@@ -6,7 +6,7 @@ from enum import Enum
 import torch
 from tensordict.nn import InteractionType, TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
-from torch.distributions import Categorical
+from torch.distributions import Categorical, Independent, Normal, TanhTransform
 from torch.nn.functional import softplus
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
@@ -77,7 +77,15 @@ class WithEntropy(nn.Module):
 
 
 class SquashedNormal(TanhNormal):
-    """TorchRL's TanhNormal of vectors in [-1, 1], which draws and scores an action in a third of the operations."""
+    """TorchRL's TanhNormal of vectors in [-1, 1], which draws and scores an action in a third of the operations.
+
+    `loc` and `scale` are `(..., n)`. It is built without a question to the device; TanhNormal asks it for its bounds.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        self.loc, self.scale, self.device = loc, scale, loc.device
+        normal = Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
+        super(TanhNormal, self).__init__(normal, TanhTransform(), validate_args=False)  # type: ignore[no-untyped-call]  # torch leaves it so
 
     def rsample_and_log_prob(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
         """Actions tanh(u) `(*sample_shape, ..., n)`, u = loc + scale x noise, and their densities' logarithms.
@@ -112,7 +120,6 @@ def tanh_normal_actor(
         in_keys=["loc", "scale"],
         spec=specs.action,
         distribution_class=distribution_class,
-        distribution_kwargs={"low": -1.0, "high": 1.0, "safe_tanh": False},
         default_interaction_type=InteractionType.RANDOM,
     )
 

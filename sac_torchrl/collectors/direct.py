@@ -1,12 +1,13 @@
 """Collection in this process."""
 
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, GymWrapper
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -19,8 +20,10 @@ from sac_torchrl.envs import generators, state as envstate
 from sac_torchrl.envs.check import Kind, resume_finding
 from sac_torchrl.envs.tensors import TensorEnv
 from sac_torchrl.errors import CheckpointError, EnvironmentFault, short
+from sac_torchrl.learner.capture import Captured, CudaGraph
 from sac_torchrl.learner.finite import FiniteFlag
 from sac_torchrl.replay.buffer import rows
+from sac_torchrl.replay.packing import unchecked
 from sac_torchrl.trees import Tree
 
 log = logging.getLogger(__name__)
@@ -164,10 +167,11 @@ def make_collector(env: EnvBase, actor: ProbabilisticActor, *, random_frames: in
 
 
 class TensorCollector:
-    """The same for a simulator of tensors: transitions `(count,)`.
+    """The same for tensor environments: transitions `(count,)`, which hold until the next step.
 
     TorchRL's Collector asks the host after every step whether any episode ended. Here the reset is computed for all
-    environments and taken where one ended, so that a GPU is never waited for.
+    environments and taken where one ended, so that a GPU is never waited for. The policy is captured; on a GPU the
+    whole step is one graph where the environment consists of nothing but tensors.
     """
 
     _carrier: TensorDictBase
@@ -176,19 +180,28 @@ class TensorCollector:
         self._env = env
         self._policy = acting(actor)
         self._random_frames = random_frames
+        self._act = Captured(self._choose)
+        self._step: Callable[..., Sequence[Tensor]] = self._transition
         self.reset()
+        if env.in_place and self._carrier["observation"].is_cuda:
+            self._step = CudaGraph(self._transition, generators=[env.generator])
 
     def __iter__(self) -> Iterator[TensorDictBase]:
-        env, made = self._env, 0
+        made, count = 0, self._env.batch_size[0]
         while True:
-            root = self._carrier
-            with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-                action = env.action_spec.rand() if made < self._random_frames else self._policy(root)["action"]
-                step = env._step(root.set("action", action))
-                following = env._reset(TensorDict({"_reset": step["done"]}, batch_size=env.batch_size))
-            self._carrier = following
-            made += env.numel()
-            yield root.set("next", step)
+            observation = self._carrier.get("observation")
+            random = made < self._random_frames
+            names = ["action"] if random else self._policy.out_keys
+            with torch.no_grad():
+                if random:
+                    results = self._transition(observation, self._env.random_action())
+                else:
+                    results = self._step(observation)
+            seen, *acted, following, reward, terminated, done, start = results
+            self._carrier.set("observation", start)
+            made += count
+            last = {"observation": following, "reward": reward, "terminated": terminated, "done": done}
+            yield unchecked({"observation": seen, **dict(zip(names, acted, strict=True)), "next": last}, count)
 
     def reset(self) -> None:
         """Start new episodes."""
@@ -196,3 +209,15 @@ class TensorCollector:
 
     def shutdown(self) -> None:
         """Nothing is open."""
+
+    def _transition(self, observation: Tensor, *actions: Tensor) -> Sequence[Tensor]:
+        """Act, or take the action given, and step: what was seen and done, what came of it, and what is seen next."""
+        acted = actions or self._act(observation)
+        following, reward, terminated, truncated = self._env.take(acted[0])
+        done = terminated | truncated
+        return [observation, *acted, following, reward, terminated, done, self._env.restart(done)]
+
+    def _choose(self, observation: Tensor) -> list[Tensor]:
+        with set_exploration_type(ExplorationType.RANDOM):
+            acted = self._policy(TensorDict({"observation": observation}, batch_size=self._env.batch_size))
+        return [acted.get(key) for key in self._policy.out_keys]

@@ -12,6 +12,7 @@ from sac_torchrl.config.compose import from_layer
 from sac_torchrl.config.layers import Layer, Setting, read
 from sac_torchrl.config.schema import TrainConfig, chosen
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.runs.device import resolve_device
 from sac_torchrl.runs.folder import CONFIG, Run
 
 # What a resumed run may change: how long and where it goes on and what it reports, not what it learns from.
@@ -57,8 +58,10 @@ def load(folder: Path, *, plugins: Sequence[str] = ()) -> TrainConfig:
 def open_run(config: TrainConfig) -> AbstractContextManager[Run]:
     """Open the folder of a run, new or resumed, for as long as the `with` block lasts.
 
-    Raises ConfigError where the folder holds a run that learned from another configuration.
+    Raises ConfigError where the folder holds a run that learned from another configuration, or the learner's precision
+    is not one of the device.
     """
+    config.learner.check(resolve_device(config.device))
     check_folder(config)
     return config.run.open(as_yaml(config), name=run_name(config), seed=config.seed, device=config.device)
 

@@ -131,14 +131,18 @@ def _second_thread() -> ThreadPoolExecutor:
 class CudaGraph:
     """Calls `function` as it is for the first `WARM_UP` times, and then replays it as one CUDA graph.
 
-    `function` takes and returns tensors on the GPU and may change others in place, which have to keep their memory.
-    The results are copies. Nothing waits for the GPU, but once, before the capture.
+    `function` takes and returns tensors on the GPU and may change others in place, which have to keep their memory. It
+    may draw from torch's global generator and from `generators`. The results hold until the next call. Nothing waits
+    for the GPU, but once, before the capture.
     """
 
     WARM_UP = 3  # an optimizer makes its state at its first step, and a library its handles
 
-    def __init__(self, function: Callable[..., Sequence[Tensor]]) -> None:
+    def __init__(
+        self, function: Callable[..., Sequence[Tensor]], *, generators: Sequence[torch.Generator] = ()
+    ) -> None:
         self._function = function
+        self._generators = generators
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -150,13 +154,15 @@ class CudaGraph:
         if self._graph is None:
             self._inputs = [tensor.clone() for tensor in inputs]
             self._graph = torch.cuda.CUDAGraph()
+            for generator in self._generators:
+                self._graph.register_generator_state(generator)
             # A capture runs nothing: what it records is done for the first time by the replay below.
             with torch.cuda.graph(self._graph):
                 self._outputs = self._function(*self._inputs)
-        for own, given in zip(self._inputs, inputs, strict=True):
-            own.copy_(given)
+        elif inputs:
+            torch._foreach_copy_(self._inputs, inputs)
         self._graph.replay()
-        return [tensor.clone() for tensor in self._outputs]
+        return self._outputs
 
 
 def _scripted(module: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:

@@ -1,6 +1,7 @@
 """Whole deterministic episodes on environments of their own: returns, lengths and a video."""
 
 import dataclasses
+import itertools
 import json
 import math
 import statistics
@@ -12,8 +13,9 @@ from typing import Any
 
 import imageio.v2 as imageio
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -22,6 +24,7 @@ from sac_torchrl.envs import generators
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.quiet import rendering
 from sac_torchrl.envs.state import unshared
+from sac_torchrl.envs.tensors import TensorEnv
 from sac_torchrl.envs.vector import seeds
 from sac_torchrl.errors import EnvironmentFault, SacError, short
 from sac_torchrl.extras import PACKAGES, require
@@ -30,6 +33,7 @@ from sac_torchrl.files import replacing, write_whole
 from sac_torchrl.signals import time_limit
 
 LATE = "an evaluation took longer than {:g} s (evaluate.timeout)."
+LOOK = 50  # steps of tensor environments between two looks at whether all episodes ended: the host waits for each
 LONGEST = 100_000  # frames in an episode; one that goes on for longer is taken to have no end
 
 
@@ -125,6 +129,11 @@ def evaluate(
         raise ValueError(f"episodes={episodes}: evaluate on 1 or more.")
     count = env.batch_size[0]
     shares = [episodes // count + (number < episodes % count) for number in range(count)]
+    if isinstance(env, TensorEnv):
+        with unshared(env), _deterministic(actor):
+            env.set_seed(seed)
+            returns, lengths = _play_tensors(actor, env, torch.tensor(shares))
+        return Evaluation(returns, lengths, [], seeds(seed, count) if episodes == count else [])
     finished: list[list[tuple[float, int, float]]] = [[] for _ in shares]
     vector: Any = getattr(env, "_env", None)  # TorchRL's wrapper has no public name for what it wraps
     success = getattr(vector, "success", None)
@@ -204,10 +213,45 @@ def _play(actor: TensorDictModuleBase, env: EnvBase) -> Iterator[TensorDictBase]
         yield step
         length = (length + 1) * ~step["next", "done"].reshape(length.shape).to(length.device)
         if length.max() >= LONGEST:
-            raise EnvironmentFault(
-                f"an episode of the evaluation had no end after {LONGEST:,} frames: set env.max_episode_steps."
-            )
+            raise _endless()
         root = env.maybe_reset(env.step_mdp(step))
+
+
+def _play_tensors(actor: TensorDictModuleBase, env: TensorEnv, shares: Tensor) -> tuple[list[float], list[int]]:
+    """Returns and lengths of `shares` `(count,)` episodes of each environment, with few looks at the device."""
+    count, device = env.batch_size[0], env.device
+    share, most = shares.to(device), int(shares.max())
+    returns = torch.zeros(count, most, dtype=torch.float64, device=device)
+    lengths = torch.zeros(count, most, dtype=torch.int64, device=device)
+    total, length, played = torch.zeros_like(returns[:, 0]), torch.zeros_like(lengths[:, 0]), torch.zeros_like(share)
+    weight = next(actor.parameters(), None)
+    observation = env.reset()["observation"]
+    for number in itertools.count(1):
+        seen = TensorDict({"observation": observation}, batch_size=env.batch_size)
+        action = actor(seen if weight is None else seen.to(weight.device))["action"].to(device)
+        _, reward, terminated, truncated = env.take(action)
+        done = (terminated | truncated).reshape(-1)
+        total += reward.reshape(-1)
+        length += 1
+        new, slot = done & (played < share), played.clamp(max=most - 1).unsqueeze(1)
+        for table, value in ((returns, total), (lengths, length)):
+            table.scatter_(1, slot, torch.where(new, value, table.gather(1, slot)[:, 0]).unsqueeze(1))
+        played += new
+        total.masked_fill_(done, 0.0)
+        length.masked_fill_(done, 0)
+        if number % LOOK == 0 and (played == share).all():
+            break
+        if number % LONGEST == 0 and length.max() >= LONGEST:
+            raise _endless()
+        observation = env.restart(done)
+    kept = torch.arange(most) < shares.unsqueeze(1)
+    return returns.cpu()[kept].tolist(), lengths.cpu()[kept].tolist()
+
+
+def _endless() -> EnvironmentFault:
+    return EnvironmentFault(
+        f"an episode of the evaluation had no end after {LONGEST:,} frames: set env.max_episode_steps."
+    )
 
 
 def _picture(env: Any, id: str) -> Any:

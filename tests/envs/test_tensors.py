@@ -53,7 +53,7 @@ def test_dynamics_are_gymnasiums(simulator: type[TensorEnv], id: str) -> None:
     ours.set_seed(4)
     observation = ours.reset()["observation"]
     theirs = [gym.make(id).unwrapped for _ in range(count)]
-    for env, state in zip(theirs, ours._state, strict=True):  # type: ignore[arg-type]
+    for env, state in zip(theirs, ours.state, strict=True):  # type: ignore[arg-type]
         env.reset()
         env.state = state.double().numpy()  # type: ignore[attr-defined]
     rng = np.random.default_rng(0)
