@@ -94,7 +94,8 @@ def measure(policy: Policy, act: Act, recorded: Sequence[Any], *, exact: bool = 
                 )
             if isinstance(action_space, Box):
                 width = action_space.high.astype(np.float64) - action_space.low
-                error = max(error, _distance(here, there, width))
+                # Unlike max, NumPy's keeps a NaN.
+                error = float(np.maximum(error, _distance(here, there, width)))
                 rounding = max(rounding, _distance(here, exactly, width))
             else:
                 # Where float32 and float64 choose differently it is a tie of a head that has no margin.
