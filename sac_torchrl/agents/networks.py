@@ -36,11 +36,10 @@ class OneHots(nn.Module):
 
     def forward(self, indices: Tensor) -> Tensor:
         """Encode in torch's default floating point type."""
-        # One comparison of all: an index is repeated for each of its classes.
-        counts = torch.tensor(self.counts, device=indices.device)
-        classes = torch.cat([torch.arange(count, device=indices.device) for count in self.counts])
-        total = sum(self.counts)
-        return (indices.repeat_interleave(counts, -1, output_size=total) == classes).to(torch.get_default_dtype())
+        # One comparison of all, in operations that every exporter knows: an index is repeated for each of its classes.
+        pairs = [(place, number) for place, count in enumerate(self.counts) for number in range(count)]
+        places, classes = torch.tensor(pairs, device=indices.device).unbind(-1)
+        return (indices.index_select(-1, places) == classes).to(torch.get_default_dtype())
 
 
 class Embeddings(nn.Module):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from sac_torchrl.cli import export
 from sac_torchrl.errors import CheckpointError, ConfigError, exit_codes, nearest
 from sac_torchrl.orphans import marked
 
@@ -58,6 +59,9 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     look.add_argument("--video", action="store_true", help="film one more episode into FOLDER/videos/")
     look.add_argument(
         "--plugin", metavar="MODULE", action="append", default=[], help="import a module with environments"
+    )
+    export.add_arguments(
+        command("export", export.run, "write a policy as NAME.onnx, NAME.pt2 or a folder, with a proof of its parity")
     )
     sound = command("verify", _verify, "check every byte of a run's checkpoints")
     sound.add_argument("folder", metavar="FOLDER", type=Path)

@@ -18,13 +18,17 @@ class PolicyModule(nn.Module):
     """The actor between the environment's own spaces: casts and offsets, network, head, rescaling.
 
     `forward` takes a tensor for each of `leaves`, `(..., *shape)`, numbers of any real type or indices that begin at
-    the space's start. It returns the actor's deterministic actions in the bounds and the type of `action_space`.
+    the space's start. It returns the actor's deterministic actions in the bounds and the type of `action_space`, of
+    which `bins` are chosen from as env.bins has it.
     """
 
     low: Tensor
     high: Tensor
+    first: Tensor
 
-    def __init__(self, actor: ProbabilisticActor, leaves: Sequence[Leaf], action_space: Space[Any]) -> None:
+    def __init__(
+        self, actor: ProbabilisticActor, leaves: Sequence[Leaf], action_space: Space[Any], *, bins: int | None = None
+    ) -> None:
         super().__init__()
         module: Any = actor.module[0]
         head: Any = actor.module[-1]
@@ -34,18 +38,21 @@ class PolicyModule(nn.Module):
         self._places = [module.out_keys.index(name) for name in self._names]
         self._distribution: type[Distribution] = head.distribution_class
         self._options: dict[str, Any] = dict(head.distribution_kwargs)
-        self._first_action = int(action_space.start) if isinstance(action_space, Discrete) else None
+        self._bins = bins
         self._dtype = torch.from_numpy(np.zeros(0, action_space.dtype)).dtype
         if isinstance(action_space, Box):
             for name, bound in (("low", action_space.low), ("high", action_space.high)):
                 self.register_buffer(name, torch.from_numpy(bound.astype(np.float64)), persistent=False)
+        else:
+            first = np.asarray(getattr(action_space, "start", 0), np.int64)
+            self.register_buffer("first", torch.from_numpy(first), persistent=False)
 
     def forward(self, *observations: Tensor) -> Tensor:
         """Return deterministic actions, with the batch dimensions of `observations`."""
         parameters = self._head_inputs(observations)
-        if self._distribution is SquashedNormal:
+        if issubclass(self._distribution, SquashedNormal):
             return self._rescaled(parameters[0].tanh())
-        if self._distribution is Categorical:
+        if issubclass(self._distribution, Categorical):
             # As Categorical.mode: probabilities may tie where logits do not.
             logits = parameters[0]
             return self._rescaled((logits - logits.logsumexp(-1, keepdim=True)).softmax(-1).argmax(-1))
@@ -56,6 +63,14 @@ class PolicyModule(nn.Module):
         """Return actions drawn from the policy with torch's global generator."""
         drawn: Tensor = self._build(self._head_inputs(observations)).sample()
         return self._rescaled(drawn)
+
+    def margin(self, *observations: Tensor) -> Tensor:
+        """How much likelier the likeliest action is than the next, `(...)`; infinite where actions are no choice."""
+        logits = self._head_inputs(observations)[0]
+        if not issubclass(self._distribution, Categorical):
+            return logits.new_full(logits.shape[:-1], torch.inf)
+        best = logits.softmax(-1).topk(2, -1).values
+        return best[..., 0] - best[..., 1]
 
     def _head_inputs(self, observations: Sequence[Tensor]) -> list[Tensor]:
         dtype = next(self.network.parameters()).dtype
@@ -71,8 +86,10 @@ class PolicyModule(nn.Module):
         return self._distribution(**dict(zip(self._names, parameters, strict=True)), **self._options)
 
     def _rescaled(self, action: Tensor) -> Tensor:
-        if self._first_action is not None:
-            return (action + self._first_action).to(self._dtype)
+        if hasattr(self, "first"):
+            return (action + self.first).to(self._dtype)
+        if self._bins is not None:
+            action = 2.0 * action.to(torch.float64) / (self._bins - 1) - 1.0
         # In float64 and in this form, as in training, both bounds come out exactly.
         t = (action.to(torch.float64) + 1.0) / 2.0
         return torch.minimum(torch.maximum(self.low * (1.0 - t) + self.high * t, self.low), self.high).to(self._dtype)

@@ -32,15 +32,17 @@ class PolicySpec:
 class Policy:
     """Acts in the spaces of the environment that it was trained on, without that environment.
 
-    `actor` is the ProbabilisticActor, on the CPU, `spec` the spaces, `saved` whatever is known of the training.
+    `actor` is the ProbabilisticActor, on the CPU, `spec` the spaces, `leaves` the parts of an observation
+    that it looks at, `saved` whatever is known of the training.
     """
 
     def __init__(self, saved: SavedPolicy) -> None:
         self.saved = saved
         self.spec = PolicySpec(saved.env["id"], saved.observation_space, saved.action_space)
         self.actor: ProbabilisticActor = saved.build()
-        self._leaves = leaves_of(self.spec.observation, saved.env["ignore"])
-        self.module = PolicyModule(self.actor, self._leaves, self.spec.action).eval()
+        self.leaves = leaves_of(self.spec.observation, saved.env["ignore"])
+        bins = saved.env.get("bins")
+        self.module = PolicyModule(self.actor, self.leaves, self.spec.action, bins=bins).eval()
         # One observation at a time is where the overhead of Python counts; the recording is equal bit for bit.
         self._captured = Captured(torch.no_grad()(lambda *observations: (self.module(*observations),)))
         self._generator = torch.Generator().manual_seed(secrets.randbits(63)).get_state()
@@ -61,7 +63,7 @@ class Policy:
         same device where the observation is one. Actions that are not `deterministic` are drawn with a generator of
         the policy's own, which `seed` restarts. Raises ValueError or TypeError for what is no such observation.
         """
-        leaves = self._leaves
+        leaves = self.leaves
         seen = [leaf.read(observation) for leaf in leaves]
         batches = {one.shape[: one.dim() - leaf.dimensions] for one, leaf in zip(seen, leaves, strict=True)}
         if len(batches) > 1:

@@ -49,7 +49,7 @@ class SavedPolicy:
     """The weights of an actor, the networks they belong to, and the environment they were trained on.
 
     `env` holds the settings `env.` of the run, `variant` its settings `variant.` and their `name`, `evaluation` the
-    results with exactly these weights, if there are any.
+    results with exactly these weights, if there are any, and `parity` that of an export, as `export.Parity` has it.
     """
 
     recipe: str
@@ -62,6 +62,7 @@ class SavedPolicy:
     action_space: Space[Any]
     weights: dict[str, Tensor]
     evaluation: dict[str, Any] | None = None
+    parity: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=_versions)
 
     @classmethod
@@ -108,6 +109,7 @@ class SavedPolicy:
             "seed": self.seed,
             "frames": self.frames,
             "evaluation": self.evaluation,
+            "parity": self.parity,
             "observation_space": space_to_json(self.observation_space),
             "action_space": space_to_json(self.action_space),
             "versions": self.versions,
@@ -115,7 +117,8 @@ class SavedPolicy:
 
     def specs(self) -> Specs:
         """The spaces as the agent sees them."""
-        return agent_specs(self.observation_space, self.action_space, self.env["id"], self.env["ignore"])
+        id, ignore, bins = self.env["id"], self.env["ignore"], self.env.get("bins")
+        return agent_specs(self.observation_space, self.action_space, id, ignore=ignore, bins=bins)
 
     def build(self) -> ProbabilisticActor:
         """Build the actor on the CPU, in evaluation mode; torch's global generator stays as it is.
@@ -123,7 +126,8 @@ class SavedPolicy:
         Raises CheckpointError where the weights are not those of such an actor.
         """
         try:
-            settings = layer({"recipe": self.recipe, "variant": self.variant, "normalize": self.normalize})
+            networks = {"variant": self.variant, "normalize": self.normalize}
+            settings = layer({**networks, "recipe": self.recipe, "collector": "direct", "device": "cpu"})
             with torch.random.fork_rng(devices=[]):
                 actor: ProbabilisticActor = from_layer(TrainConfig(), settings).agent(self.specs(), device=_CPU).actor
             actor.load_state_dict(self.weights)
@@ -171,6 +175,19 @@ class Policies:
             self._best = evaluation.mean
 
 
+def policy_path(folder: Path, checkpoint: str | None) -> Path:
+    """Where a run keeps its policy `newest`, `best` or that of checkpoint N; the folder itself where none is named."""
+    if checkpoint is None:
+        return folder
+    if checkpoint in (NEWEST, BEST):
+        return folder / POLICIES / checkpoint
+    path = folder / "checkpoints" / checkpoint
+    if not checkpoint.isdecimal() or not path.is_dir():
+        kept = ", ".join(str(frames) for frames in reversed(snapshot.frames_in(folder / "checkpoints"))) or "none"
+        raise ConfigError(f"--checkpoint {checkpoint}: give newest, best or the frames of a checkpoint ({kept}).")
+    return path
+
+
 def find_policy(path: Path) -> SavedPolicy:
     """Read the policy of a run, of a checkpoint of it, of one of its `policies/`, or of an exported folder.
 
@@ -201,6 +218,7 @@ def read_policy(path: Path) -> SavedPolicy:
             action_space=space_from_json(content["action_space"]),
             weights=weights,
             evaluation=content["evaluation"],
+            parity=content["parity"],
             versions=content["versions"],
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:

@@ -74,9 +74,11 @@ def environment_spaces(specs: Specs, env: EnvConfig) -> tuple[spaces.Space[Any],
     return observation, action
 
 
-def agent_specs(observation: spaces.Space[Any], action: spaces.Space[Any], id: str, ignore: Sequence[str]) -> Specs:
+def agent_specs(
+    observation: spaces.Space[Any], action: spaces.Space[Any], id: str, *, ignore: Sequence[str], bins: int | None
+) -> Specs:
     """What an agent sees of the spaces of environment `id`; raises ConfigError where SAC cannot use them."""
-    seen, chosen = adapt_observation(observation, id, ignore)[0], adapt_action(action, id)[0]
+    seen, chosen = adapt_observation(observation, id, ignore)[0], adapt_action(action, id, bins=bins)[0]
     if isinstance(chosen, spaces.Box):
         spec: TensorSpec = Bounded(-1.0, 1.0, torch.Size(chosen.shape), dtype=torch.float32)
     else:

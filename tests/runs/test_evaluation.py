@@ -104,7 +104,7 @@ def test_mean_and_population_deviation() -> None:
 def test_the_file_says_all(tmp_path: Path) -> None:
     path = tmp_path / "evaluation.json"
     path.write_text("an older one")
-    write_evaluation(Evaluation([1.0, 3.0], [4, 5]), path, env="Pendulum-v1", frames=800, seed=3)
+    write_evaluation(Evaluation([1.0, 3.0], [4, 5], seeds=[6, 7]), path, env="Pendulum-v1", frames=800, seed=3)
     assert json.loads(path.read_text()) == {
         "env": "Pendulum-v1",
         "frames": 800,
@@ -113,6 +113,7 @@ def test_the_file_says_all(tmp_path: Path) -> None:
         "return_std": 1.0,
         "returns": [1.0, 3.0],
         "lengths": [4, 5],
+        "seeds": [6, 7],
     }
     assert list(tmp_path.iterdir()) == [path]
 

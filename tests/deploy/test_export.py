@@ -1,0 +1,215 @@
+"""An exported policy acts as the policy does, without this package; one that does not leaves no file."""
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import deploy_worlds
+import numpy as np
+import pytest
+import runs
+import torch
+from deploy_worlds import VARIANTS
+
+import sac_torchrl as sac
+from sac_torchrl.config.schema import TrainConfig
+from sac_torchrl.deploy import export
+from sac_torchrl.deploy.export import export_policy, measure
+from sac_torchrl.deploy.recorded import environment_of, record_observations
+from sac_torchrl.errors import ConfigError, SacError
+
+Save = Callable[..., Path]
+DISCRETE = TrainConfig.variants["discrete"]
+WORLDS = ["deploy_worlds"]
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    return partial(deploy_worlds.save_policy, tmp_path)
+
+
+def recorded(policy: sac.Policy, count: int = 300) -> list[Any]:
+    return record_observations(policy, environment_of(policy.saved, WORLDS), count, seed=0)
+
+
+def bound(policy: sac.Policy, leaves: list[Any]) -> float:
+    """The allowed error of surface of actions, derived here again: float32's own against float64."""
+    space: Any = policy.spec.action
+    here = policy.module(*(torch.from_numpy(leaf) for leaf in leaves)).detach().numpy().astype(np.float64)
+    torch.set_default_dtype(torch.float64)
+    try:
+        wide = policy.module.double()(*(torch.from_numpy(leaf) for leaf in leaves)).detach().numpy()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        policy.module.float()
+    return max(1e-6, 4 * float((np.abs(here - wide) / (space.high.astype(np.float64) - space.low)).max()))
+
+
+def played(path: Path, leaves: list[Any]) -> Any:
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(str(path))
+    return session.run(None, {one.name: leaf for one, leaf in zip(session.get_inputs(), leaves, strict=True)})[0]
+
+
+CASES = [("sac", "Uneven-v0", False), ("simba", "Leaves-v0", True), ("discrete_sac", "Shifted-v0", False)]
+MATRIX = [
+    (variant, id, normalize)
+    for variant in VARIANTS
+    for id in (
+        ("Shifted-v0", "ShiftedVector-v0", "TupleOfStates-v0", "CartPole-v1", "FrozenLake-v1", "Taxi-v3")
+        if variant in DISCRETE
+        else ("Uneven-v0", "UnevenStates-v0", "Leaves-v0", "Pendulum-v1", "Hopper-v5")
+    )
+    for normalize in (False, True)
+    if not (normalize and id in ("UnevenStates-v0", "Shifted-v0", "TupleOfStates-v0", "FrozenLake-v1", "Taxi-v3"))
+]
+
+
+@pytest.mark.parametrize(
+    ("variant", "id", "normalize"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MATRIX if case not in CASES)],
+)
+def test_onnx_acts_as_the_policy(variant: str, id: str, normalize: bool, save: Save, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    policy = sac.Policy.load(save(variant, id, normalize=normalize))
+    leaves, path = recorded(policy, 1000), tmp_path / "policy.onnx"
+    saved = export_policy(policy, path, leaves)
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["policy.onnx"]
+    for batch in (1, 7, 256):
+        inputs = [leaf[:batch] for leaf in leaves]
+        here, there = policy.module(*map(torch.from_numpy, inputs)).detach().numpy(), played(path, inputs)
+        assert there.dtype == policy.spec.action.dtype and there.shape == here.shape
+        if variant in DISCRETE:
+            assert np.array_equal(here, there)
+        else:
+            space: Any = policy.spec.action
+            width = space.high.astype(np.float64) - space.low
+            assert (np.abs(here.astype(np.float64) - there) / width).max() <= bound(policy, leaves)
+    about = {one.key: json.loads(one.value) for one in onnx.load(path).metadata_props}
+    assert about["parity"]["observations"] == 1000 and about["parity"]["error"] <= about["parity"]["bound"]
+    assert about["env"]["id"] == id and about["frames"] == 12 and "torch" in about["versions"]
+    assert about == saved.metadata() == {**policy.saved.metadata(), "parity": about["parity"]}
+    assert path.stat().st_size < (700_000 if variant == "simba" else 1_000_000 if variant == "fastsac" else 400_000)
+
+
+def test_torch_export_and_a_folder_act_bit_for_bit(save: Save, tmp_path: Path) -> None:
+    policy = sac.Policy.load(save("sac", "Leaves-v0"))
+    leaves = recorded(policy)
+    for name in ("policy.pt2", "policy"):
+        parity = export_policy(policy, tmp_path / name, leaves).parity
+        assert parity is not None and (parity["error"], parity["bound"]) == (0.0, 0.0)
+    extra = {"metadata.json": ""}
+    program: Any = torch.export.load(tmp_path / "policy.pt2", extra_files=extra).module()
+    tensors = [torch.from_numpy(leaf) for leaf in leaves]
+    assert torch.equal(program(*tensors), policy.module(*tensors))
+    again = sac.Policy.load(tmp_path / "policy")
+    assert torch.equal(again.module(*tensors), policy.module(*tensors))
+    assert json.loads(extra["metadata.json"]) == again.saved.metadata()
+    assert again.saved.parity is not None
+
+
+def test_recorded_observations_are_those_of_the_environment(save: Save) -> None:
+    policy = sac.Policy.load(save("sac", "Leaves-v0"))
+    leaves = dict(zip([leaf.name for leaf in policy.leaves], recorded(policy, 50), strict=True))
+    assert leaves["matrix"].shape == (50, 2, 2) and leaves["matrix"].dtype == np.float32
+    assert set(leaves["place"]) == {2, 3, 4, 5}
+    assert leaves["pair.0"].shape == (50,) and leaves["pair.0"].dtype == np.float64
+    policy = sac.Policy.load(save("sac", "torch/pendulum"))
+    pendulum = record_observations(policy, environment_of(policy.saved), 20, seed=0)
+    assert pendulum[0].shape == (20, 3)
+
+
+def test_wrong_actions_leave_no_file(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = sac.Policy.load(save("sac", "Uneven-v0"))
+    leaves = recorded(policy)
+    program = export._program
+
+    def other(policy: sac.Policy, recorded: Any) -> Any:
+        exported = program(policy, recorded)
+        name = next(name for name, value in exported.state_dict.items() if value.dim() == 2)
+        exported.state_dict[name] = torch.nn.Parameter(exported.state_dict[name] + 0.01)
+        return exported
+
+    monkeypatch.setattr(export, "_program", other)
+    for name in ("policy.pt2", *(["policy.onnx"] if importlib.util.find_spec("onnxscript") else [])):
+        with pytest.raises(SacError, match="no file is left") as raised:
+            export_policy(policy, tmp_path / name, leaves)
+        assert raised.value.exit_code == 70
+    assert [path.name for path in tmp_path.iterdir()] == ["sac-Uneven-v0"]
+
+
+def test_parity_tells_every_kind_of_wrong_action(save: Save) -> None:
+    policy = sac.Policy.load(save("sac", "Uneven-v0"))
+    leaves = recorded(policy)
+
+    def act(inputs: Any) -> Any:
+        return policy.module(*map(torch.from_numpy, inputs)).detach().numpy()
+
+    assert measure(policy, act, leaves, exact=True).error == 0
+    for wrong in (
+        lambda inputs: act(inputs) + np.float32(1e-4),
+        lambda inputs: act(inputs) * np.float32(math.nan),
+        lambda inputs: act(inputs).astype(np.float64),
+        lambda inputs: act(inputs)[:, :1],
+    ):
+        with pytest.raises(SacError, match="no file is left"):
+            measure(policy, wrong, leaves)
+    choices = sac.Policy.load(save("discrete_sac", "Shifted-v0"))
+    with pytest.raises(SacError, match="no file is left"):
+        measure(choices, lambda inputs: np.full(len(inputs[0]), 3), recorded(choices))
+
+
+def test_names_that_cannot_be_written_are_refused(save: Save, tmp_path: Path) -> None:
+    policy = sac.Policy.load(folder := save("sac", "Uneven-v0"))
+    with pytest.raises(ConfigError, match=r"give NAME\.onnx"):
+        export_policy(policy, tmp_path / "policy.pkl", recorded(policy))
+    (folder.parent / "other").mkdir()
+    (folder.parent / "other" / "mine").touch()
+    with pytest.raises(ConfigError, match="holds other files"):
+        export_policy(policy, folder.parent / "other", recorded(policy))
+
+
+WITHOUT = """
+import runpy, sys
+for name in ("torch", "sac_torchrl"):
+    sys.modules[name] = None
+runpy.run_path(sys.argv[1])
+"""
+
+
+def program(page: Path) -> str:
+    (block,) = [block for block in page.read_text().split("```python\n") if "onnxruntime.InferenceSession" in block]
+    return block.partition("```")[0]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "id", "closeness"),
+    [
+        ("continuous", "Pendulum-v1", 1e-4),
+        pytest.param("discrete", "CartPole-v1", 0, marks=pytest.mark.slow),
+        pytest.param("discrete", "FrozenLake-v1", 0, marks=pytest.mark.slow),
+    ],
+)
+def test_the_program_of_the_page_plays_without_torch(recipe: str, id: str, closeness: float, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    short = [*runs.SMALL[:-3], "total_frames=200", "evaluate.every=200", "checkpoint.every=200", "run.folder=run"]
+    code, _, errors = runs.command("train", recipe, f"env.id={id}", *short, cwd=tmp_path)
+    assert code == 0, errors
+    code, out, errors = runs.command("export", "run", "policy.onnx", cwd=tmp_path)
+    assert code == 0, errors
+    assert json.loads(out)["parity"]["error"] <= json.loads(out)["parity"]["bound"]
+    page = Path(sac.__file__).parents[1] / "docs" / "deploy.md"
+    (tmp_path / "play.py").write_text(program(page))
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, "play.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    want = json.loads((tmp_path / "run" / "evaluation.json").read_text())["returns"]
+    assert len(want) == 10
+    assert [float(line) for line in done.stdout.split()] == pytest.approx(want, rel=closeness, abs=0)
