@@ -16,7 +16,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, GymWrapper
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from sac_torchrl.agents.policies import aligned
@@ -94,7 +94,8 @@ def wilson(count: int, of: int, *, z: float = 1.959963984540054) -> tuple[float,
     share = count / of
     middle = (share + z**2 / (2 * of)) / (1 + z**2 / of)
     reach = z / (1 + z**2 / of) * math.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
-    return share, max(0.0, middle - reach), min(1.0, middle + reach)
+    # The share itself lies within, up to rounding.
+    return share, max(0.0, min(share, middle - reach)), min(1.0, max(share, middle + reach))
 
 
 @dataclass
@@ -135,8 +136,8 @@ def evaluate(
             returns, lengths = _play_tensors(actor, env, torch.tensor(shares))
         return Evaluation(returns, lengths, [], seeds(seed, count) if episodes == count else [])
     finished: list[list[tuple[float, int, float]]] = [[] for _ in shares]
-    vector: Any = getattr(env, "_env", None)  # TorchRL's wrapper has no public name for what it wraps
-    success = getattr(vector, "success", None)
+    # TorchRL's wrapper has no public name for what it wraps.
+    success = getattr(env._env, "success", None) if isinstance(env, GymWrapper) else None
     total = torch.zeros(count, dtype=torch.float64)
     length = torch.zeros(count, dtype=torch.int64)
     limit = time_limit(timeout, LATE.format(timeout))
