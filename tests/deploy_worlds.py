@@ -82,6 +82,8 @@ WORLDS: dict[str, tuple[Space[Any], Space[Any]]] = {
         ),
         UNEVEN,
     ),
+    "Several-v0": (VECTOR, spaces.MultiDiscrete([3, 2], start=[5, -1])),
+    "Bits-v0": (VECTOR, spaces.MultiBinary(3)),
     "TupleOfStates-v0": (spaces.Tuple([Discrete(3), Discrete(2, start=7)]), Discrete(3, start=3)),
 }
 
@@ -90,9 +92,11 @@ for _name, _spaces in WORLDS.items():
         gym.register(_name, lambda spaces=_spaces, **_: Drift(*spaces))
 
 
-def save_policy(folder: Path, variant: str, id: str, *, normalize: bool = False, **fields: Any) -> Path:
+def save_policy(
+    folder: Path, variant: str, id: str, *, normalize: bool = False, bins: int | None = None, **fields: Any
+) -> Path:
     """Save a policy with fresh weights as a run does; its normalizer has seen numbers other than 0 and 1."""
-    env = EnvConfig(id, plugins=[__name__] if id in WORLDS else [])
+    env = EnvConfig(id, plugins=[__name__] if id in WORLDS else [], bins=bins)
     config = TrainConfig(variant=VARIANTS[variant](**fields), env=env, normalize=normalize, device="cpu")
     specs = config.specs()
     torch.manual_seed(3)

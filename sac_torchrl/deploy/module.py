@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 from torchrl.modules import ProbabilisticActor
@@ -34,7 +34,13 @@ class PolicyModule(nn.Module):
         self._places = [module.out_keys.index(name) for name in self._names]
         self._distribution: type[Distribution] = head.distribution_class
         self._options: dict[str, Any] = dict(head.distribution_kwargs)
-        self._first_action = int(action_space.start) if isinstance(action_space, Discrete) else None
+        self._first_action: Any = None
+        if isinstance(action_space, Discrete):
+            self._first_action = int(action_space.start)
+        elif isinstance(action_space, MultiDiscrete):
+            self._first_action = torch.from_numpy(action_space.start.astype(np.int64))
+        elif isinstance(action_space, MultiBinary):
+            self._first_action = 0
         self._dtype = torch.from_numpy(np.zeros(0, action_space.dtype)).dtype
         if isinstance(action_space, Box):
             for name, bound in (("low", action_space.low), ("high", action_space.high)):
@@ -72,7 +78,11 @@ class PolicyModule(nn.Module):
 
     def _rescaled(self, action: Tensor) -> Tensor:
         if self._first_action is not None:
-            return (action + self._first_action).to(self._dtype)
+            index: Tensor = action + self._first_action
+            return index.to(self._dtype)
+        if not action.is_floating_point():  # the bins of env.bins
+            last = torch.tensor(self._options["sizes"], device=action.device) - 1
+            action = 2.0 * action.to(torch.float64) / last - 1.0
         # In float64 and in this form, as in training, both bounds come out exactly.
         t = (action.to(torch.float64) + 1.0) / 2.0
         return torch.minimum(torch.maximum(self.low * (1.0 - t) + self.high * t, self.low), self.high).to(self._dtype)

@@ -115,7 +115,13 @@ class SavedPolicy:
 
     def specs(self) -> Specs:
         """The spaces as the agent sees them."""
-        return agent_specs(self.observation_space, self.action_space, self.env["id"], self.env["ignore"])
+        return agent_specs(
+            self.observation_space,
+            self.action_space,
+            self.env["id"],
+            self.env["ignore"],
+            bins=self.env.get("bins"),
+        )
 
     def build(self) -> ProbabilisticActor:
         """Build the actor on the CPU, in evaluation mode; torch's global generator stays as it is.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from torchrl.data import Bounded, Categorical, TensorSpec
+from torchrl.data import Bounded, Categorical, MultiCategorical, TensorSpec
 
 from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.config import EnvConfig
@@ -74,9 +74,16 @@ def environment_spaces(specs: Specs, env: EnvConfig) -> tuple[spaces.Space[Any],
     return observation, action
 
 
-def agent_specs(observation: spaces.Space[Any], action: spaces.Space[Any], id: str, ignore: Sequence[str]) -> Specs:
+def agent_specs(
+    observation: spaces.Space[Any],
+    action: spaces.Space[Any],
+    id: str,
+    ignore: Sequence[str],
+    *,
+    bins: int | None = None,
+) -> Specs:
     """What an agent sees of the spaces of environment `id`; raises ConfigError where SAC cannot use them."""
-    seen, chosen = adapt_observation(observation, id, ignore)[0], adapt_action(action, id)[0]
+    seen, chosen = adapt_observation(observation, id, ignore)[0], adapt_action(action, id, bins=bins)[0]
     if isinstance(chosen, spaces.Box):
         spec: TensorSpec = Bounded(-1.0, 1.0, torch.Size(chosen.shape), dtype=torch.float32)
     else:
@@ -85,6 +92,8 @@ def agent_specs(observation: spaces.Space[Any], action: spaces.Space[Any], id: s
 
 
 def _agent_space(spec: TensorSpec) -> spaces.Space[Any]:
+    if isinstance(spec, MultiCategorical):
+        return spaces.MultiDiscrete(spec.nvec.tolist())
     if isinstance(spec, Categorical):
         return spaces.Discrete(int(spec.space.n))
     bound = 1.0 if isinstance(spec, Bounded) else np.inf

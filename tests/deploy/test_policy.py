@@ -24,6 +24,7 @@ from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import sac_torchrl as sac
+from sac_torchrl.agents.heads import PolicyForm
 from sac_torchrl.cli.main import main
 from sac_torchrl.config.schema import TrainConfig
 from sac_torchrl.envs.adapter import SpaceAdapter
@@ -47,7 +48,8 @@ def observations(space: Any, count: int) -> list[Any]:
 
 def as_trained(policy: sac.Policy, rows: list[Any], kind: ExplorationType, *, single: bool) -> Any:
     """The way of training: through the adapter's observation, the TensorDict actor and the adapter's action."""
-    adapter = SpaceAdapter(deploy_worlds.Drift(policy.spec.observation, policy.spec.action), "Drift-v0")
+    drift = deploy_worlds.Drift(policy.spec.observation, policy.spec.action)
+    adapter = SpaceAdapter(drift, "Drift-v0", bins=policy.saved.env["bins"])
     seen = deploy_worlds.stack([adapter._observed(row) for row in rows])
     root = TensorDict(observation=as_tensors(seen), batch_size=[len(rows)])
     with torch.no_grad(), set_exploration_type(kind):
@@ -60,17 +62,37 @@ def test_every_variant_acts_as_in_training_bit_for_bit(variant: str, normalize: 
     discrete = variant in TrainConfig.variants["discrete"]
     ids = ("Shifted-v0", "ShiftedVector-v0", "TupleOfStates-v0") if discrete else ("Uneven-v0", "Leaves-v0")
     for id in ids if normalize or discrete else (*ids, "UnevenStates-v0"):
-        policy = sac.Policy.load(save(variant, id, normalize=normalize))
-        rows = observations(policy.spec.observation, 256)
-        batches = [(rows[:1], True)] * 3 + [(rows[1:2], True), (rows[:1], False), (rows[:7], False), (rows, False)]
-        for chosen, single in batches:
-            for kind in (ExplorationType.DETERMINISTIC, ExplorationType.RANDOM):
-                torch.manual_seed(5)
-                want = as_trained(policy, chosen, kind, single=single)
-                observation = chosen[0] if single else deploy_worlds.stack(chosen)
-                action = policy(observation, deterministic=kind is ExplorationType.DETERMINISTIC, seed=5)
-                assert np.array_equal(action, want) and action.dtype == policy.spec.action.dtype
-                assert policy.spec.action.contains(action if single else action[0])
+        assert_acts_as_trained(sac.Policy.load(save(variant, id, normalize=normalize)))
+
+
+def assert_acts_as_trained(policy: sac.Policy) -> None:
+    rows = observations(policy.spec.observation, 256)
+    batches = [(rows[:1], True)] * 3 + [(rows[1:2], True), (rows[:1], False), (rows[:7], False), (rows, False)]
+    for chosen, single in batches:
+        for kind in (ExplorationType.DETERMINISTIC, ExplorationType.RANDOM):
+            torch.manual_seed(5)
+            want = as_trained(policy, chosen, kind, single=single)
+            observation = chosen[0] if single else deploy_worlds.stack(chosen)
+            action = policy(observation, deterministic=kind is ExplorationType.DETERMINISTIC, seed=5)
+            assert np.array_equal(action, want) and action.dtype == policy.spec.action.dtype
+            assert policy.spec.action.contains(action if single else action[0])
+
+
+@pytest.mark.parametrize(
+    ("variant", "id", "fields"),
+    [
+        ("discrete_sac", "Several-v0", {}),
+        ("discrete_sac", "Bits-v0", {"normalize": True}),
+        ("discrete_sac", "Uneven-v0", {"bins": 3}),
+        ("discrete_sac", "Shifted-v0", {"critic_entropy": False}),
+        ("sac", "Uneven-v0", {"critic_entropy": False}),
+        ("sac", "Leaves-v0", {"policy": PolicyForm.mixture}),
+        ("sac", "Uneven-v0", {"policy": PolicyForm.flow, "normalize": True}),
+    ],
+    ids=str,
+)
+def test_every_head_acts_as_in_training_bit_for_bit(variant: str, id: str, fields: dict[str, Any], save: Save) -> None:
+    assert_acts_as_trained(sac.Policy.load(save(variant, id, **fields)))
 
 
 def test_torch_comes_in_and_goes_out(save: Save) -> None:
