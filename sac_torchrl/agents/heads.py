@@ -108,6 +108,12 @@ class EnumeratedNormal(SquashedNormal):
 class EnumeratedCategorical(Categorical):
     """A discrete policy: every action, with its probability for a weight."""
 
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The most probable action, `(B,)`."""
+        mode: Tensor = self.mode
+        return mode
+
     def choices(self) -> Choices:
         """All actions, `(B, n)`; nothing is drawn."""
         actions = torch.arange(self.logits.shape[-1], device=self.logits.device).expand_as(self.logits)

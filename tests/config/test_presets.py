@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from torchrl.data import Bounded, Categorical, Unbounded
 
 from sac_torchrl import Execution, Learner, SACv1, Specs
 from sac_torchrl.agents.discrete_sac import DiscreteSAC
+from sac_torchrl.agents.heads import PolicyForm
+from sac_torchrl.agents.mixture import Gradient
 from sac_torchrl.agents.sac import SAC
 from sac_torchrl.config.layers import SHIPPED, read
 from sac_torchrl.config.recipes import configure
@@ -516,3 +519,30 @@ def test_captured_updates_of_a_system_are_bit_for_bit_the_eager_ones(name: str) 
     assert metrics[0] == metrics[1]
     eager, captured = (learner.agent.loss.state_dict() for learner in learners)
     assert all(torch.equal(tensor, captured[key]) for key, tensor in eager.items() if isinstance(tensor, Tensor))
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "training"),
+    [
+        (
+            "haarnoja2018_gmm",
+            {"policy": PolicyForm.mixture, "components": 4, "gradient": Gradient.likelihood_ratio, "critics": 1}
+            | {"tau": 0.01, "reward_scale": 1.0},
+            (128, 0, 1_000, 3_000_000, [128, 128]),
+        ),
+        (
+            "haarnoja2018_lsp",
+            {"policy": PolicyForm.flow, "couplings": 2, "coupling_hidden": None, "critics": 2}
+            | {"tau": 0.005, "reward_scale": 5.0},
+            (256, 1_000, 999, 3_000_000, [256, 256]),
+        ),
+    ],
+)
+def test_the_first_systems_other_policies_have_its_numbers(
+    name: str, policy: dict[str, Any], training: tuple[Any, ...]
+) -> None:
+    config = configured(name)
+    assert {field: getattr(config.variant, field) for field in policy} == policy
+    assert isinstance(config.variant, SAC) and (config.variant.alpha, config.variant.fixed_alpha) == (1.0, True)
+    rows = config.batch_size, config.random_frames, config.learning_starts, config.total_frames
+    assert (*rows, config.variant.network.hidden) == training
