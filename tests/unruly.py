@@ -194,6 +194,15 @@ class Typed(Sound):
         return super().step(np.float32(action.item() - 3.5))
 
 
+class Signed(Sound):
+    """Keeps its seed in 32 bits with a sign, as simulators do."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            np.int32(seed)
+        return super().reset(seed=seed)
+
+
 class Steep(Sound):
     """Its third reward is `reward`."""
 

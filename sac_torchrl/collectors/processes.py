@@ -221,8 +221,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
     def _new_seeds(self) -> list[int | None]:
         if self._seed is None:
             return [None] * self.num_envs
-        words = np.random.SeedSequence([self._seed, self._incarnations]).generate_state(self.num_envs)
-        return [int(word) for word in words]
+        return [*seeds([self._seed, self._incarnations], self.num_envs)]
 
 
 def _serve(connection: Connection, environments: range, busy: Any, env: EnvConfig) -> None:

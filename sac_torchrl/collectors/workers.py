@@ -233,7 +233,7 @@ def begin(job: Job, environments: range, *, frames: int, incarnation: int) -> Wo
     count = job.env.count
     words = seeds(job.seed + frames, count)
     if incarnation:
-        words = np.random.SeedSequence([job.seed + frames, incarnation]).generate_state(count).tolist()
+        words = seeds([job.seed + frames, incarnation], count)
     return WorkerSeeds(
         words[environments.start : environments.stop],
         exploration=int(np.random.SeedSequence([*words, environments.start]).generate_state(1)[0]),

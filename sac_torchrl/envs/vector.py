@@ -86,9 +86,12 @@ def copied(observations: Any) -> Any:
     return observations.copy()
 
 
-def seeds(seed: int, count: int) -> list[int]:
-    """One seed an environment, far apart: Gymnasium's own `seed + i` makes the runs of neighboring seeds overlap."""
-    return [int(word) for word in np.random.SeedSequence(seed).generate_state(count)]
+def seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """One seed an environment, far apart: Gymnasium's own `seed + i` makes the runs of neighboring seeds overlap.
+
+    They are below 2^31: some simulators keep them in 32 bits with a sign.
+    """
+    return [int(word) & (2**31 - 1) for word in np.random.SeedSequence(seed).generate_state(count)]
 
 
 class SequentialVectorEnv(VectorEnv[Any, Any, Any]):

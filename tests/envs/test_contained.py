@@ -16,6 +16,7 @@ from sac_torchrl.agents.policies import tanh_normal_actor
 from sac_torchrl.envs import contained, generators
 from sac_torchrl.envs.check import Kind, check_env
 from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.vector import seeds
 from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError
 from sac_torchrl.replay.packing import PackedReplayBuffer
 from sac_torchrl.runs import snapshot
@@ -206,3 +207,12 @@ def test_a_discrete_action_is_what_its_space_samples() -> None:
     env = EnvConfig("Typed-v0", plugins=["unruly"]).build(seed=0, count=2)
     env.rollout(5)
     env.close()
+
+
+@pytest.mark.parametrize("seed", [*range(12), 2**31 - 1, [5, 1]])
+def test_every_seed_fits_into_31_bits(seed: int | list[int]) -> None:
+    """Of a run's environments, of an evaluation's and of those that replace a worker's."""
+    given = seeds(seed, 8)
+    assert len(set(given)) == 8 and max(given) < 2**31
+    if isinstance(seed, int):
+        EnvConfig("Signed-v0", plugins=["unruly"]).build(seed=seed, count=4).close()

@@ -19,6 +19,7 @@ from torchrl.envs.utils import check_env_specs
 
 from sac_torchrl.envs.adapter import SpaceAdapter
 from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.vector import seeds
 from sac_torchrl.errors import ConfigError, EnvironmentFault, LearnerFault
 
 Register = Callable[..., str]
@@ -133,7 +134,7 @@ def test_every_transition_is_that_of_the_bare_environment(
     env = EnvConfig(id).build(seed=7, count=2)
     steps = play(env, frames)
     env.close()
-    for number, seed in enumerate(np.random.SeedSequence(7).generate_state(2).tolist()):
+    for number, seed in enumerate(seeds(7, 2)):
         bare = Bare(id, seed)
         seen = bare.reset()
         ends = []

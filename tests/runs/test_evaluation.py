@@ -14,6 +14,7 @@ from torch import nn
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.vector import seeds
 from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError
 from sac_torchrl.runs import evaluation
 from sac_torchrl.runs.evaluation import Evaluation, EvaluationConfig, evaluate, record_video, write_evaluation
@@ -40,7 +41,7 @@ def noisy_actor() -> ProbabilisticActor:
 def test_each_environment_plays_its_share_of_whole_episodes(episodes: int) -> None:
     env = COUNTING.build(seed=0, count=7)
     evaluation = evaluate(still(1), env, episodes=episodes, seed=11)
-    numbers = [int(seed) % 9973 for seed in np.random.SeedSequence(11).generate_state(7)]
+    numbers = [seed % 9973 for seed in seeds(11, 7)]
     shares = [len(range(number, episodes, 7)) for number in range(7)]
     lengths = [
         counting.length(number, episode)
@@ -54,7 +55,7 @@ def test_each_environment_plays_its_share_of_whole_episodes(episodes: int) -> No
 
 def test_one_environment_plays_all() -> None:
     evaluation = evaluate(still(1), COUNTING.build(seed=0, count=1), episodes=5, seed=2)
-    number = int(np.random.SeedSequence(2).generate_state(1)[0]) % 9973
+    number = seeds(2, 1)[0] % 9973
     assert evaluation.lengths == [counting.length(number, episode) for episode in range(1, 6)]
 
 
