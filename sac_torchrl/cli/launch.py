@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sac_torchrl.cli.help import text
-from sac_torchrl.cli.sweep import sweep
-from sac_torchrl.config.command_line import CommandLine, under_hydra
 from sac_torchrl.config.compose import compose
 from sac_torchrl.config.files import as_yaml
 from sac_torchrl.config.layers import SHIPPED
@@ -32,6 +30,10 @@ def launch(recipe: T, task: Callable[[T], Any] | None = None) -> None:
         if flags.help:
             print(text(recipe, command(recipe), folder))
             return
+        # Not for --help, which has no time for Hydra and the loop.
+        from sac_torchrl.cli.sweep import sweep
+        from sac_torchrl.config.command_line import CommandLine, under_hydra
+
         line = CommandLine.read(flags.settings)
         run = _train if task is None else task
         if line.for_hydra:
@@ -53,7 +55,7 @@ def command(recipe: T) -> str:
 
 
 def _train(config: T) -> Any:
-    from sac_torchrl.train import train  # not for --help, which has no time for it
+    from sac_torchrl.train import train
 
     return train(config)
 
