@@ -2,6 +2,7 @@
 
 import math
 from enum import Enum
+from typing import Any
 
 import torch
 from tensordict.nn import InteractionType, TensorDictModule, TensorDictSequential
@@ -77,7 +78,23 @@ class WithEntropy(nn.Module):
 
 
 class SquashedNormal(TanhNormal):
-    """TorchRL's TanhNormal of vectors in [-1, 1], which draws and scores an action in a third of the operations."""
+    """TorchRL's TanhNormal of vectors in [-1, 1], which draws and scores an action in a third of the operations.
+
+    Takes the arguments of TanhNormal; raises ValueError for bounds other than [-1, 1].
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, **options: Any) -> None:
+        bounds = options.get("low", -1.0), options.get("high", 1.0)
+        if any(bool((torch.as_tensor(bound) != own).any()) for bound, own in zip(bounds, (-1.0, 1.0), strict=True)):
+            raise ValueError(f"SquashedNormal is for actions in [-1, 1], not {list(bounds)}: use TorchRL's TanhNormal.")
+        super().__init__(loc, scale, **options)
+
+    def log_prob(self, value: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        """The density's logarithm `(...)`; at a bound it is that of the nearest action inside, where it is finite."""
+        inside = 1.0 - torch.finfo(value.dtype).eps
+        base: Any = super()
+        logarithm: Tensor = base.log_prob(value.clamp(-inside, inside), *arguments, **options)
+        return logarithm
 
     def rsample_and_log_prob(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
         """Actions tanh(u) `(*sample_shape, ..., n)`, u = loc + scale x noise, and their densities' logarithms.
