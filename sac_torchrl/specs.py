@@ -6,6 +6,8 @@ from typing import Any
 from gymnasium import Space
 from torchrl.data import Composite, TensorSpec
 
+from sac_torchrl.errors import ConfigError
+
 # What a policy that is asked to tells of itself, and a row may hold.
 ENTROPY = "entropy"
 
@@ -36,6 +38,20 @@ class Specs:
     entropy: bool = False
     observation_space: Space[Any] | None = None
     action_space: Space[Any] | None = None
+
+    def __post_init__(self) -> None:
+        leaves = self.action.values(True, True) if isinstance(self.action, Composite) else [self.action]
+        for leaf in leaves:
+            if not leaf.dtype.is_floating_point:
+                continue
+            space: Any = leaf.space
+            low, high = space.low, space.high
+            if (low != -1).any() or (high != 1).any():
+                raise ConfigError(
+                    f"actions from {low.min():g} to {high.max():g}, and those of the agent are in [-1, 1]: open the "
+                    "environment with EnvConfig, which rescales them, or append "
+                    "torchrl.envs.transforms.ActionScaling() to yours."
+                )
 
     @property
     def leaves(self) -> dict[tuple[str, ...], TensorSpec]:

@@ -42,6 +42,13 @@ class Agent:
     observers: tuple[Observer, ...] = ()
     rebuild: Callable[[], "Agent"] | None = None
 
+    def __deepcopy__(self, memo: object) -> "Agent":
+        """Raises TypeError: a copy's actor and target updaters would no longer share the loss's tensors."""
+        raise TypeError(
+            "an Agent cannot be deep-copied: its actor, loss and targets share tensors, which copies would not. Build "
+            "another one and give it this one's tensors: other.loss.load_state_dict(agent.loss.state_dict())."
+        )
+
     def observe(self, buffer: TensorDictReplayBuffer) -> None:
         """Let `observers` (a normalizer of observations) take in the rows that are new in `buffer`."""
         for observer in self.observers:

@@ -153,8 +153,20 @@ class SACv2Loss(WeightedCritics, _WithTerms, SACLoss):
         return target
 
 
+_DISCRETE_OUT_KEYS = ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "entropy"]
+
+
 class SACDiscreteLoss(WeightedCritics, _WithTerms, DiscreteSACLoss):
     """TorchRL's DiscreteSACLoss with other `terms`."""
+
+    @property
+    def out_keys(self) -> list[Any]:
+        """What a call returns; a property, because `select_out_keys` is lost to subclasses of TorchRL's list."""
+        return list(self.__dict__.get("_out_keys", _DISCRETE_OUT_KEYS))
+
+    @out_keys.setter
+    def out_keys(self, values: list[Any]) -> None:
+        self.__dict__["_out_keys"] = list(values)
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the critics' loss, and each transition's largest error as `td_error`, `(batch,)`."""

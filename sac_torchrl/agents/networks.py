@@ -116,6 +116,14 @@ class Init(Enum):
                         nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
 
 
+# 4 GB of float32 in one layer, of which an agent has ten: three networks, their gradients, moments and targets.
+_MOST_WEIGHTS = 10**9
+
+
+def _leaves(observation: TensorSpec) -> list[TensorSpec]:
+    return list(observation.values(True, True)) if isinstance(observation, Composite) else [observation]
+
+
 @dataclass
 class NetworkConfig:
     """A ReLU perceptron; discrete observations enter one-hot, or through a learned embedding each.
@@ -150,11 +158,31 @@ class NetworkConfig:
         `(..., outputs)`. `perceptron` builds another network behind the encoder,
         from the numbers of its inputs and outputs; it concatenates the tensors that it is given. `init` is for it too.
         """
+        self._refuse_huge(observation, inputs, outputs)
         # The encoder's own weights are drawn after those of the perceptron.
         network = (perceptron or self._perceptron)(self._features(observation) + inputs, outputs).to(device)
         self.init(network)
         encoder = self._encoder(observation, device)
         return network if isinstance(encoder, nn.Identity) else Encoded(encoder, network)
+
+    def _refuse_huge(self, observation: TensorSpec, inputs: int, outputs: int) -> None:
+        """Raise ConfigError for a layer of more weights than fit, before memory is asked for."""
+        features, widths = self._features(observation) + inputs, [*self.hidden, outputs]
+        rows = [int(leaf.space.n) for leaf in _leaves(observation) if isinstance(leaf, Categorical)]
+        rows += [
+            int(count) for leaf in _leaves(observation) if isinstance(leaf, MultiCategorical) for count in leaf.nvec
+        ]
+        layers = {
+            "observation": max(features * widths[0], max(rows, default=0) * (self.embedding or 0)),
+            "action space": outputs * (self.hidden[-1] if self.hidden else features),
+        }
+        for what, weights in layers.items():
+            if weights > _MOST_WEIGHTS:
+                count = max(rows, default=features) if what == "observation" else outputs
+                raise ConfigError(
+                    f"the {what} has {count:,} values, for which every network would need a layer of {weights:,} "
+                    f"weights ({4 * weights / 1e9:.1f} GB): give an environment with fewer, or one that gives numbers."
+                )
 
     def _features(self, observation: TensorSpec) -> int:
         """The number of features that the encoder of `observation` makes."""

@@ -2,6 +2,7 @@
 
 import math
 from enum import Enum
+from typing import Any
 
 import torch
 from tensordict.nn import InteractionType, TensorDictModule, TensorDictSequential
@@ -79,13 +80,29 @@ class WithEntropy(nn.Module):
 class SquashedNormal(TanhNormal):
     """TorchRL's TanhNormal of vectors in [-1, 1], which draws and scores an action in a third of the operations.
 
-    `loc` and `scale` are `(..., n)`. It is built without a question to the device; TanhNormal asks it for its bounds.
+    `loc` and `scale` are `(..., n)`. Takes the other arguments of TanhNormal too; raises ValueError for bounds other
+    than [-1, 1]. Without them it is built without a question to the device; TanhNormal asks it for its bounds.
     """
 
-    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+    def __init__(self, loc: Tensor, scale: Tensor, **options: Any) -> None:
+        if options:
+            bounds = options.get("low", -1.0), options.get("high", 1.0)
+            if any(bool((torch.as_tensor(bound) != own).any()) for bound, own in zip(bounds, (-1.0, 1.0), strict=True)):
+                raise ValueError(
+                    f"SquashedNormal is for actions in [-1, 1], not {list(bounds)}: use TorchRL's TanhNormal."
+                )
+            super().__init__(loc, scale, **options)
+            return
         self.loc, self.scale, self.device = loc, scale, loc.device
         normal = Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
         super(TanhNormal, self).__init__(normal, TanhTransform(), validate_args=False)  # type: ignore[no-untyped-call]  # torch leaves it so
+
+    def log_prob(self, value: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        """The density's logarithm `(...)`; at a bound it is that of the nearest action inside, where it is finite."""
+        inside = 1.0 - torch.finfo(value.dtype).eps
+        base: Any = super()
+        logarithm: Tensor = base.log_prob(value.clamp(-inside, inside), *arguments, **options)
+        return logarithm
 
     def rsample_and_log_prob(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
         """Actions tanh(u) `(*sample_shape, ..., n)`, u = loc + scale x noise, and their densities' logarithms.

@@ -19,7 +19,7 @@ from sac_torchrl.agents.heads import action_sizes
 from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.policies import StdForm, tanh_normal_actor
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.specs import ENTROPY, SPAN, WEIGHT, Specs
+from sac_torchrl.specs import Specs
 
 _ABOVE_0 = ("above 0", lambda value: 0 < value < math.inf)
 _WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of a field with this name, in any variant
@@ -144,9 +144,6 @@ def assemble(
             if isinstance(stacked, Parameter):
                 stacked.copy_(torch.stack([critic.get_parameter(name) for critic in critics]))
     loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
-    # A learner hands on what a loss asks for: TorchRL's reads these where rows span several frames or are prioritized,
-    # and ours the entropy.
-    loss.in_keys = [*loss.in_keys, SPAN, WEIGHT, ENTROPY]
     if tau is None:
         return Agent(actor, loss, (), statistics=statistics)
     # An interval of 0 copies at every step.

@@ -136,6 +136,7 @@ class Worker:
         self._last_resort = util.Finalize(self, _kill, (self._process,), exitpriority=10)
         self.pid = self._process.pid
         self.expect(max(START_SECONDS, timeout))
+        self._starting = True
 
     def expect(self, seconds: float) -> None:
         """Wait for its next answer no longer than this from now."""
@@ -159,6 +160,7 @@ class Worker:
                 raise self._hung()
             self.heard = False
             answer = self.connection.recv()
+            self._starting = False
         except BlockingIOError as error:
             raise self._hung() from error
         except (EOFError, OSError) as error:
@@ -189,6 +191,8 @@ class Worker:
         self._process.join(_DYING_SECONDS)
         code = self._process.exitcode
         how = "vanished" if code is None else f"exited with code {code}"
+        if code == 1 and self._starting:
+            how += ', while it started: a script that starts workers needs its calls below `if __name__ == "__main__":`'
         if code is not None and code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
         return self._died(how)

@@ -25,7 +25,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 RAISED = (Exception, SystemExit, GeneratorExit)
 
 
-class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any]):
+class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """One environment with float32 vectors or indices observed and an action in [-1, 1] or an index taken.
 
     Raises EnvironmentFault for what it returns and nothing can be learned from, and LearnerFault for an action that is
@@ -42,6 +42,8 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any]):
         bounds: tuple[float, float] | None = None,
         bins: int | None = None,
     ) -> None:
+        arguments: dict[str, Any] = {"id": id, "ignore": ignore, "reward_weights": reward_weights, "bounds": bounds}
+        gym.utils.RecordConstructorArgs.__init__(self, **arguments)  # for gym.make(env.spec)
         super().__init__(env)
         self._id = id
         self._steps = 0

@@ -82,6 +82,12 @@ class EnvConfig:
         self._check(self.count)
         env = self.build(count=1)
         try:
+            if torch.get_default_dtype() != torch.float32:  # a plugin may have set it
+                raise ConfigError(
+                    f"torch's default dtype is {str(torch.get_default_dtype()).removeprefix('torch.')}, in which "
+                    "networks would be made, and observations are float32: leave torch.set_default_dtype out of this "
+                    "program and of what env.plugins import."
+                )
             if not self.in_one:
                 refuse_endless(env, self.id)
             elif self._make() is not None and (together := env.batch_size[0]) not in (1, self.count):

@@ -41,6 +41,11 @@ def open_task(
             raise ConfigError(
                 f"env.id={id} cannot be made: {short(error)}: env.kwargs are those of its task."
             ) from error
+        step = task.control_timestep()
+        if limit is not None and "time_limit" not in arguments and limit > task._step_limit:
+            # The task would end the episode after its own limit, in seconds; half a step more, whatever is rounded.
+            longer = {"time_limit": (limit + 0.5) * step}
+            task = suite.load(*known[id], task_kwargs={"random": 0, **arguments, **longer})
     env = DMControl(task, render_mode)
     return env if limit is None else TimeLimit(env, limit)
 

@@ -20,7 +20,9 @@ from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault
 from sac_torchrl.fields import check, field
 from sac_torchrl.learner.capture import Captured, CudaGraph
 from sac_torchrl.learner.finite import not_finite
-from sac_torchrl.specs import ERROR, WEIGHT
+from sac_torchrl.specs import ENTROPY, ERROR, SPAN, WEIGHT
+
+_TERMINATED = ("next", "terminated")
 
 # What each loss of a TorchRL loss module trains: the parameters whose names begin so.
 TRAINS = {
@@ -191,9 +193,12 @@ class Learner:
 
         Returns detached scalars on that device: every loss, `alpha`, and `entropy` (of the policy, in nats), each
         from the newest update that computed it. Where the rows of `batch` are prioritized, their absolute TD errors
-        `(batch,)` are written into it as `td_error`.
+        `(batch,)` are written into it as `td_error`. Raises ValueError for a batch without `("next", "terminated")`.
         """
-        found = dict(_leaves(batch, self.agent.loss.in_keys))
+        # TorchRL's losses read the last three without asking for them.
+        found = dict(_leaves(batch, [*self.agent.loss.in_keys, SPAN, WEIGHT, ENTROPY]))
+        if _TERMINATED not in found:  # TorchRL would take `done` for it, truncations too
+            raise ValueError("the batch has no ('next', 'terminated'): only its True ends the bootstrap.")
         keys, inputs = list(found), list(found.values())
         form = tuple((key, tensor.shape, tensor.dtype) for key, tensor in zip(keys, inputs, strict=True))
         steps, self.updates = self._steps(), self.updates + 1
@@ -214,6 +219,13 @@ class Learner:
             self.reset()
         self.agent.temperature.step(self.updates)
         return TensorDict(self._newest)
+
+    def __deepcopy__(self, memo: object) -> "Learner":
+        """Raises TypeError: a copy would go on training the tensors of this one."""
+        raise TypeError(
+            "a Learner cannot be deep-copied: the copy would train the original's tensors. Build another agent and "
+            "learner, and let it take over the state: other.load_state_dict(learner.state_dict())."
+        )
 
     def reset(self) -> None:
         """Give networks, targets, statistics and temperature new initial values, and the optimizers no past.

@@ -6,17 +6,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Tuple
 from numpy.typing import NDArray
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Composite, TensorDictReplayBuffer
 
-from sac_torchrl.envs.observations import leaf_at, named_leaves
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.envs.actions import adapt_action
+from sac_torchrl.envs.observations import adapt_observation, named_leaves
+from sac_torchrl.errors import ConfigError, short
 from sac_torchrl.extras import require
 from sac_torchrl.fields import check, field
 from sac_torchrl.replay.buffer import generator, layout
 from sac_torchrl.specs import SPAN, Specs
+
+_ROUNDED = 1e-4  # how far beyond its bounds an action may lie, in halves of their range
 
 
 class Source(Protocol):
@@ -87,62 +90,114 @@ def load_rows(dataset: str, specs: Specs) -> TensorDict:
             f"offline.dataset={dataset} is not on this machine ({' '.join(str(error).split())}): make it, or fetch it "
             f"with `minari download {dataset}`."
         ) from error
-    parts = [_rows(episode, found, specs, dataset) for episode in found.iterate_episodes()]
+    parts = [_rows(_Episode(one, found, specs, dataset), specs) for one in found.iterate_episodes()]
     if not parts:
         raise ConfigError(f"offline.dataset={dataset} holds no episode.")
     return torch.cat(parts)
 
 
-def _rows(episode: Any, found: Any, specs: Specs, dataset: str) -> TensorDict:
+class _Episode:
+    """One episode as the agent has it, through what its environment would be adapted by; raises ConfigError."""
+
+    def __init__(self, episode: Any, found: Any, specs: Specs, dataset: str) -> None:
+        self._where = f"offline.dataset={dataset}, episode {episode.id}"
+        self.rewards = self._numbers("rewards", episode.rewards)
+        self.terminations = np.asarray(episode.terminations, np.bool_)
+        self.length = len(self.rewards)
+        wanted = {key[-1] for key in specs.leaves}
+        several = isinstance(specs.observation, Composite) and isinstance(found.observation_space, (Dict, Tuple))
+        ignored = [name for name in named_leaves(found.observation_space) if name not in wanted] if several else []
+        space, adapt = adapt_observation(found.observation_space, f"{dataset} (a dataset)", ignored)
+        try:
+            seen = [adapt(_at(episode.observations, number)) for number in range(self.length + 1)]
+        except (TypeError, ValueError, IndexError) as error:
+            raise self._refused("observations", f"{short(error)}; {self.length + 1} are needed") from error
+        names = space.spaces if isinstance(space, Dict) else None
+        if (names is None) != (set(specs.leaves) == {("observation",)}):
+            raise self._refused("observations", f"{short(found.observation_space)}, and the environment has others")
+        self.observations = (
+            {("observation",): np.stack(seen)}
+            if names is None
+            else {("observation", name): np.stack([one[name] for one in seen]) for name in names}
+        )
+        self.actions = self._actions(np.asarray(episode.actions), found.action_space, specs, dataset)
+
+    def fit(self, key: tuple[str, ...], values: Any, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
+        """A column of the replay buffer."""
+        column = torch.as_tensor(np.asarray(values)).to(dtype)
+        if column.shape != (self.length, *shape):
+            raise ConfigError(
+                f"{self._where}: its {'.'.join(key)} is of shape {tuple(column.shape[1:])}, and this "
+                f"environment's of {tuple(shape)}: give a dataset of this environment."
+            )
+        return column
+
+    def _numbers(self, column: str, values: Any) -> NDArray[np.float64]:
+        numbers = np.asarray(values, np.float64)
+        fits = np.abs(numbers) <= np.finfo(np.float32).max  # NaN is not
+        if not fits.all():
+            at = int(np.argmin(fits.reshape(len(fits), -1).all(-1)))
+            raise self._refused(column, f"{short(numbers[at])} at step {at} is no finite float32")
+        return numbers
+
+    def _actions(self, taken: NDArray[Any], space: Any, specs: Specs, dataset: str) -> NDArray[Any]:
+        """In [-1, 1], or indices from 0."""
+        agents, _ = adapt_action(space, f"{dataset} (a dataset)")
+        if len(taken) != self.length:
+            raise self._refused("actions", f"there are {len(taken)} for {self.length} rewards")
+        if isinstance(space, (Discrete, MultiDiscrete)):
+            indices: NDArray[Any] = taken - space.start
+            counts = agents.n if isinstance(agents, Discrete) else np.asarray(getattr(agents, "nvec", -1))
+            here = getattr(specs.action, "nvec", None)
+            here = specs.action.space.n if here is None else here
+            if not np.array_equal(counts, here) or ((indices < 0) | (indices >= counts)).any():
+                raise self._refused("actions", f"{taken.min()} to {taken.max()} of {short(space)}, of {here} here")
+            return indices
+        if not isinstance(space, Box):
+            raise self._refused("actions", f"{short(space)} is not read from datasets")
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        native = specs.action_space
+        if isinstance(native, Box) and not (np.array_equal(native.low, low) and np.array_equal(native.high, high)):
+            raise self._refused("actions", f"their space is {short(space)}, and the environment's {short(native)}")
+        scaled = 2 * (self._numbers("actions", taken) - low) / (high - low) - 1
+        if (np.abs(scaled) > 1 + _ROUNDED).any():
+            raise self._refused("actions", f"{taken.min():g} to {taken.max():g} lie outside of {short(space)}")
+        clipped: NDArray[Any] = np.clip(scaled, -1, 1)
+        return clipped
+
+    def _refused(self, column: str, why: str) -> ConfigError:
+        return ConfigError(f"{self._where}: {column}: {why}: give a dataset of this environment.")
+
+
+def _at(observations: Any, number: int) -> Any:
+    """One observation of an episode, of a dictionary or tuple of columns too."""
+    if isinstance(observations, dict):
+        return {name: _at(column, number) for name, column in observations.items()}
+    if isinstance(observations, tuple):
+        return tuple(_at(column, number) for column in observations)
+    return observations[number]
+
+
+def _rows(episode: _Episode, specs: Specs) -> TensorDict:
     """The rows of one episode, each of `specs.n_steps` frames or what is left of them."""
-    length = len(episode.rewards)
+    length = episode.length
     spans = np.minimum(specs.n_steps, length - np.arange(length))
     rewards = np.zeros(length)
     for power in range(specs.n_steps):
         within = spans > power
         rewards[within] += specs.gamma**power * episode.rewards[np.arange(length)[within] + power]
     ends = np.arange(length) + spans
-    observed = _observations(episode.observations, found.observation_space, specs, dataset)
     columns: dict[tuple[str, ...], Any] = {
-        **{key: leaf[:-1] for key, leaf in observed.items()},
-        ("action",): _actions(episode.actions, found.action_space),
-        **{("next", *key): leaf[ends] for key, leaf in observed.items()},
+        ("action",): episode.actions,
         ("next", "reward"): rewards[:, None],
-        ("next", "terminated"): np.asarray(episode.terminations, np.bool_)[ends - 1][:, None],
+        ("next", "terminated"): episode.terminations[ends - 1][:, None],
         (SPAN,): spans[:, None],
     }
+    for key, leaf in episode.observations.items():
+        columns |= {key: leaf[:-1], ("next", *key): leaf[ends]}
     rows = TensorDict(batch_size=[length])
     for key, (dtype, shape) in layout(specs).items():
-        column = torch.as_tensor(np.asarray(columns[key])).to(dtype)
-        if column.shape != (length, *shape):
-            raise ConfigError(
-                f"offline.dataset={dataset}: its {'.'.join(key)} is of shape {tuple(column.shape[1:])}, and this "
-                f"environment's of {tuple(shape)}: give a dataset of this environment."
-            )
-        rows.set(key, column)
+        if key not in columns:
+            raise ConfigError(f"the offline dataset has no {'.'.join(key)}: give a dataset of this environment.")
+        rows.set(key, episode.fit(key, columns[key], dtype, shape))
     return rows
-
-
-def _observations(seen: Any, space: Any, specs: Specs, dataset: str) -> dict[tuple[str, ...], NDArray[Any]]:
-    """The observations of an episode as the agent has them, by key: vectors, and indices from 0."""
-    if not isinstance(specs.observation, Composite):
-        return {("observation",): _leaf(seen, space)}
-    named = named_leaves(space)
-    if missing := [key[-1] for key in specs.leaves if key[-1] not in named]:
-        raise ConfigError(f"offline.dataset={dataset} observes no {missing[0]}: give a dataset of this environment.")
-    return {key: _leaf(leaf_at(seen, named[key[-1]][0]), named[key[-1]][1]) for key in specs.leaves}
-
-
-def _leaf(seen: Any, space: Any) -> NDArray[Any]:
-    values = np.asarray(seen)
-    if isinstance(space, (Discrete, MultiDiscrete)):
-        values = values - space.start
-    return values if isinstance(space, Discrete) else values.reshape(len(values), -1)
-
-
-def _actions(taken: NDArray[Any], space: Any) -> NDArray[Any]:
-    """The actions as the agent has them: in [-1, 1], or indices from 0."""
-    if isinstance(space, Box):
-        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-        return np.clip(2 * (taken - low) / (high - low) - 1, -1, 1)
-    return taken - space.start if isinstance(space, Discrete) else taken

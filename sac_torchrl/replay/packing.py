@@ -71,7 +71,8 @@ class Packing:
                 columns.append(column if len(shape) == 1 else column.reshape(count, -1))
             if packed is None:
                 packed = torch.empty(count, self.width, dtype=torch.uint8, device=columns[0].device)
-            torch.cat(columns, dim=1, out=packed[:, place].view(dtype))
+            with torch.no_grad():  # a rollout with a policy's gradients
+                torch.cat(columns, dim=1, out=packed[:, place].view(dtype))
         assert packed is not None
         return packed
 
@@ -116,7 +117,8 @@ class _PackedRows(LazyTensorStorage):
             packed = self._storage.index_select(0, index.to(self._storage.device))
             # All columns in one transfer.
             return self.packing.unpack(packed.to(self.destination, non_blocking=True))
-        return self.packing.unpack(super().get(index))
+        packed = super().get(index)
+        return self.packing.unpack(packed) if packed.ndim > 1 else self.packing.unpack(packed.unsqueeze(0))[0]
 
     def _init(self, data: Any = None) -> None:
         super()._init(data)
@@ -138,14 +140,24 @@ class PackedReplayBuffer(TensorDictReplayBuffer):
 
     _storage: _PackedRows
 
+    def add(self, data: TensorDictBase) -> int:
+        """Write one row `()` and return its position."""
+        return int(self.extend(data.unsqueeze(0)))
+
+    def __setitem__(self, index: Any, value: TensorDictBase) -> None:
+        """Raises TypeError: checkpoints take it that rows never change."""
+        raise TypeError("rows of a replay buffer are not replaced in place: `extend` it.")
+
     def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
-        """Write rows `(n,)`, from any device, and return their positions `(n,)`, on the device of the storage.
+        """Write rows `(n,)`, or `(...)` flattened, from any device; return their positions, on that of the storage.
 
         `update_priority` has no meaning for new rows.
 
         Raises ValueError, and changes nothing, for rows that do not fit; see `Packing.pack`.
         """
         # TorchRL's own goes on to write the positions into the rows, which takes as long as storing them.
+        if tensordicts.ndim > 1:  # of several environments and steps, as TorchRL's Collector has them
+            tensordicts = tensordicts.reshape(-1)
         packed = self._storage.packing.pack(tensordicts).to(self._storage.device, non_blocking=True)
         positions: Tensor = self._extend(packed)  # type: ignore[arg-type]  # rows are enough
         return positions

@@ -17,20 +17,20 @@ from sac_torchrl.specs import ERROR
 class PrioritizedReplayBuffer(PackedReplayBuffer):
     """PackedReplayBuffer whose new rows have the largest priority so far (Schaul et al. 2016, algorithm 1, line 6)."""
 
-    def update_tensordict_priority(self, data: TensorDictBase) -> None:
-        """Give the rows of a batch the priorities of their `td_error`; raises LearnerFault for one that is not finite.
-
-        One NaN in TorchRL's tree, and every later draw is row 0.
-        """
-        if not data[ERROR].isfinite().all():
-            raise LearnerFault(f"{ERROR} is not finite: the priorities stay as they were. {RECOVER}")
-        super().update_tensordict_priority(data)
-
     def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
         """Write rows `(n,)` and return their positions `(n,)`."""
         positions = super().extend(tensordicts)
         self._sampler.mark_update(positions, storage=self._storage)
         return positions
+
+    def update_priority(self, index: Any, priority: Any) -> None:
+        """Give the rows at `index` the priorities `priority`, `(n,)`; raises LearnerFault where one is not finite.
+
+        TorchRL would draw nothing but the first row from then on.
+        """
+        if not torch.as_tensor(priority).isfinite().all():
+            raise LearnerFault(f"{ERROR} is not finite: the priorities stay as they were. {RECOVER}")
+        super().update_priority(index, priority)
 
 
 def prioritized_sampler(rows: int, *, exponent: float, correction: float) -> Sampler:

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import imageio.v2 as imageio
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
+from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase, GymWrapper
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -26,7 +27,7 @@ from sac_torchrl.envs.quiet import rendering
 from sac_torchrl.envs.state import unshared
 from sac_torchrl.envs.tensors import TensorEnv
 from sac_torchrl.envs.vector import seeds
-from sac_torchrl.errors import EnvironmentFault, SacError, short
+from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError, short
 from sac_torchrl.extras import PACKAGES, require
 from sac_torchrl.fields import check, field
 from sac_torchrl.files import replacing, write_whole
@@ -120,7 +121,7 @@ def evaluate(
 ) -> Evaluation:
     """Plays exactly `episodes` whole episodes with the actor's deterministic actions.
 
-    `env` has batch size `(count,)` and may be another size than `episodes`: each of its environments plays a
+    `env` has batch size `(count,)` or `()` and may be another size than `episodes`: each of its environments plays a
     number of episodes fixed beforehand, since taking whichever end first would prefer short ones. `env` is
     reseeded with `seed`; neither the actor's mode, any global generator nor what
     the environment's classes and modules hold is changed. Where it draws from global generators they are seeded with
@@ -128,7 +129,8 @@ def evaluate(
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes}: evaluate on 1 or more.")
-    count = env.batch_size[0]
+    refuse_other_actions(actor, env)
+    count = env.batch_size.numel()
     shares = [episodes // count + (number < episodes % count) for number in range(count)]
     if isinstance(env, TensorEnv):
         with unshared(env), _deterministic(actor):
@@ -169,6 +171,25 @@ def evaluate(
     )
 
 
+def refuse_other_actions(actor: TensorDictModuleBase, env: EnvBase) -> None:
+    """Raise ConfigError where the actor's actions have other bounds than those of `env`."""
+    chosen: Any = getattr(actor, "spec", None)
+    taken = env.action_spec_unbatched
+    chosen = cast(Any, chosen).get("action", None) if isinstance(chosen, Composite) else chosen
+    if not isinstance(chosen, Bounded) or not isinstance(taken, (Bounded, Unbounded)):
+        return
+    own, other = _bounds(chosen), _bounds(taken)
+    if own != other:
+        raise ConfigError(
+            f"the actor's actions are in {own} and those of the environment in {other}: open it with EnvConfig, which "
+            "rescales them, or append torchrl.envs.transforms.ActionScaling() to it."
+        )
+
+
+def _bounds(spec: Any) -> list[list[float]]:
+    return [spec.space.low.flatten().tolist(), spec.space.high.flatten().tolist()]
+
+
 def record_video(actor: TensorDictModuleBase, plan: EnvConfig, path: Path, *, seed: int) -> Path:
     """Films one deterministic episode, in real time, into the mp4 file `path`.
 
@@ -204,7 +225,7 @@ def _play(actor: TensorDictModuleBase, env: EnvBase) -> Iterator[TensorDictBase]
     weight = next(actor.parameters(), None)
     device = None if weight is None else weight.device
     root = env.reset()
-    length = torch.zeros(env.batch_size, dtype=torch.int64)
+    length = torch.zeros(env.batch_size.numel(), dtype=torch.int64)
     while True:
         seen = root.select(*actor.in_keys).apply(aligned)
         action = actor(seen if device is None else seen.to(device))["action"]

@@ -1,13 +1,14 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import minari
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict, Discrete, Space
 from minari.data_collector import EpisodeBuffer
-from torchrl.data import Bounded, Unbounded
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
 
 from sac_torchrl import SAC, LearnerConfig, NetworkConfig, OfflineConfig, ReplayConfig, Specs, Storage, TrainConfig
 from sac_torchrl.errors import ConfigError
@@ -105,3 +106,84 @@ def test_a_dataset_that_does_not_fit_is_refused_in_one_line(dataset: str, tmp_pa
         OfflineConfig(dataset, 1.0)
     with pytest.raises(ConfigError, match=r"replay\.prioritized=false"):
         TrainConfig(offline=OfflineConfig(dataset), replay=ReplayConfig(prioritized=True))
+
+
+VECTOR, UNIT = Box(-np.inf, np.inf, (2,), np.float32), Box(-1, 1, (1,), np.float32)
+SEEN, TAKEN = np.arange(8, dtype=np.float32).reshape(4, 2), np.zeros((3, 1), np.float32)
+
+
+def made(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seen: Space[Any] = VECTOR,
+    acts: Space[Any] = UNIT,
+    *,
+    observations: Any = SEEN,
+    actions: Any = TAKEN,
+    rewards: Any = (1.0, 2.0, 3.0),
+) -> str:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
+    flags = [False] * 3
+    episode = EpisodeBuffer(
+        id=0, observations=observations, actions=actions, rewards=list(rewards), terminations=flags, truncations=flags
+    )
+    about = {"author": "tests", "author_email": "tests@example.org", "code_permalink": "https://example.org"}
+    options: Any = {"observation_space": seen, "action_space": acts, "algorithm_name": "none", **about}
+    minari.create_dataset_from_buffers("toy/odd-v0", [episode], **options)
+    return "toy/odd-v0"
+
+
+def broken(values: Any, at: Any, value: float) -> Any:
+    copy = np.array(values, np.float64 if np.ndim(values) == 1 else np.float32)
+    copy[at] = value
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("spaces", "columns", "said"),
+    [
+        ({"acts": Box(-np.inf, np.inf, (1,), np.float32)}, {}, "without sensible bounds"),
+        ({"acts": Box(0, np.inf, (1,), np.float32)}, {}, "without sensible bounds"),
+        ({"acts": Box(-1e10, 1e10, (1,), np.float32)}, {}, "without sensible bounds"),
+        ({"acts": Box(0.5, 0.5, (1,), np.float32)}, {}, "a lower bound that is not below"),
+        ({"acts": Box(-2, 2, (1,), np.float32)}, {}, r"actions: their space is Box\(-2"),
+        ({}, {"actions": broken(TAKEN, 1, 3.0)}, "actions: 0 to 3 lie outside of"),
+        ({}, {"actions": broken(TAKEN, 1, np.nan)}, r"actions: .*nan.* at step 1 is no finite float32"),
+        ({}, {"observations": broken(SEEN, 2, np.nan)}, "observations: which is not finite"),
+        ({}, {"observations": broken(SEEN, 2, np.inf)}, "observations: which is not finite"),
+        ({}, {"rewards": broken((1.0, 2.0, 3.0), 2, -1e39)}, "rewards: .*at step 2 is no finite float32"),
+        ({}, {"observations": SEEN[:3]}, "observations: .*4 are needed"),
+        ({"seen": Dict(a=VECTOR)}, {"observations": {"a": SEEN}}, "observations: Dict.*the environment has others"),
+        ({"acts": Discrete(3)}, {"actions": np.array([0, 1, 2])}, "actions: 0 to 2 of Discrete"),
+    ],
+)
+def test_a_dataset_that_cannot_be_learned_from_is_refused_by_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spaces: Any, columns: Any, said: str
+) -> None:
+    dataset = made(tmp_path, monkeypatch, **spaces, **columns)
+    with pytest.raises(ConfigError, match=rf"toy/odd-v0.*{said}") as it:
+        load_rows(dataset, replace(SPECS, action_space=UNIT))
+    assert "\n" not in str(it.value)
+
+
+def test_indices_and_dictionaries_are_read_as_their_environment_gives_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discrete = Specs(Categorical(4), Categorical(3))
+    of_indices = made(
+        tmp_path / "one",
+        monkeypatch,
+        Discrete(4, start=10),
+        Discrete(3, start=-1),
+        observations=np.array([10, 11, 13, 12]),
+        actions=np.array([-1, 1, 0]),
+    )
+    rows = load_rows(of_indices, discrete)
+    assert rows["observation"].tolist() == [0, 1, 3] and rows["next", "observation"].tolist() == [1, 3, 2]
+    assert rows["action"].tolist() == [0, 2, 1]
+    leaves = Composite(goal=Unbounded(torch.Size([2])), place=Unbounded(torch.Size([2])))
+    of_leaves = made(
+        tmp_path / "two", monkeypatch, Dict(goal=VECTOR, place=VECTOR), observations={"goal": SEEN, "place": SEEN + 1}
+    )
+    rows = load_rows(of_leaves, replace(SPECS, observation=leaves))
+    assert rows["next", "observation", "place"].tolist() == (SEEN + 1)[1:].tolist()
