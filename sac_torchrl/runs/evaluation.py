@@ -88,7 +88,8 @@ def wilson(count: int, of: int, *, z: float = 1.959963984540054) -> tuple[float,
     share = count / of
     middle = (share + z**2 / (2 * of)) / (1 + z**2 / of)
     reach = z / (1 + z**2 / of) * math.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
-    return share, max(0.0, middle - reach), min(1.0, middle + reach)
+    # The share itself lies within, up to rounding.
+    return share, max(0.0, min(share, middle - reach)), min(1.0, max(share, middle + reach))
 
 
 @dataclass

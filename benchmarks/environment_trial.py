@@ -1,0 +1,153 @@
+"""Trains on one environment and compares what is stored with what it returned: `environment_trial.py ID KEYS FRAMES`.
+
+KEYS are those of EnvConfig as JSON. Prints one line of JSON: `verdict` is runs, refused or failed.
+"""
+
+import json
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torchrl.data import Categorical
+
+import sac_torchrl as sac
+import sac_torchrl.envs.config as envs
+from sac_torchrl.errors import ConfigError, SacError
+
+
+class Recorder(gym.Wrapper[Any, Any, Any, Any]):
+    """Keeps what the environment was given and returned: one entry a step, and the observation of before."""
+
+    log: list[tuple[Any, Any, Any, Any, bool, bool]] = []  # noqa: RUF012 - one for the environment that is trained on
+
+    def reset(self, **options: Any) -> Any:
+        result = self.env.reset(**options)
+        self.seen = np.copy(result[0]) if isinstance(result[0], np.ndarray) else _copied(result[0])
+        return result
+
+    def step(self, action: Any) -> Any:
+        given = np.copy(action)
+        observation, reward, terminated, truncated, info = result = self.env.step(action)
+        after = _copied(observation)
+        Recorder.log.append((self.seen, given, after, np.copy(reward), bool(terminated), bool(truncated)))
+        self.seen = after
+        return result
+
+
+def _copied(observation: Any) -> Any:
+    if isinstance(observation, dict):
+        return {key: _copied(value) for key, value in observation.items()}
+    if isinstance(observation, tuple):
+        return tuple(_copied(value) for value in observation)
+    return np.copy(observation) if isinstance(observation, (np.ndarray, np.generic, int, float)) else observation
+
+
+def _leaves(observation: Any, space: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """The leaves of a raw observation, as an agent should see them, derived without the package."""
+    inner = space.spaces if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)) else None
+    if inner is None:
+        value = np.asarray(observation) if isinstance(space, (gym.spaces.Box, gym.spaces.MultiBinary)) else observation
+        if isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete)):
+            value = np.asarray(observation) - space.start
+        yield ".".join(path).replace("/", "."), value
+        return
+    for key in inner if isinstance(inner, dict) else range(len(inner)):
+        yield from _leaves(observation[key], inner[key], (*path, str(key)))
+
+
+def main(id: str, keys: dict[str, Any], frames: int) -> dict[str, str]:
+    """Train for a while; the verdict and a line."""
+    said: list[str] = []
+
+    class Said(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    logging.getLogger("sac_torchrl").addHandler(Said(logging.WARNING))
+    if "bounds" in keys:
+        keys["bounds"] = tuple(keys["bounds"])
+    config = sac.EnvConfig(id, **keys)
+    try:
+        specs = config.specs()
+    except ConfigError as error:
+        return {"verdict": "refused", "line": str(error)}
+    adapter = envs.SpaceAdapter
+    opened: list[Any] = []
+
+    def recorded(env: Any, *arguments: Any, **options: Any) -> Any:
+        opened.append(Recorder(env))
+        return adapter(opened[-1], *arguments, **options)
+
+    envs.SpaceAdapter = recorded  # type: ignore[assignment,misc]
+    torch.manual_seed(0)
+    network = sac.NetworkConfig([32, 32])
+    variant = sac.DiscreteSAC(network=network) if isinstance(specs.action, Categorical) else sac.SAC(network=network)
+    try:
+        agent = variant.build(specs, device=torch.device("cpu"))
+        learner = sac.LearnerConfig(execution=sac.Execution.eager).build(agent)
+        replay = sac.ReplayConfig(storage=sac.Storage.ram)
+        with tempfile.TemporaryDirectory() as folder:
+            buffer = replay.build(
+                Path(folder), specs, rows=frames, batch_size=32, seed=1, device=torch.device("cpu")
+            )
+        experience = sac.Direct().build(
+            config, agent.actor, buffer, specs=specs, total_frames=frames, random_frames=frames // 2, seed=2
+        )
+        for _ in experience:
+            if experience.frames > frames // 2 and experience.frames % 20 == 0:
+                learner.update(buffer.sample())
+        learner.metrics()
+    except (SacError, ConfigError) as error:
+        return {"verdict": "failed", "line": f"ends with a line: {error}"}
+    wrong = _compare(buffer[:], opened[0], config, specs)
+    if wrong or said:
+        return {"verdict": "failed", "line": f"failed: {wrong or said[0]}"}
+    seen = ", ".join(f"{key[-1]} {tuple(leaf.shape)}" if len(key) > 1 else f"{tuple(leaf.shape)}" for key, leaf in specs.leaves.items())
+    return {"verdict": "runs", "line": f"runs; {seen if len(seen) < 90 else f'{len(specs.leaves)} leaves'}"}
+
+
+def _compare(rows: Any, env: Any, config: Any, specs: Any) -> str:
+    if len(rows) != len(Recorder.log):
+        return f"{len(rows)} rows of {len(Recorder.log)} steps"
+    for number, (before, action, after, reward, terminated, _) in enumerate(Recorder.log):
+        row = rows[number]
+        for came, columns in ((before, row["observation"]), (after, row["next", "observation"])):
+            leaves = dict(_leaves(came, env.observation_space))
+            for key in specs.leaves:
+                stored = columns if len(key) == 1 else columns[key[1]]
+                raw = np.asarray(leaves[key[1] if len(key) > 1 else ""]).astype(stored.numpy().dtype)
+                if not np.array_equal(stored.numpy().reshape(-1), raw.reshape(-1)):
+                    return f"row {number} holds another {'.'.join(key)}"
+        weights = config.reward_weights
+        value = float(reward) if weights is None else float(np.asarray(reward, np.float64) @ np.array(weights))
+        if np.float32(value) != row["next", "reward"].numpy()[0] or terminated != bool(row["next", "terminated"]):
+            return f"row {number} holds another reward or end"
+        if problem := _action(row["action"].numpy(), action, env.action_space, config.bounds):
+            return f"row {number}: {problem}"
+    return ""
+
+
+def _action(chosen: Any, given: Any, space: Any, bounds: Any) -> str:
+    if isinstance(space, gym.spaces.Discrete):
+        return "" if int(chosen) + int(space.start) == int(given) else f"{given} was given for {chosen}"
+    if not isinstance(space, gym.spaces.Box):
+        return "" if np.array_equal(np.asarray(chosen).reshape(-1) + getattr(space, "start", 0), np.asarray(given).reshape(-1)) else f"{given} was given for {chosen}"
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    if bounds is not None:
+        low = np.where(np.abs(low) > 1e6, bounds[0], low)
+        high = np.where(np.abs(high) > 1e6, bounds[1], high)
+    wanted = low + (chosen.astype(np.float64) + 1) / 2 * (high - low)
+    close = np.allclose(wanted, given, rtol=1e-5, atol=1e-5 * float((high - low).max()))
+    return "" if close and space.contains(given) or bounds is not None and close else f"{given} was given for {chosen}"
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    print(json.dumps(main(sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]))))

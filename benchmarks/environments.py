@@ -1,0 +1,181 @@
+"""Trains 1,000 frames on environments of many packages, follows what refusals advise, and writes docs/environments.md.
+
+python benchmarks/environments.py                     all of benchmarks/environments.csv
+python benchmarks/environments.py MiniGrid Blackjack  those whose id or package contains one of the words
+
+Each package is installed into an environment of its own below build/environments, over the packages of this one. Of an
+environment that runs, the stored rows are compared with what it returned, and its actions with what it was given.
+"""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+HOME = ROOT / "build" / "environments"
+TABLE = ROOT / "benchmarks" / "environments.csv"
+PAGE = ROOT / "docs" / "environments.md"
+FRAMES = 1000
+SECONDS = 240
+LIMIT = 200  # steps an episode, where a refusal asks for a limit
+
+ADVICE = (
+    (re.compile(r"env\.(ignore|wrappers|reward_weights|bounds)=(\[.*?\])(?= |,|\.$|\.? )"), "{0}={1}"),
+    (re.compile(r"set env\.(max_episode_steps)"), f"max_episode_steps={LIMIT}"),
+    (re.compile(r"pip install '([^']+)'"), ""),
+)
+
+
+@dataclass
+class Row:
+    """One environment: its id, what `pip install` gets it, its plugin, and the keys that it needs."""
+
+    id: str
+    package: str
+    plugin: str
+    keys: dict[str, Any]
+    known: bool
+    advised: list[str] = field(default_factory=list)
+    verdict: str = ""
+
+
+def main(words: list[str]) -> None:
+    """Try every row, print a line each as it is known, and write the page if none was left out."""
+    rows = list(_rows())
+    tried = [row for row in rows if not words or any(word in f"{row.id} {row.package}" for word in words)]
+    for row in tried:
+        _try(row)
+        print(f"{row.id:40} {' '.join(row.advised):40} {row.verdict}", flush=True)
+        (HOME / "verdicts").mkdir(parents=True, exist_ok=True)
+        (HOME / "verdicts" / f"{re.sub(r'[^A-Za-z0-9.-]', '_', row.id)}.json").write_text(
+            json.dumps({"advised": row.advised, "verdict": row.verdict})
+        )
+    _write(rows)
+
+
+def _rows() -> Iterator[Row]:
+    with TABLE.open() as file:
+        for line in csv.DictReader(file):
+            keys = json.loads(line["keys"] or "{}")
+            yield Row(line["id"], line["package"], line["plugin"], keys, line["known"] == "yes")
+
+
+def _try(row: Row) -> None:
+    python = _python(row.package)
+    if python is None:
+        row.verdict = "not made: the package cannot be installed here"
+        return
+    keys = {**row.keys, **({"plugins": [row.plugin]} if row.plugin else {})}
+    for _ in range(6):
+        said = _run(python, row.id, keys)
+        if said["verdict"] != "refused":
+            row.verdict = said["line"]
+            return
+        advice = _advice(said["line"])
+        if advice is None or advice in row.advised:
+            row.verdict = f"refused: {said['line']}"
+            return
+        row.advised.append(advice)
+        if advice.startswith("pip install "):
+            _install(python, advice.removeprefix("pip install "))
+        else:
+            name, _, value = advice.partition("=")
+            merged = [*keys.get(name, []), *_value(value)] if name in ("ignore", "wrappers") else _value(value)
+            keys[name] = merged
+
+
+def _advice(line: str) -> str | None:
+    """The first thing that a refusal says to give or to install."""
+    for pattern, form in ADVICE:
+        if found := pattern.search(line):
+            return form.format(*found.groups()) if form else f"pip install {found[1]}"
+    return None
+
+
+def _value(text: str) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index,call-overload]
+
+
+def _python(package: str) -> str | None:
+    """The interpreter of the environment of a package, made and filled where it is not there yet."""
+    folder = HOME / (re.sub(r"[^\w.]+", "_", package) or "none")
+    python = folder / "bin" / "python"
+    if not (folder / "installed").exists():
+        venv.create(folder, with_pip=True)
+        [site] = (folder / "lib").glob("python*/site-packages")
+        # Everything of this environment is there too, unless the package wants another version of it.
+        site.joinpath("parent.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+        if package and not _install(str(python), package):
+            return None
+        (folder / "installed").touch()
+    return str(python)
+
+
+def _install(python: str, package: str) -> bool:
+    words = [package.replace("sac_torchrl[", f"{ROOT}[")]  # this one, not the one of the registry
+    done = subprocess.run([python, "-m", "pip", "install", "-q", *words], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def _run(python: str, id: str, keys: dict[str, Any]) -> dict[str, str]:
+    try:
+        done = subprocess.run(
+            [python, ROOT / "benchmarks" / "environment_trial.py", id, json.dumps(keys), str(FRAMES)],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+            env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "SDL_VIDEODRIVER": "dummy"},
+        )
+    except subprocess.TimeoutExpired:
+        return {"verdict": "failed", "line": f"failed: no {FRAMES} frames in {SECONDS} s"}
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"verdict"')]
+    if not lines:
+        last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        return {"verdict": "failed", "line": f"failed: {last[:160]}"}
+    said: dict[str, str] = json.loads(lines[-1])
+    return said
+
+
+def _write(rows: list[Row]) -> None:
+    for row in rows:
+        path = HOME / "verdicts" / f"{re.sub(r'[^A-Za-z0-9.-]', '_', row.id)}.json"
+        if not row.verdict and path.exists():
+            row.advised, row.verdict = json.loads(path.read_text()).values()
+    tried = [row for row in rows if row.verdict]
+    made = [row for row in tried if not row.verdict.startswith("not made")]
+    runs = [row for row in made if row.verdict.startswith("runs")]
+    advised = [row for row in runs if row.advised]
+    lines = [
+        "# Environments",
+        "",
+        f"What comes of {len(tried)} environments of {len({row.package for row in tried})} packages, {FRAMES:,} frames each; "
+        "`python benchmarks/environments.py` makes this page again, in environments of its own.",
+        "Of each that runs, every stored row was compared with what the environment returned, and every action with what",
+        "it was given. Where a refusal says what to give, that was given, and is in the second column.",
+        "",
+        f"{len(made)} can be made here. Of these {len(runs) - len(advised)} run as they are and {len(advised)} after the refusal's "
+        f"own advice: {100 * len(runs) / max(1, len(made)):.0f} %.",
+        "",
+        "| environment | package | given | what comes of it |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in tried:
+        keys = " ".join(f"env.{name}={json.dumps(value)}" for name, value in row.keys.items())
+        given = " ".join([*([keys] if keys else []), *(one if one.startswith("pip") else f"env.{one}" for one in row.advised)])
+        package = row.package or "Gymnasium, DeepMind Control"
+        lines.append(f"| {row.id} | {package} | {f'`{given}`' if given else ''} | {row.verdict.replace('|', '/')} |")
+    PAGE.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
