@@ -94,9 +94,7 @@ def main(id: str, keys: dict[str, Any], frames: int) -> dict[str, str]:
         learner = sac.LearnerConfig(execution=sac.Execution.eager).build(agent)
         replay = sac.ReplayConfig(storage=sac.Storage.ram)
         with tempfile.TemporaryDirectory() as folder:
-            buffer = replay.build(
-                Path(folder), specs, rows=frames, batch_size=32, seed=1, device=torch.device("cpu")
-            )
+            buffer = replay.build(Path(folder), specs, rows=frames, batch_size=32, seed=1, device=torch.device("cpu"))
         experience = sac.Direct().build(
             config, agent.actor, buffer, specs=specs, total_frames=frames, random_frames=frames // 2, seed=2
         )
@@ -109,7 +107,10 @@ def main(id: str, keys: dict[str, Any], frames: int) -> dict[str, str]:
     wrong = _compare(buffer[:], opened[0], config, specs)
     if wrong or said:
         return {"verdict": "failed", "line": f"failed: {wrong or said[0]}"}
-    seen = ", ".join(f"{key[-1]} {tuple(leaf.shape)}" if len(key) > 1 else f"{tuple(leaf.shape)}" for key, leaf in specs.leaves.items())
+    seen = ", ".join(
+        f"{key[-1]} {tuple(leaf.shape)}" if len(key) > 1 else f"{tuple(leaf.shape)}"
+        for key, leaf in specs.leaves.items()
+    )
     return {"verdict": "runs", "line": f"runs; {seen if len(seen) < 90 else f'{len(specs.leaves)} leaves'}"}
 
 
@@ -138,14 +139,22 @@ def _action(chosen: Any, given: Any, space: Any, bounds: Any) -> str:
     if isinstance(space, gym.spaces.Discrete):
         return "" if int(chosen) + int(space.start) == int(given) else f"{given} was given for {chosen}"
     if not isinstance(space, gym.spaces.Box):
-        return "" if np.array_equal(np.asarray(chosen).reshape(-1) + getattr(space, "start", 0), np.asarray(given).reshape(-1)) else f"{given} was given for {chosen}"
+        return (
+            ""
+            if np.array_equal(
+                np.asarray(chosen).reshape(-1) + getattr(space, "start", 0), np.asarray(given).reshape(-1)
+            )
+            else f"{given} was given for {chosen}"
+        )
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     if bounds is not None:
         low = np.where(np.abs(low) > 1e6, bounds[0], low)
         high = np.where(np.abs(high) > 1e6, bounds[1], high)
     wanted = low + (chosen.astype(np.float64) + 1) / 2 * (high - low)
     close = np.allclose(wanted, given, rtol=1e-5, atol=1e-5 * float((high - low).max()))
-    return "" if close and space.contains(given) or bounds is not None and close else f"{given} was given for {chosen}"
+    return (
+        "" if (close and space.contains(given)) or (bounds is not None and close) else f"{given} was given for {chosen}"
+    )
 
 
 if __name__ == "__main__":

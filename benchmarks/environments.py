@@ -171,7 +171,9 @@ def _write(rows: list[Row]) -> None:
     ]
     for row in tried:
         keys = " ".join(f"env.{name}={json.dumps(value)}" for name, value in row.keys.items())
-        given = " ".join([*([keys] if keys else []), *(one if one.startswith("pip") else f"env.{one}" for one in row.advised)])
+        given = " ".join(
+            [*([keys] if keys else []), *(one if one.startswith("pip") else f"env.{one}" for one in row.advised)]
+        )
         package = row.package or "Gymnasium, DeepMind Control"
         lines.append(f"| {row.id} | {package} | {f'`{given}`' if given else ''} | {row.verdict.replace('|', '/')} |")
     PAGE.write_text("\n".join(lines) + "\n")
