@@ -155,16 +155,18 @@ def _write(rows: list[Row]) -> None:
     made = [row for row in tried if not row.verdict.startswith("not made")]
     runs = [row for row in made if row.verdict.startswith("runs")]
     advised = [row for row in runs if row.advised]
+    packages = len({row.package for row in tried})
+    share = 100 * len(runs) / max(1, len(made))
     lines = [
         "# Environments",
         "",
-        f"What comes of {len(tried)} environments of {len({row.package for row in tried})} packages, {FRAMES:,} frames each; "
-        "`python benchmarks/environments.py` makes this page again, in environments of its own.",
-        "Of each that runs, every stored row was compared with what the environment returned, and every action with what",
-        "it was given. Where a refusal says what to give, that was given, and is in the second column.",
+        f"What comes of {len(tried)} environments of {packages} packages, {FRAMES:,} frames each.",
+        "`python benchmarks/environments.py` makes this page again, each package in an environment of its own.",
+        "Of each that runs, every stored row was compared with what the environment returned, and every action with",
+        "what it was given. Where a refusal says what to give, that was given, and is in the third column.",
         "",
-        f"{len(made)} can be made here. Of these {len(runs) - len(advised)} run as they are and {len(advised)} after the refusal's "
-        f"own advice: {100 * len(runs) / max(1, len(made)):.0f} %.",
+        f"{len(made)} can be made here. Of these {len(runs) - len(advised)} run as they are and {len(advised)} after",
+        f"the refusal's own advice: {share:.0f} %.",
         "",
         "| environment | package | given | what comes of it |",
         "| --- | --- | --- | --- |",

@@ -28,7 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ConfigError(
                 f"unknown command {words[0]}{nearest(words[0], commands)} There are {', '.join(commands)}."
             )
-        given = parser.parse_args(words)
+        given, rest = parser.parse_known_args(words)
+        # argparse takes no settings behind an option.
+        if rest and not (hasattr(given, "settings") and all("=" in word and word[0] != "-" for word in rest)):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        given.settings = [*getattr(given, "settings", []), *rest]
         given.run(given)
 
 
@@ -59,6 +63,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     look.add_argument(
         "--plugin", metavar="MODULE", action="append", default=[], help="import a module with environments"
     )
+    look.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="other keys of the environment, env.KEY=VALUE")
     sound = command("verify", _verify, "check every byte of a run's checkpoints")
     sound.add_argument("folder", metavar="FOLDER", type=Path)
     sound.add_argument(
@@ -69,6 +74,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     check.add_argument(
         "--plugin", metavar="MODULE", action="append", default=[], help="import a module with environments"
     )
+    check.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="keys of the environment, env.KEY=VALUE")
     command("doctor", _doctor, "show what works on this machine, and what to install for the rest")
     plot = command("plot", _plot, "draw the learning curve of a run, or the mean curve of several")
     plot.add_argument("folders", metavar="FOLDER", type=Path, nargs="+")
@@ -96,6 +102,7 @@ def _resume(given: argparse.Namespace) -> None:
 
 
 def _evaluate(given: argparse.Namespace) -> None:
+    from sac_torchrl.config.command_line import CommandLine
     from sac_torchrl.config.files import load
     from sac_torchrl.runs import snapshot
     from sac_torchrl.runs.device import resolve_device
@@ -103,7 +110,7 @@ def _evaluate(given: argparse.Namespace) -> None:
     from sac_torchrl.runs.seeds import Seeds
 
     folder: Path = given.folder
-    config = load(folder, plugins=given.plugin)
+    config = load(folder, plugins=given.plugin, settings=CommandLine.read(given.settings).settings())
     episodes = config.evaluate.episodes if given.episodes is None else given.episodes
     if episodes < 1:
         raise ConfigError(f"--episodes {episodes}: give 1 or more.")
@@ -151,11 +158,15 @@ def _verify(given: argparse.Namespace) -> None:
 
 
 def _check_env(given: argparse.Namespace) -> None:
+    from sac_torchrl.config.command_line import CommandLine
+    from sac_torchrl.config.compose import with_environment
+    from sac_torchrl.config.schema import TrainConfig
     from sac_torchrl.envs.check import Kind, check_env
     from sac_torchrl.envs.config import EnvConfig
 
     fatal = ""
-    for finding in check_env(EnvConfig(given.id, plugins=given.plugin)):
+    config = TrainConfig(env=EnvConfig(given.id, plugins=given.plugin))
+    for finding in check_env(with_environment(config, CommandLine.read(given.settings).settings()).env):
         print(f"{finding.kind.value:8}{finding.text}")
         fatal = fatal or (finding.text if finding.kind is Kind.fault else "")
     if fatal:

@@ -68,6 +68,28 @@ def from_layer(recipe: T, saved: Layer, settings: Sequence[Setting] = ()) -> T:
     return plan(raw, type(recipe))
 
 
+def with_environment(config: T, settings: Sequence[Setting]) -> T:
+    """The configuration with other `env.` keys; raises ConfigError for any other key."""
+    for setting in settings:
+        if not setting.key.startswith("env."):
+            raise ConfigError(f"{setting.text}: here only the keys of the environment, env.KEY=VALUE, can be set.")
+    raw = OmegaConf.structured(config)
+    problems = [problem for part in settings for setting in _parts(part) for problem in _set(raw, setting)]
+    if problems:
+        raise ConfigError(" ".join(problems))
+    return plan(raw, type(config))
+
+
+def refuse_modules(saved: Layer, path: Path) -> None:
+    """Raise ConfigError where the config.yaml of a run names code: only the command line may."""
+    for setting in saved.settings:
+        if setting.key == "env.id" and ":" in str(setting.value):
+            module, _, name = str(setting.value).rpartition(":")
+            raise ConfigError(
+                f"{path}: env.id={setting.value} names a module: write {name}, and give env.plugins=[{module}]."
+            )
+
+
 def presets_in(folder: Path) -> dict[str, Path]:
     """The presets beside a recipe by name, or the package's where there is no folder presets/."""
     presets = folder / "presets" if (folder / "presets").is_dir() else SHIPPED / "presets"
@@ -101,6 +123,7 @@ def _saved(recipe: T, settings: Sequence[Setting]) -> Layer | None:
     if folder is None or not (path := Path(str(folder)).expanduser() / CONFIG).is_file():
         return None
     saved = read(path)
+    refuse_modules(saved, path)
     _options(recipe, saved)
     head = next(head for head, options in recipe.variants.items() if saved.names["variant"] in options)
     if head != recipe.head:

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sac_torchrl.config.compose import from_layer
+from sac_torchrl.config.compose import from_layer, refuse_modules, with_environment
 from sac_torchrl.config.layers import Layer, Setting, read
 from sac_torchrl.config.schema import TrainConfig, chosen
 from sac_torchrl.errors import ConfigError
@@ -36,8 +36,8 @@ def as_yaml(config: TrainConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(_content(config)))
 
 
-def load(folder: Path, *, plugins: Sequence[str] = ()) -> TrainConfig:
-    """Read the configuration of a run, to look at the run on any device of this machine.
+def load(folder: Path, *, plugins: Sequence[str] = (), settings: Sequence[Setting] = ()) -> TrainConfig:
+    """Read the configuration of a run, to look at the run on any device of this machine, with other `env.` settings.
 
     The modules that its `env.plugins` names are code, and are not taken from a file: name them as `plugins`.
     """
@@ -48,10 +48,13 @@ def load(folder: Path, *, plugins: Sequence[str] = ()) -> TrainConfig:
         Setting("device", "auto", "device=auto"),
         Setting("env.plugins", list(plugins), f"env.plugins={plugins}"),
     ]
+    saved = read(path)
+    refuse_modules(saved, path)
     try:
-        return from_layer(TrainConfig(), read(path), changes)
+        config = from_layer(TrainConfig(), saved, changes)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    return with_environment(config, settings)
 
 
 def open_run(config: TrainConfig) -> AbstractContextManager[Run]:

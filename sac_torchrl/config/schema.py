@@ -191,7 +191,7 @@ def plan(raw: DictConfig, schema: type[T]) -> T:
 def _instantiate(node: DictConfig, schema: type[Any], *, path: str, problems: list[str]) -> object | None:
     """Build a dataclass from the leaves up; what is wrong is noted, and a default stands in for it."""
     hints = get_type_hints(schema)
-    parts = {part.name: part for part in dataclasses.fields(schema)}
+    parts = {part.name: part for part in dataclasses.fields(schema) if not part.metadata.get("omegaconf_ignore")}
     problems += [f"{path}{key!s} is not a key of the configuration." for key in node if key not in parts]
     values: dict[str, Any] = {}
     for name, part in parts.items():
