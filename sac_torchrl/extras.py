@@ -28,7 +28,6 @@ PACKAGES = {
     package.module: package
     for package in (
         Package("dm_control", "dm-control", "dmc", "DeepMind Control", "env.id=dmc/DOMAIN-TASK"),
-        Package("Box2D", "box2d", "box2d", "Box2D", "LunarLander-v3, BipedalWalker-v3"),
         Package("minari", "minari", "minari", "Minari", "offline.dataset"),
         Package("imageio_ffmpeg", "imageio-ffmpeg", "video", "ffmpeg", "videos"),
         Package("pygame", "pygame", "video", "pygame", "pictures of Gymnasium's small tasks"),
