@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict, Discrete, Tuple
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
@@ -88,3 +88,30 @@ def check(rows: TensorDictBase, *, environments: int | None) -> set[int]:
         at[number] = (episode + 1, 0) if last else (episode, step + 1)
     assert environments is None or len(at) == environments
     return set(at)
+
+
+class CountingLeaves(gym.ObservationWrapper[Any, Any, Any]):
+    """The same in leaves: a vector, a pair and an index of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(Counting())
+        self.observation_space = Dict(
+            number=Box(0.0, np.inf, (1,), np.float32), rest=Tuple([Box(0.0, np.inf, (1, 1)), Discrete(99, start=7)])
+        )
+
+    def observation(self, observation: Any) -> dict[str, Any]:
+        number, episode, step = observation
+        return {"number": np.array([number]), "rest": (np.array([[episode]]), int(step) + 7)}
+
+
+gym.register("CountingLeaves-v0", CountingLeaves, max_episode_steps=100)
+
+
+def joined(rows: TensorDictBase) -> TensorDictBase:
+    """Rows of leaves as those of `Counting`."""
+    made = rows.copy()
+    for key in ("observation", ("next", "observation")):
+        leaves = rows[key]
+        columns = [leaves["number"], leaves["rest.0"], leaves["rest.1"].float().unsqueeze(-1)]
+        made.set(key, torch.cat(columns, -1))
+    return made
