@@ -111,7 +111,7 @@ def test_a_hidden_leaf_changes_the_values_and_not_the_action(variant: Variant) -
         assert all(torch.isfinite(loss).all() for loss in losses.values())
     batch = transitions(16, specs.action)
     other = batch.clone()
-    other["observation", "hidden"] += 1.0
+    other["observation", "hidden"] = batch["observation", "hidden"].flip(0)
     head: Any = agent.actor.module[0]
     torch.testing.assert_close(
         head(batch.clone())[head.out_keys[0]], head(other.clone())[head.out_keys[0]], rtol=0, atol=0
@@ -207,4 +207,4 @@ def test_every_transition_of_leaves_is_stored_once(collector: CollectorConfig, t
         pass
     rows = buffer.storage[:]
     counting.check(counting.joined(rows), environments=3)
-    assert (rows["action"][30:] == 1).all()
+    assert (rows["action"] == 1).sum() == 60
