@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sac_torchrl.deploy.policy import Policy as Policy
     from sac_torchrl.deploy.saved import Policies as Policies
     from sac_torchrl.envs.config import EnvConfig as EnvConfig
+    from sac_torchrl.envs.handed import register as register
     from sac_torchrl.errors import SacError as SacError
     from sac_torchrl.learner.learner import (
         Execution as Execution,
@@ -92,6 +93,7 @@ _EXPORTS = {
     "Policy": "sac_torchrl.deploy.policy",
     "Policies": "sac_torchrl.deploy.saved",
     "EnvConfig": "sac_torchrl.envs.config",
+    "register": "sac_torchrl.envs.handed",
     "SacError": "sac_torchrl.errors",
     "Execution": "sac_torchrl.learner.learner",
     "Learner": "sac_torchrl.learner.learner",

@@ -1,8 +1,8 @@
 """The training loop, once: recipes, the command line, a sweep and a notebook call `train`."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sac_torchrl.config.files import open_run
 from sac_torchrl.config.recipes import configure
 from sac_torchrl.config.schema import TrainConfig
 from sac_torchrl.deploy.saved import Policies
+from sac_torchrl.envs.handed import made_id
 from sac_torchrl.learner.capture import half_the_threads
 from sac_torchrl.runs.callbacks import Callbacks, OnEvaluation, OnStep
 from sac_torchrl.runs.evaluation import Evaluation, record_video, write_evaluation
@@ -47,14 +48,18 @@ def train(
     """Train one agent from the first frame to the final evaluation; everything it writes is in the run folder.
 
     `recipe` is a whole configuration, or `continuous`, `discrete` or the path of a recipe, of which `preset` and `keys`
-    change values as on the command line: `seed=1`, `env={"id": "Hopper-v5"}`, `variant="redq"`. `on_step(frames,
+    change values as on the command line: `seed=1`, `env={"id": "Hopper-v5"}`, `variant="redq"`. `env=make`, or
+    `env={"make": make, "count": 4}`, has a function make the environments; see EnvConfig. `on_step(frames,
     metrics)` is called after every iteration and `on_evaluation(frames, evaluation)` after every evaluation; one that
     raises is logged and not called again, unless it raises `Stop`, which ends the run normally.
 
     Raises ConfigError before a file is made, and any other SacError where the run fails.
     """
+    make = _taken_out(keys)
     cfg = recipe if isinstance(recipe, TrainConfig) else configure(recipe, preset=preset, **keys)
-    if cfg is recipe and (preset or keys):
+    if make is not None:
+        cfg.env = replace(cfg.env, make=make)
+    if cfg is recipe and (preset or keys or make):
         raise TypeError("preset and keys change a recipe that is named; change the fields of a TrainConfig itself.")
     callbacks, evaluation = Callbacks(on_step, on_evaluation), None
     specs = cfg.specs()
@@ -132,3 +137,16 @@ def train(
         if cfg.evaluate.video:
             record_video(agent.actor, cfg.env, run.folder / "videos" / "final.mp4", seed=run.seeds.evaluation)
     return Result(run.folder, evaluation)
+
+
+def _taken_out(keys: dict[str, Any]) -> Callable[..., Any] | None:
+    """Take the function that makes the environments out of the keys of `train`: no file could hold it."""
+    env = keys.get("env")
+    if callable(env):
+        del keys["env"]
+        return env
+    if isinstance(env, Mapping) and "make" in env:
+        keys["env"] = {name: value for name, value in env.items() if name != "make"} | {"id": made_id(env["make"])}
+        make: Callable[..., Any] = env["make"]
+        return make
+    return None

@@ -7,8 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.distributions import Categorical
-from torchrl.data import Categorical as CategoricalSpec
-from torchrl.data import MultiCategorical, TensorSpec
+from torchrl.data import Categorical as CategoricalSpec, MultiCategorical, TensorSpec
 
 from sac_torchrl.agents.policies import SquashedNormal
 from sac_torchrl.errors import ConfigError

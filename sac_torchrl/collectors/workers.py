@@ -27,6 +27,7 @@ import torch
 
 from sac_torchrl.collectors.experience import Job
 from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.handed import refuse_unpicklable
 from sac_torchrl.envs.vector import SequentialVectorEnv, seeds
 from sac_torchrl.errors import ConfigError, EnvironmentFault, WorkerDied, short
 from sac_torchrl.signals import STOPPING
@@ -306,6 +307,7 @@ def refuse_batched(env: EnvConfig) -> None:
     """Raise ConfigError for environments that no worker can hold a part of."""
     if env.in_one:
         raise ConfigError(f"env.id={env.id} steps all its environments at once: use collector=direct.")
+    refuse_unpicklable(env.make, env.id)
 
 
 def check(*, workers: int | None, timeout: float, restarts: int) -> None:

@@ -2,19 +2,23 @@
 
 import importlib
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import torch
-from torchrl.envs import EnvBase
+from gymnasium.vector import VectorEnv
+from torchrl.envs import EnvBase, SerialEnv
 
 from sac_torchrl.envs import dmc
 from sac_torchrl.envs.adapter import SpaceAdapter, TolerateFaults, say_where
 from sac_torchrl.envs.contained import Contained
 from sac_torchrl.envs.ends import refuse_endless
 from sac_torchrl.envs.gymnasium import open_gymnasium
+from sac_torchrl.envs.handed import Make, VectorAdapter, find_make, is_batched, made_id, open_made
 from sac_torchrl.envs.plugins import load_plugins, wrap
 from sac_torchrl.envs.tensors import TORCH
+from sac_torchrl.envs.torchrl import TorchRLEnv
 from sac_torchrl.envs.vector import SequentialVectorEnv, wrapped
 from sac_torchrl.errors import ConfigError, nearest
 from sac_torchrl.specs import Specs
@@ -41,6 +45,8 @@ class EnvConfig:
     transitions are collected: such a step is not stored and its episode is cut. The next one ends the run.
     `bins` makes a choice of so many values, evenly spaced between its bounds, of each continuous action: several
     discrete actions.
+    In Python `make` is called for the environments instead, with `kwargs`: it returns a Gymnasium environment, a vector
+    environment or an environment of TorchRL, batched or not. It is not saved; config.yaml says what it was called.
     `max_episode_steps` truncates every episode after so many steps, null after as many as it is registered with.
     """
 
@@ -55,8 +61,13 @@ class EnvConfig:
     faults: int = 0
     max_episode_steps: int | None = None
     bins: int | None = None
+    # A callable, so Any: OmegaConf would read its type, and it is no key.
+    make: Any = field(default=None, kw_only=True, repr=False, metadata={"omegaconf_ignore": True})
 
     def __post_init__(self) -> None:
+        if self.make is not None:
+            self.id = made_id(self.make)
+            return
         module, colon, name = self.id.rpartition(":")
         if colon and module:
             self.id = name
@@ -73,6 +84,11 @@ class EnvConfig:
         try:
             if not self.in_one:
                 refuse_endless(env, self.id)
+            elif self._make() is not None and (together := env.batch_size[0]) not in (1, self.count):
+                raise ConfigError(
+                    f"env.count={self.count}: env.id={self.id} makes {together} environments together: give "
+                    f"env.count={together}."
+                )
             # A simulator of tensors has none but the agent's.
             observed, taken = getattr(env, "native_spaces", (None, None))
             return Specs(
@@ -106,6 +122,9 @@ class EnvConfig:
             return self._pooled(count, seed=seed, render_mode=render_mode)
         if self.id.startswith((_TORCH, *_JAX)):
             return self._simulator(count, device or torch.device("cpu"), seed=seed, render_mode=render_mode)
+        make = self._make()
+        if make is not None and is_batched(make, self.id, self.kwargs):
+            return self._handed(make, count, seed=seed)
         env = wrapped(
             SequentialVectorEnv([self.open(render_mode, tolerate_faults=tolerate_faults) for _ in range(count)])
         )
@@ -116,7 +135,9 @@ class EnvConfig:
     @property
     def in_one(self) -> bool:
         """Whether the environments are one batch of tensors or one pool, which no worker can hold a part of."""
-        return self.id.startswith((_TORCH, *_JAX, _POOL))
+        make = self._make()
+        made = make is not None and is_batched(make, self.id, self.kwargs)
+        return made or self.id.startswith((_TORCH, *_JAX, _POOL))
 
     def open(self, render_mode: str | None = None, *, tolerate_faults: bool = False) -> gym.Env[Any, Any]:
         """Opens one Gymnasium environment, at the agent's edge; imports the plugins before.
@@ -125,11 +146,9 @@ class EnvConfig:
         collects that they did not happen.
         """
         modules = load_plugins(self.plugins)
-        make = dmc.open_task if self.id.startswith(dmc.PREFIX) else open_gymnasium
         try:
             with Contained(self.id):
-                made = make(self.id, self.kwargs, render_mode=render_mode, limit=self.max_episode_steps)
-                made = wrap(made, self.wrappers, modules, self.id)
+                made = wrap(self._open_one(render_mode), self.wrappers, modules, self.id)
         except (SystemExit, GeneratorExit) as error:
             raise ConfigError(f"env.id={self.id} cannot be made: its constructor raised {say_where(error)}") from error
         try:
@@ -146,6 +165,14 @@ class EnvConfig:
             raise
         return TolerateFaults(env, self.faults) if tolerate_faults and self.faults else env
 
+    def _open_one(self, render_mode: str | None) -> gym.Env[Any, Any]:
+        limit = self.max_episode_steps
+        if (make := self._make()) is not None:
+            made: gym.Env[Any, Any] = open_made(make, self.id, self.kwargs)
+            return made if limit is None else gym.wrappers.TimeLimit(made, limit)
+        known = dmc.open_task if self.id.startswith(dmc.PREFIX) else open_gymnasium
+        return known(self.id, self.kwargs, render_mode=render_mode, limit=limit)
+
     def _check(self, count: int) -> None:
         if count < 1:
             raise ConfigError(f"env.count={count}: give 1 or more environments.")
@@ -156,7 +183,10 @@ class EnvConfig:
                 f"env.faults={self.faults}: the environments of env.id={self.id} are stepped at once, and a fault of "
                 "one ends the run: give 0."
             )
+        taken = () if self._make() is None else ("kwargs", "ignore")
         for key in ("kwargs", "wrappers", "ignore", "reward_weights", "bounds") if self.in_one else ():
+            if key in taken:
+                continue
             if getattr(self, key):
                 raise ConfigError(f"env.{key}={getattr(self, key)}: env.id={self.id} takes none: leave it out.")
         if self.bounds is not None and not -1e6 <= self.bounds[0] < self.bounds[1] <= 1e6:
@@ -172,6 +202,25 @@ class EnvConfig:
                 f"env.max_episode_steps={self.max_episode_steps}: the episodes of env.id={self.id} are as long as its "
                 "simulator makes them: give null."
             )
+
+    def _make(self) -> Make | None:
+        """What makes the environments where it is a user's function; imports the plugins before."""
+        load_plugins(self.plugins)
+        return find_make(self.id, self.make)
+
+    def _handed(self, make: Make, count: int, *, seed: int | None) -> EnvBase:
+        """Environments that a function makes together, or `count` times one of TorchRL's."""
+        made = open_made(make, self.id, self.kwargs)
+        if isinstance(made, VectorEnv):
+            env = wrapped(VectorAdapter(made, self.id, ignore=self.ignore))
+        else:
+            if not made.batch_size:
+                made.close()
+                made = SerialEnv(count, partial(make, **self.kwargs))
+            env = TorchRLEnv(made, self.id, ignore=self.ignore)
+        if seed is not None:
+            env.set_seed(seed)
+        return env
 
     def _pooled(self, count: int, *, seed: int | None, render_mode: str | None) -> EnvBase:
         if render_mode is not None:

@@ -13,7 +13,7 @@ import imageio.v2 as imageio
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, GymWrapper
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from sac_torchrl.agents.policies import aligned
@@ -132,8 +132,8 @@ def evaluate(
     count = env.batch_size[0]
     shares = [episodes // count + (number < episodes % count) for number in range(count)]
     finished: list[list[tuple[float, int, float]]] = [[] for _ in shares]
-    vector: Any = getattr(env, "_env", None)  # TorchRL's wrapper has no public name for what it wraps
-    success = getattr(vector, "success", None)
+    # TorchRL's wrapper has no public name for what it wraps.
+    success = getattr(env._env, "success", None) if isinstance(env, GymWrapper) else None
     total = torch.zeros(count, dtype=torch.float64)
     length = torch.zeros(count, dtype=torch.int64)
     limit = time_limit(timeout, LATE.format(timeout))

@@ -320,8 +320,6 @@ def test_a_leaf_that_cannot_be_learned_from_is_named(register: Register) -> None
         (spaces.Box(np.array([0, -1], "f"), np.array([np.inf, 1], "f")), "env.bounds=[LOW, HIGH]"),
         (spaces.Box(-1e10, 1e10, (1,)), "env.bounds=[LOW, HIGH]"),
         (spaces.Box(np.array([0, 1], "f"), np.array([2, 1], "f")), "not below"),
-        (spaces.MultiDiscrete([2, 3]), "not a Box of shape (n,)"),
-        (spaces.MultiBinary(3), "not a Box of shape (n,)"),
         (spaces.Dict({"a": BOX}), "not a Box of shape (n,)"),
         (spaces.Tuple([BOX]), "not a Box of shape (n,)"),
         (spaces.Text(3), "not a Box of shape (n,)"),

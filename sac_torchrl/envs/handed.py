@@ -1,0 +1,143 @@
+"""Environments that users make themselves: `EnvConfig(make=...)` and ids that a plugin registered."""
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
+from torchrl.envs import EnvBase
+
+from sac_torchrl.envs.actions import adapt_action
+from sac_torchrl.envs.observations import adapt_observation
+from sac_torchrl.envs.vector import copied, put, seeds
+from sac_torchrl.errors import ConfigError, EnvironmentFault, short
+
+Make = Callable[..., Any]
+
+# The ids of EnvConfig(make=...), which say in config.yaml what made the environment.
+MADE = "python/"
+
+_registered: dict[str, Make] = {}
+_kinds: dict[Make, type] = {}
+
+
+def register(id: str, make: Make) -> None:
+    """Have `env.id=ID` call `make(**env.kwargs)`; a module that does so is named as a plugin on the command line.
+
+    `make` returns a Gymnasium environment, a Gymnasium vector environment or an environment of TorchRL.
+    """
+    _registered[id] = make
+
+
+def made_id(make: Make) -> str:
+    """The id of an environment that a function makes."""
+    name = getattr(make, "__qualname__", type(make).__qualname__)
+    return f"{MADE}{getattr(make, '__module__', None) or 'main'}.{name}"
+
+
+def find_make(id: str, make: Make | None) -> Make | None:
+    """What makes the environments of an id, None where they are known by name.
+
+    Raises ConfigError for the id of a function that is not there: it cannot be saved with a run.
+    """
+    if make is None and id.startswith(MADE):
+        raise ConfigError(
+            f"env.id={id}: a function in Python made this environment, and no file holds it: give it again, as in "
+            "sac.train(..., env=make), or register it in a plugin with sac_torchrl.register(ID, make)."
+        )
+    return make or _registered.get(id)
+
+
+def open_made(make: Make, id: str, arguments: dict[str, Any]) -> Any:
+    """What `make` returns; raises ConfigError for what is no environment of one agent, whatever `make` raises."""
+    try:
+        made = make(**arguments)
+    except Exception as error:
+        raise ConfigError(f"env.id={id} cannot be made: {type(error).__name__}: {short(error)}") from error
+    if hasattr(made, "possible_agents") or getattr(made, "group_map", None):
+        raise ConfigError(f"env.id={id}: {type(made).__name__} is of several agents, and SAC here trains one.")
+    if not isinstance(made, (gym.Env, VectorEnv, EnvBase)):
+        raise ConfigError(
+            f"env.id={id}: what made it returned {short(repr(made))}: return an environment of Gymnasium, a vector "
+            "environment of Gymnasium or an environment of TorchRL."
+        )
+    if isinstance(made, VectorEnv) and made.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
+        made.close()
+        raise ConfigError(
+            f"env.id={id}: its vector environment resets itself, which hides final observations: make it with "
+            "autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED."
+        )
+    _kinds[make] = type(made)
+    return made
+
+
+def is_batched(make: Make, id: str, arguments: dict[str, Any]) -> bool:
+    """Whether `make` returns more than one Gymnasium environment; calls it once to find out."""
+    if make not in _kinds:
+        open_made(make, id, arguments).close()
+    return not issubclass(_kinds[make], gym.Env)
+
+
+def refuse_unpicklable(make: Make | None, id: str) -> None:
+    """Raise ConfigError for a function that cannot be sent to a worker."""
+    try:
+        pickle.dumps(make)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"env.id={id} cannot be sent to workers ({short(error)}): make it by a function of a module, or use "
+            "collector=direct."
+        ) from error
+
+
+class VectorAdapter(VectorEnv[Any, Any, Any]):
+    """A Gymnasium vector environment without autoreset, at the agent's edge; raises EnvironmentFault."""
+
+    autoreset_mode = AutoresetMode.DISABLED
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any], id: str, *, ignore: list[str]) -> None:
+        self._envs, self._id = envs, id
+        self.num_envs = envs.num_envs
+        self.metadata = envs.metadata
+        self.render_mode = envs.render_mode
+        self.native_spaces = envs.single_observation_space, envs.single_action_space
+        self.single_observation_space, self._observed = adapt_observation(envs.single_observation_space, id, ignore)
+        self.single_action_space, self._taken = adapt_action(envs.single_action_space, id)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._observations: Any = create_empty_array(self.single_observation_space, self.num_envs)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start episodes, those of `options["reset_mask"]` or all; an integer seeds each environment differently."""
+        given = list(seeds(seed, self.num_envs)) if isinstance(seed, int) else seed
+        observations, _ = self._envs.reset(seed=given, options=options)
+        return self._see(observations), {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Take an action in every environment."""
+        taken = [self._taken(action) for action in actions]
+        chosen = concatenate(
+            self._envs.single_action_space, taken, create_empty_array(self._envs.single_action_space, self.num_envs)
+        )
+        observations, rewards, terminated, truncated, _ = self._envs.step(chosen)
+        if not np.isfinite(rewards).all():
+            raise EnvironmentFault(f"env.id={self._id} returned the rewards {short(rewards)}, not all finite.")
+        return self._see(observations), np.asarray(rewards, np.float64), terminated, truncated, {}
+
+    def close_extras(self, **options: Any) -> None:
+        """Close them."""
+        self._envs.close()
+
+    def _see(self, observations: Any) -> Any:
+        for number, observation in enumerate(iterate(self._envs.observation_space, observations)):
+            try:
+                put(self._observations, number, self._observed(observation))
+            except (TypeError, ValueError) as error:
+                raise EnvironmentFault(
+                    f"environment {number} of env.id={self._id} returned {short(repr(observation))}, {error}."
+                ) from error
+        return copied(self._observations)
