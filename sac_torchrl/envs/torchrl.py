@@ -41,8 +41,9 @@ class TorchRLEnv(EnvBase):
         self._held: TensorDictBase | None = None
         if len(env.batch_size) != 1:
             raise ConfigError(f"env.id={id}: its batch size is {tuple(env.batch_size)}: give one of (count,).")
-        if len(env.action_keys) != 1 or len(env.reward_keys) != 1:
-            raise ConfigError(f"env.id={id}: it has {len(env.action_keys)} actions and {len(env.reward_keys)} rewards.")
+        keys = [*env.action_keys, *env.reward_keys]
+        if len(keys) != 2 or not all(isinstance(key, str) for key in keys):
+            raise ConfigError(f"env.id={id}: its actions and rewards are {keys}, of several agents: give one of each.")
         self._leaves = self._find(ignore)
         specs = {name: _observed(spec, id, name) for name, spec in self._leaves.values()}
         observation = next(iter(specs.values())) if list(specs) == ["observation"] else Composite(specs)
