@@ -68,7 +68,7 @@ def measure(name: str, variant: Any, device: torch.device, **learner_options: An
     count(f"{name}: an update, eager", 4, lambda: eager.update(batch))
     count(f"{name}: a log line", 1, lambda: (learner.metrics(), experience.metrics()))
     test_env = env.build(count=4, device=device, seed=1)
-    count(f"{name}: a step of an evaluation", 1, lambda: sac.evaluate(agent.actor, test_env, episodes=4, seed=1))
+    count(f"{name}: an evaluation of 200 steps", 1, lambda: sac.evaluate(agent.actor, test_env, episodes=4, seed=1))
 
 
 if __name__ == "__main__":

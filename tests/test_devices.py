@@ -20,7 +20,8 @@ from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.normalization import with_normalization
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.collectors.experience import Experience
-from sac_torchrl.envs.tensors import TORCH, Pendulum
+from sac_torchrl.envs.classic import TORCH
+from sac_torchrl.envs.tensors import Pendulum
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.learner.learner import Execution, Learner, LearnerConfig, Precision
 from sac_torchrl.replay.buffer import ReplayConfig, Storage

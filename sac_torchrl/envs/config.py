@@ -12,12 +12,12 @@ from torchrl.envs import EnvBase, SerialEnv
 
 from sac_torchrl.envs import dmc
 from sac_torchrl.envs.adapter import SpaceAdapter, TolerateFaults, say_where
+from sac_torchrl.envs.classic import TORCH
 from sac_torchrl.envs.contained import Contained
 from sac_torchrl.envs.ends import refuse_endless
 from sac_torchrl.envs.gymnasium import open_gymnasium
 from sac_torchrl.envs.handed import Make, VectorAdapter, find_make, is_batched, made_id, open_made
 from sac_torchrl.envs.plugins import load_plugins, wrap
-from sac_torchrl.envs.tensors import TORCH
 from sac_torchrl.envs.torchrl import TorchRLEnv
 from sac_torchrl.envs.vector import SequentialVectorEnv, wrapped
 from sac_torchrl.errors import ConfigError, nearest
@@ -32,7 +32,8 @@ _POOL = "envpool/"
 class EnvConfig:
     """A Gymnasium id, or `dmc/DOMAIN-TASK` for DeepMind Control, and how many of it are stepped together.
 
-    `torch/pendulum`, `torch/cartpole`, `brax/TASK` and `playground/TASK` are simulators of tensors, for thousands of
+    `torch/pendulum`, `torch/cartpole`, `torch/acrobot`, `torch/mountain_car`, `torch/mountain_car_continuous`,
+    `brax/TASK` and `playground/TASK` are simulators of tensors, for thousands of
     environments, and `envpool/TASK` is stepped by EnvPool's threads.
     `plugins` names modules imported before the id is looked up: importing one registers its environments, and of
     MODULE:FUNCTION the function is called. An id MODULE:ID means the id ID and the plugin MODULE.

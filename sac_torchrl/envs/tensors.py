@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -132,7 +132,7 @@ class Physics(TensorEnv):
         return self.observe(self.state), reward, terminated
 
 
-def _wrapped(angle: Tensor) -> Tensor:
+def wrapped(angle: Tensor) -> Tensor:
     """The same angle in [-pi, pi)."""
     return (angle + math.pi) % (2 * math.pi) - math.pi
 
@@ -158,9 +158,9 @@ class Pendulum(Physics):
         """Apply a torque of twice the action, in N m, for 50 ms."""
         angle, speed = state.unbind(-1)
         torque = (2.0 * action.clamp(-1.0, 1.0)).squeeze(-1)
-        cost = _wrapped(angle) ** 2 + 0.1 * speed**2 + 0.001 * (torque**2)
+        cost = wrapped(angle) ** 2 + 0.1 * speed**2 + 0.001 * (torque**2)
         speed = (speed + (15.0 * angle.sin() + 3.0 * torque) * 0.05).clamp(-8.0, 8.0)
-        angle = _wrapped(angle + speed * 0.05)
+        angle = wrapped(angle + speed * 0.05)
         return torch.stack([angle, speed], -1), -cost, torch.zeros_like(cost, dtype=torch.bool)
 
     def observe(self, state: Tensor) -> Tensor:
@@ -193,6 +193,3 @@ class CartPole(Physics):
         state = state + seconds * torch.stack([speed, faster, turning, turning_faster], -1)
         fallen = (state[:, 0].abs() > 2.4) | (state[:, 2].abs() > 12 * torch.pi / 180)
         return state, torch.ones_like(place), fallen
-
-
-TORCH: dict[str, Callable[[int, torch.device], TensorEnv]] = {"pendulum": Pendulum, "cartpole": CartPole}

@@ -246,11 +246,12 @@ def _play_tensors(actor: TensorDictModuleBase, env: TensorEnv, shares: Tensor) -
     returns = torch.zeros(count, most, dtype=torch.float64, device=device)
     lengths = torch.zeros(count, most, dtype=torch.int64, device=device)
     total, length, played = torch.zeros_like(returns[:, 0]), torch.zeros_like(lengths[:, 0]), torch.zeros_like(share)
-    weight = next(actor.parameters(), None)
+    there = next((weight.device for weight in actor.parameters()), device)
     observation = env.reset()["observation"]
     for number in itertools.count(1):
-        seen = TensorDict({"observation": observation}, batch_size=env.batch_size)
-        action = actor(seen if weight is None else seen.to(weight.device))["action"].to(device)
+        # A TensorDict that moves would wait for what it moved.
+        seen = TensorDict({"observation": observation.to(there)}, batch_size=env.batch_size)
+        action = actor(seen)["action"].to(device)
         _, reward, terminated, truncated = env.take(action)
         done = (terminated | truncated).reshape(-1)
         total += reward.reshape(-1)

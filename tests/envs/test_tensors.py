@@ -30,8 +30,9 @@ from sac_torchrl import (
     tanh_normal_actor,
 )
 from sac_torchrl.collectors.experience import CollectorConfig
+from sac_torchrl.envs.classic import TORCH
 from sac_torchrl.envs.state import capture, restore
-from sac_torchrl.envs.tensors import CartPole, Pendulum, TensorEnv
+from sac_torchrl.envs.tensors import TensorEnv
 from sac_torchrl.trees import decode, encode
 
 CPU = torch.device("cpu")
@@ -39,38 +40,51 @@ BRAX = pytest.mark.skipif(importlib.util.find_spec("brax") is None, reason="need
 PLAYGROUND = pytest.mark.skipif(importlib.util.find_spec("mujoco_playground") is None, reason="needs playground")
 
 
-@pytest.mark.parametrize("id", ["torch/pendulum", "torch/cartpole"])
+@pytest.mark.parametrize("id", [f"torch/{name}" for name in TORCH])
 def test_specs_are_what_the_simulator_gives(id: str) -> None:
     env = EnvConfig(id, 5).build(seed=1)
     assert env.batch_size == (5,)
     check_env_specs(env)
 
 
-@pytest.mark.parametrize(("simulator", "id"), [(Pendulum, "Pendulum-v1"), (CartPole, "CartPole-v1")])
-def test_dynamics_are_gymnasiums(simulator: type[TensorEnv], id: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "id", "goal"),  # what a state shortly before the end of an episode is, where chance does not lead there
+    [
+        ("pendulum", "Pendulum-v1", None),
+        ("cartpole", "CartPole-v1", None),
+        ("acrobot", "Acrobot-v1", [2.0, 0.0, 2.5, 1.0]),
+        ("mountain_car", "MountainCar-v0", [0.3, 0.065]),
+        ("mountain_car_continuous", "MountainCarContinuous-v0", [0.3, 0.065]),
+    ],
+)
+def test_dynamics_are_gymnasiums(name: str, id: str, goal: list[float] | None) -> None:
     count, steps = 3, 30
-    ours = simulator(count, CPU)  # type: ignore[call-arg]  # those of the tasks take no more
+    ours: Any = TORCH[name](count, CPU)
     ours.set_seed(4)
-    observation = ours.reset()["observation"]
-    theirs = [gym.make(id).unwrapped for _ in range(count)]
-    for env, state in zip(theirs, ours.state, strict=True):  # type: ignore[arg-type]
+    ours.reset()
+    if goal is not None:
+        ours.state[0] = torch.tensor(goal)
+    theirs: list[Any] = [gym.make(id).unwrapped for _ in range(count)]
+    for env, state in zip(theirs, ours.state, strict=True):
         env.reset()
-        env.state = state.double().numpy()  # type: ignore[attr-defined]
+        env.state = state.double().numpy()
     rng = np.random.default_rng(0)
     running, compared = np.ones(count, bool), 0
+    discrete = isinstance(theirs[0].action_space, gym.spaces.Discrete)
     for _ in range(steps):
-        actions = rng.integers(2, size=count) if id == "CartPole-v1" else rng.uniform(-1, 1, (count, 1))
-        given = torch.as_tensor(actions, dtype=torch.int64 if id == "CartPole-v1" else torch.float32)
+        actions = rng.integers(theirs[0].action_space.n, size=count) if discrete else rng.uniform(-1, 1, (count, 1))
+        given = torch.as_tensor(actions, dtype=torch.int64 if discrete else torch.float32)
         observation, reward, terminated = ours.advance(given)
         for number in np.flatnonzero(running):
-            action = actions[number] if id == "CartPole-v1" else 2 * actions[number]
-            seen, gained, fell, _, _ = theirs[number].step(action)
-            assert observation[number].numpy() == pytest.approx(seen, abs=2e-4)
+            action = actions[number] if discrete else theirs[number].action_space.high * actions[number]
+            seen, gained, ended, _, _ = theirs[number].step(action)
+            assert observation[number].numpy() == pytest.approx(seen, abs=5e-4)
             assert reward[number].item() == pytest.approx(gained, abs=2e-4)
-            assert terminated[number].item() == fell
-            running[number] = not fell
+            assert terminated[number].item() == ended
+            running[number] = not ended
             compared += 1
     assert compared > 20
+    assert goal is None or not running[0]
 
 
 class Clock(TensorEnv):
@@ -289,6 +303,8 @@ def test_playgrounds_physics_is_mujocos() -> None:
     [
         ("torch/pendulum", 3),
         ("torch/cartpole", 3),
+        ("torch/acrobot", 3),
+        ("torch/mountain_car", 3),
         pytest.param("brax/inverted_pendulum", 64, marks=BRAX),
         pytest.param("playground/PendulumSwingup", 3, marks=PLAYGROUND),
     ],
