@@ -1,8 +1,11 @@
 """Files that are written whole and durable: after a crash a file holds its old content or its new one."""
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 
@@ -27,6 +30,28 @@ def replacing(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextmanager
+def open_plain(path: Path) -> Iterator[BufferedReader]:
+    """Open a file that somebody else may have put there: no link is followed and nothing is waited for.
+
+    Raises OSError for all but a plain file.
+    """
+    # O_NONBLOCK, or a named pipe that nobody writes to is waited for.
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123 - a descriptor
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is not a plain file", str(path))
+        yield file
+
+
+def read_plain(path: Path, *, most: int) -> bytes:
+    """Read such a file; raises OSError where it has more than `most` bytes."""
+    with open_plain(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"has more than {most:,} bytes", str(path))
+    return content
 
 
 def temporary(path: Path) -> Path:

@@ -1,17 +1,22 @@
 """Settings from presets, run folders, Python and the command line, in one form."""
 
+import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import AliasToken, YAMLError
 
 from sac_torchrl.config.schema import TrainConfig
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.files import read_plain
 
+_MOST, _DEEPEST = 1_000_000, 100  # bytes and brackets of a preset or a config.yaml
 PACKAGE = Path(__file__).parents[1]
 # Beside the package in a clone, inside it where it was installed from a wheel.
 SHIPPED = next(path for path in (PACKAGE / "recipes", PACKAGE.parent / "recipes") if path.is_dir())
@@ -58,11 +63,24 @@ def layer(content: Mapping[str, Any], *, source: str = "") -> Layer:
     return Layer(names, tuple(_flat(content, "", source)), head)
 
 
+def _depth(text: str) -> int:
+    """How many brackets are open at most."""
+    return max(accumulate((character in "[{") - (character in "]}") for character in text), default=0)
+
+
 def read(path: Path) -> Layer:
     """Read a preset or the config.yaml of a run; raises ConfigError where the file holds no YAML mapping."""
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        # A preset may be a link; what it leads to is looked at.
+        text = read_plain(path.resolve(), most=_MOST).decode()
+        if _depth(text) > _DEEPEST:
+            raise ConfigError(f"{path} is nested more than {_DEEPEST} deep.")
+        if any(isinstance(token, AliasToken) for token in yaml.scan(text)):
+            raise ConfigError(f"{path} has an alias (*NAME): write the value out.")
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except RecursionError as error:
+        raise ConfigError(f"{path} cannot be read as YAML: it is nested too deep.") from error
+    except (YAMLError, ValueError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no settings: give lines KEY: VALUE.")

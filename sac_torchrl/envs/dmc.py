@@ -1,5 +1,6 @@
 """DeepMind Control tasks as Gymnasium environments."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +37,9 @@ def open_task(
         # Some tasks (lqr) draw their model from `random` when loaded. One model serves all environments of
         # a run, evaluation included; the episodes are seeded by reset(seed=...).
         try:
-            task = suite.load(*known[id], task_kwargs={"random": 0, **arguments})
+            # A limit that is asked for takes the place of the task's own, which may be shorter.
+            own = {} if limit is None else {"time_limit": math.inf}
+            task = suite.load(*known[id], task_kwargs={"random": 0, **own, **arguments})
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"env.id={id} cannot be made: {short(error)}: env.kwargs are those of its task."

@@ -156,6 +156,8 @@ class Checkpoints:
         restore_priorities(self._buffer, saved.state["rows"].get("priorities", {}))
 
     def _check_fits(self, saved: Snapshot) -> None:
+        if missing := {"parts", "rows", "generators"} - set(saved.state):
+            raise CheckpointError(f"the checkpoint at {saved.frames} frames holds no {min(missing)}: it is of no run.")
         parts, rows = saved.state["parts"], saved.state["rows"]
         if parts.keys() != self._parts.keys():
             raise CheckpointError(

@@ -29,14 +29,17 @@ import torchrl
 from safetensors import SafetensorError
 
 from sac_torchrl.errors import CheckpointError
-from sac_torchrl.files import sync, temporary, write_whole
+from sac_torchrl.files import open_plain, read_plain, sync, temporary, write_whole
 from sac_torchrl.trees import Tree, decode, encode
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+# What a manifest or a state in JSON may take before it is read: those of long runs take some 100 kB.
+_MOST, _MOST_VALUES = 64_000_000, 2_000_000
 _LIBRARIES = (torch, torchrl, tensordict, safetensors)
 _TENSORS, _SKELETON, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
+_FRAMES = re.compile(r"0|[1-9][0-9]{0,17}")
 _SEGMENT = re.compile(r"[0-9]+-[0-9]+\.safetensors")
 _DEBRIS = re.compile(r"\.tmp-[0-9]+(-[0-9]+\.safetensors)?")  # what a process that was killed leaves
 
@@ -131,6 +134,8 @@ def verify(path: Path) -> Snapshot:
         for name in (_TENSORS, _SKELETON):
             _check(path / name, **manifest["files"][name])
         segments = [Segment(**entry) for entry in manifest["rows"]]
+        if (path.parent / "rows").is_symlink():
+            raise CheckpointError(f"{path.parent / 'rows'}: is a link")
         for segment in segments:
             _check(segment.path(path.parent), size=segment.size, sha256=segment.sha256)
         tensors = safetensors.torch.load_file(path / _TENSORS)
@@ -138,7 +143,7 @@ def verify(path: Path) -> Snapshot:
         _check_rows(state, segments)
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT} ({error!r})") from error
     return Snapshot(manifest["frames"], state, segments)
 
@@ -196,7 +201,8 @@ def frames_in(folder: Path) -> list[int]:
     """The frames of the checkpoints below `folder`, newest first, intact or not."""
     if not folder.is_dir():
         return []
-    return sorted((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), reverse=True)
+    folders = (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+    return sorted((int(path.name) for path in folders if _FRAMES.fullmatch(path.name)), reverse=True)
 
 
 def discard(path: Path) -> None:
@@ -232,7 +238,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     seal = _read_json(path / _MANIFEST)
     manifest: dict[str, Any] = seal["manifest"]
     sealed = hashlib.sha256(_json(manifest)).hexdigest() == seal["sha256"]
-    if not sealed or (path / _MANIFEST).read_bytes() != _json(seal):
+    if not sealed or read_plain(path / _MANIFEST, most=_MOST) != _json(seal):
         raise CheckpointError(f"{path / _MANIFEST}: its SHA-256 differs")
     if manifest["format"] != FORMAT:
         raise CheckpointError(f"{path}: has format {manifest['format']}, this version reads {FORMAT}")
@@ -244,16 +250,18 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> Any:
+    content = read_plain(path, most=_MOST)
+    # An empty list takes three bytes there and thirty times as many in memory.
+    if sum(map(content.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise CheckpointError(f"{path}: holds more than {_MOST_VALUES:,} values")
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON") from error
 
 
 def _check(path: Path, *, size: int, sha256: str) -> None:
-    if path.is_symlink():
-        raise CheckpointError(f"{path}: is a link")
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         if (found := os.fstat(file.fileno()).st_size) != size:
             raise CheckpointError(f"{path}: has {found} of {size} bytes")
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:

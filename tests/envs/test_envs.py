@@ -486,3 +486,13 @@ def test_opening_leaves_no_words_and_no_files(tmp_path: Path) -> None:
     )
     assert (run.stdout, run.stderr) == ("", "")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", [3, 1000, 1004])
+def test_a_limit_takes_the_place_of_that_of_a_deepmind_control_task(limit: int) -> None:
+    """Also a longer one: these have 1,000 steps."""
+    env = EnvConfig("dmc/cartpole-balance", max_episode_steps=limit).open()
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(1, np.float32))[2:4] for _ in range(limit)]
+    assert ends == [(False, False)] * (limit - 1) + [(False, True)]
+    env.close()
