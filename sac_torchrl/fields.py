@@ -83,6 +83,11 @@ def field(
     return result
 
 
+def keys(config: Any) -> list[dataclasses.Field[Any]]:
+    """The fields of a config that are keys: all but those that only Python can set (`omegaconf_ignore`)."""
+    return [part for part in dataclasses.fields(config) if not part.metadata.get("omegaconf_ignore")]
+
+
 def doc(declared: dataclasses.Field[Any]) -> Doc:
     """The explanation and the range of a field; an empty one for a field of plain dataclasses."""
     documented: Doc = declared.metadata.get(_DOC, Doc(""))

@@ -144,12 +144,13 @@ def train(
 def _taken_out(keys: dict[str, Any]) -> Callable[..., Any] | None:
     """Take the function that makes the environments out of the keys of `train`: no file could hold it."""
     env = keys.get("env")
+    make: Callable[..., Any]
     if callable(env):
-        del keys["env"]
-        return env
+        make = keys.pop("env")
+        return make
     if isinstance(env, Mapping) and "make" in env:
         keys["env"] = {name: value for name, value in env.items() if name != "make"} | {"id": made_id(env["make"])}
-        make: Callable[..., Any] = env["make"]
+        make = env["make"]
         return make
     return None
 

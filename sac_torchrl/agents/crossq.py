@@ -1,7 +1,7 @@
 """CrossQ: no target networks, because the critics normalize present and next actions together."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.losses import AlphaForm, SACv2Loss, Terms, draw
 from sac_torchrl.agents.networks import Init, NetworkConfig
 from sac_torchrl.agents.variant import Variant, actor_and_critics, assemble
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.fields import field
 from sac_torchrl.specs import Specs
 
 
@@ -21,33 +21,27 @@ from sac_torchrl.specs import Specs
 class CrossQ(Variant):
     """SAC without target networks, with batch renormalization (Bhatt et al. 2024, arXiv 1902.05605v4).
 
-    Two wide critics, `critic_hidden`, see (s, a) and (s', a') as one batch, so that both are normalized alike. Actor
-    (`network`) and critics normalize their input and every hidden layer behind its activation; the running statistics
-    keep `momentum` of themselves at an update and take over after `warmup` updates, by which r and d are bounded
-    (arXiv 1702.03275). Numbers and initial weights: the authors' code.
+    Wide critics see (s, a) and (s', a') as one batch, so that both are normalized alike. Actor and critics normalize
+    their input and every hidden layer behind its activation, with r and d bounded as in arXiv 1702.03275. Numbers and
+    initial weights: the authors' code.
     """
 
     training: ClassVar[Mapping[str, Any]] = {
         "learner": {"lr": 1e-3, "betas": [0.5, 0.999], "actor_every": 3, "order": "critics_first"}
     }
 
-    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(init=Init.lecun_normal))
-    critic_hidden: list[int] = field(default_factory=lambda: [2048, 2048])
-    critics: int = 2
-    gamma: float = 0.99
-    alpha: float = 1.0
-    fixed_alpha: bool = False
-    target_entropy: float | None = None
-    alpha_form: AlphaForm = AlphaForm.alpha
-    momentum: float = 0.99
-    warmup: int = 100_000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"variant.momentum={self.momentum}: give a number from 0 to below 1.")
-        if self.warmup < 0:
-            raise ConfigError(f"variant.warmup={self.warmup}: give a number of updates, 0 or more.")
+    network: NetworkConfig = field(NetworkConfig(init=Init.lecun_normal), "the networks of actor and critics")
+    critic_hidden: list[int] = field([2048, 2048], "widths of the critics' hidden layers", least=1)
+    critics: int = field(2, "Q networks", least=1)
+    gamma: float = field(0.99, "discount", least=0, most=1)
+    alpha: float = field(1.0, "temperature, the first one where it is learned", above=0)
+    fixed_alpha: bool = field(False, "keep the temperature at alpha")
+    target_entropy: float | None = field(
+        None, "entropy that the temperature keeps, in nats; null: minus the number of action dimensions"
+    )
+    alpha_form: AlphaForm = field(AlphaForm.alpha, "factor of the temperature's loss: log_alpha or alpha itself")
+    momentum: float = field(0.99, "part of the running statistics that stays at an update", least=0, below=1)
+    warmup: int = field(100_000, "updates before running statistics replace the batch's", least=0)
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and loss; raises ConfigError where actions are discrete."""

@@ -1,7 +1,8 @@
 """Soft Actor-Critic for discrete actions."""
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from sac_torchrl.agents.policies import categorical_actor
 from sac_torchrl.agents.temperature import BoundedTemperature
 from sac_torchrl.agents.variant import Variant, assemble, with_hidden
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.fields import field
 from sac_torchrl.specs import Specs
 
 
@@ -23,73 +25,62 @@ from sac_torchrl.specs import Specs
 class DiscreteSAC(Variant):
     """Soft Actor-Critic for discrete actions, with exact expectations (Christodoulou 2019, arXiv 1910.07207).
 
-    As `SAC`, but the entropy target is `target_entropy_ratio` times log(number of actions), the entropy of the
-    uniform policy. The paper's 0.98 keeps the policy almost uniform where few actions matter. And alpha begins at 0.1,
-    as in pytorch_sac: at 1 the bonus for entropy outweighs a rare reward, and ending an episode is the worst there is.
-    A `tau` of 0.02 lets values approach their scale in 1 / (tau (1 - gamma)) = 5,000 updates instead of 20,000.
+    The entropy target is a part of log(number of actions), the entropy of the uniform policy. The paper's 0.98 keeps
+    the policy almost uniform where few actions matter. And alpha begins at 0.1, as in pytorch_sac: at 1 the bonus for
+    entropy outweighs a rare reward, and ending an episode is the worst there is. A `tau` of 0.02 lets values approach
+    their scale in 1 / (tau (1 - gamma)) = 5,000 updates instead of 20,000. A warning is logged when the entropy cannot
+    reach its target, see `temperature.BoundedTemperature`.
 
-    The target moves on a line from that ratio to `target_entropy_ratio_end` in the first `target_entropy_updates`
-    updates (null: it stays). A learned temperature is kept within `min_alpha` and `max_alpha` after each update (null:
-    no bound); a warning tells when the entropy cannot reach its target, see `temperature.KeptTemperature`.
-
-    With several discrete actions (MultiDiscrete, MultiBinary) the policy chooses each of them independently, the
-    entropies add up, and `critic` says what the critics value, see `multi_discrete.ActionCritic`; targets of a joint
-    critic sum over all joint actions where there are at most `enumerate_up_to`. Without `critic_entropy` the critics'
-    target has no entropy term (Asad et al. 2025, arXiv 2509.09838).
-
-    The other fields are what the systems of SAC differ in: `critic_hidden` (null: as the actor's), `reward_scale`,
-    and the terms of the loss, see `losses.Terms`.
+    With several discrete actions (MultiDiscrete, MultiBinary) the policy chooses each of them independently, and the
+    entropies add up. The terms of the loss in which systems differ are explained in `losses.Terms`.
     """
 
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    critics: int = 2
-    gamma: float = 0.99
-    tau: float = 0.02
-    alpha: float = 0.1
-    fixed_alpha: bool = False
-    target_entropy_ratio: float = 0.2
-    target_entropy_ratio_end: float | None = None
-    target_entropy_updates: int = 0
-    min_alpha: float | None = None
-    max_alpha: float | None = None
-    critic_hidden: list[int] | None = None
-    actor_q: CriticReduction = CriticReduction.min
-    target_q: CriticReduction = CriticReduction.min
-    q_clip: float | None = None
-    entropy_penalty: float = 0.0
-    alpha_form: AlphaForm = AlphaForm.log_alpha
-    reward_scale: float = 1.0
-    critic_loss_scale: float = 1.0
-    head: Head = Head.auto
-    critic: ActionCritic = ActionCritic.joint
-    enumerate_up_to: int = 64
-    critic_entropy: bool = True
+    network: NetworkConfig = field(NetworkConfig(), "the networks of actor and critics")
+    critics: int = field(2, "Q networks", least=1)
+    gamma: float = field(0.99, "discount", least=0, most=1)
+    tau: float = field(0.02, "part of the critics that enters the target networks at a step", above=0, most=1)
+    alpha: float = field(0.1, "temperature, the first one where it is learned", above=0)
+    fixed_alpha: bool = field(False, "keep the temperature at alpha")
+    target_entropy_ratio: float = field(
+        0.2, "entropy that the temperature keeps, as a part of the uniform policy's", least=0, below=1
+    )
+    target_entropy_ratio_end: float | None = field(
+        None, "target_entropy_ratio after target_entropy_updates, on a line; null: it stays", least=0, below=1
+    )
+    target_entropy_updates: int = field(0, "updates until target_entropy_ratio_end", least=0)
+    min_alpha: float | None = field(None, "lower bound of a learned temperature; null: none", least=0)
+    max_alpha: float | None = field(None, "upper bound of a learned temperature; null: none", above=0)
+    critic_hidden: list[int] | None = field(None, "widths of the critics' hidden layers; null: network.hidden", least=1)
+    actor_q: CriticReduction = field(CriticReduction.min, "how the actor combines the critics")
+    target_q: CriticReduction = field(CriticReduction.min, "how the target combines the critics")
+    q_clip: float | None = field(
+        None, "bound of a critic's change against its target network (Zhou et al. 2022, arXiv 2209.10081)", above=0
+    )
+    entropy_penalty: float = field(
+        0.0, "factor of the penalty on leaving the behavior policy's entropy (Zhou et al. 2022)", least=0
+    )
+    alpha_form: AlphaForm = field(AlphaForm.log_alpha, "factor of the temperature's loss: log_alpha or alpha itself")
+    reward_scale: float = field(1.0, "factor of rewards in the loss", above=0)
+    critic_loss_scale: float = field(1.0, "factor of the critics' loss", above=0)
+    head: Head = field(Head.auto, "loss: TorchRL's where it has the head, or the seam's")
+    critic: ActionCritic = field(ActionCritic.joint, "what critics value of several actions: see ActionCritic")
+    enumerate_up_to: int = field(
+        64, "joint actions that a joint critic's target sums over at most", least=0, most=MOST_ENUMERATED
+    )
+    critic_entropy: bool = field(True, "entropy in the critics' target; false: Asad et al. 2025, arXiv 2509.09838")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.entropy_penalty < math.inf:
-            raise ConfigError(f"variant.entropy_penalty={self.entropy_penalty}: give 0 or more.")
-        for name in ("target_entropy_ratio", "target_entropy_ratio_end"):
-            ratio = getattr(self, name)
-            if ratio is not None and not 0 <= ratio < 1:
-                raise ConfigError(
-                    f"variant.{name}={ratio}: no policy is more random than uniform; give a number from 0 to below 1."
-                )
-        if (self.target_entropy_ratio_end is None) != (self.target_entropy_updates == 0):
-            raise ConfigError(
-                f"variant.target_entropy_ratio_end={self.target_entropy_ratio_end} and "
-                f"variant.target_entropy_updates={self.target_entropy_updates} belong together: give both, or neither."
-            )
-        if self.target_entropy_updates < 0:
-            raise ConfigError(f"variant.target_entropy_updates={self.target_entropy_updates}: give 0 or more.")
-        if not 0 <= self.enumerate_up_to <= MOST_ENUMERATED:
-            raise ConfigError(f"variant.enumerate_up_to={self.enumerate_up_to}: give 0 to {MOST_ENUMERATED}.")
+    def _rules(self) -> Iterator[tuple[bool, str]]:
         low, high = self.alpha_bounds()
-        if not 0 <= low <= self.alpha <= high:
-            raise ConfigError(
-                f"variant.alpha={self.alpha} does not lie from variant.min_alpha={self.min_alpha} to "
-                f"variant.max_alpha={self.max_alpha}."
-            )
+        yield (
+            (self.target_entropy_ratio_end is None) == (self.target_entropy_updates == 0),
+            f"variant.target_entropy_ratio_end={self.target_entropy_ratio_end} and "
+            f"variant.target_entropy_updates={self.target_entropy_updates} belong together: give both, or neither.",
+        )
+        yield (
+            0 <= low <= self.alpha <= high,
+            f"variant.alpha={self.alpha} does not lie from variant.min_alpha={self.min_alpha} to "
+            f"variant.max_alpha={self.max_alpha}.",
+        )
 
     @property
     def needs_entropy(self) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sac_torchrl.agents.redq import REDQ
+from sac_torchrl.fields import field
 
 
 @dataclass
@@ -13,6 +14,6 @@ class DroQ(REDQ):
     (figure 2); target critics drop units too. All critics enter the target, and the actor climbs their mean.
     """
 
-    critics: int = 2
-    dropout: float = 0.01
-    layer_norm: bool = True
+    critics: int = field(2, "Q networks", least=1)
+    dropout: float = field(0.01, "probability that a unit of a critic is dropped", least=0, below=1)
+    layer_norm: bool = field(True, "layer norm behind the critics' linear layers")

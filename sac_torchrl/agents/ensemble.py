@@ -11,25 +11,27 @@ from torchrl.objectives import LossModule
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.policies import StdForm
 from sac_torchrl.agents.variant import Variant, actor_and_critics, assemble
+from sac_torchrl.fields import field
 from sac_torchrl.specs import Specs
 
 
 @dataclass
 class Ensemble(Variant):
-    """What they have: `critics` Q networks with discount `gamma`, and targets that move by `tau`.
+    """What variants with an ensemble of critics and a learned temperature share.
 
-    The temperature starts at `alpha` and is learned so that the policy's entropy in the [-1, 1] action space meets
-    `target_entropy` (null: minus the number of action dimensions), or stays at `alpha` where `fixed_alpha` is true.
+    The temperature is learned so that the policy's entropy in the [-1, 1] action space meets `target_entropy`.
     """
 
     entropy_per_dimension: ClassVar[float] = -1.0
 
-    critics: int = 2
-    gamma: float = 0.99
-    tau: float = 0.005
-    alpha: float = 1.0
-    fixed_alpha: bool = False
-    target_entropy: float | None = None
+    critics: int = field(2, "Q networks", least=1)
+    gamma: float = field(0.99, "discount", least=0, most=1)
+    tau: float = field(0.005, "part of the critics that enters the target networks at a step", above=0, most=1)
+    alpha: float = field(1.0, "temperature, the first one where it is learned", above=0)
+    fixed_alpha: bool = field(False, "keep the temperature at alpha")
+    target_entropy: float | None = field(
+        None, "entropy that the temperature keeps, in nats; null: the variant's, per action dimension"
+    )
 
     def _build(
         self,

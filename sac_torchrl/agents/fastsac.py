@@ -1,7 +1,7 @@
 """FastSAC: critics of the return's distribution, for thousands of environments at once."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from sac_torchrl.agents.losses import AlphaForm, CriticReduction, SACv2Loss, Ter
 from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.policies import BoundedLogStd
 from sac_torchrl.agents.variant import with_hidden
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.fields import field
 from sac_torchrl.specs import SPAN, Specs
 
 
@@ -26,12 +26,11 @@ from sac_torchrl.specs import SPAN, Specs
 class FastSAC(Ensemble):
     """SAC with categorical critics and a narrow policy to begin with (amazon-far/holosoma, FastSACConfig).
 
-    Each of `critics` networks, `critic_hidden`, gives probabilities to `atoms` returns from `v_min` to `v_max` and
-    learns from its own target (C51: Bellemare et al. 2017, arXiv 1707.06887); the actor (`network`) climbs the mean of
-    their expectations. All have layer normalization and SiLU. The policy's last layer begins at zero and its logarithms
-    of standard deviations lie in [-5, 0], so that they begin at -2.5. Rewards, times `reward_scale`, have to bring
-    returns within the bounds: `train/clipped` tells how much of the targets lies beyond them. A null `target_entropy`
-    is 0. Numbers: holosoma's configuration and code.
+    Each critic gives probabilities to `atoms` returns from `v_min` to `v_max` and learns from its own target (C51:
+    Bellemare et al. 2017, arXiv 1707.06887); the actor climbs the mean of their expectations. All have layer
+    normalization and SiLU. The policy's last layer begins at zero and its logarithms of standard deviations lie in
+    [-5, 0], so that they begin at -2.5. `train/clipped` is the part of the targets beyond the bounds. A null
+    `target_entropy` is 0. Numbers: holosoma's configuration and code.
     """
 
     training: ClassVar[Mapping[str, Any]] = {
@@ -40,23 +39,22 @@ class FastSAC(Ensemble):
     }
     entropy_per_dimension: ClassVar[float] = 0.0
 
-    network: NetworkConfig = field(default_factory=lambda: NetworkConfig([512, 256, 128]))
-    critic_hidden: list[int] = field(default_factory=lambda: [768, 384, 192])
-    gamma: float = 0.97
-    tau: float = 0.125
-    alpha: float = 0.001
-    alpha_form: AlphaForm = AlphaForm.alpha
-    reward_scale: float = 1.0
-    atoms: int = 101
-    v_min: float = -20.0
-    v_max: float = 20.0
+    network: NetworkConfig = field(NetworkConfig([512, 256, 128]), "the networks of the actor")
+    critic_hidden: list[int] = field([768, 384, 192], "widths of the critics' hidden layers", least=1)
+    gamma: float = field(0.97, "discount", least=0, most=1)
+    tau: float = field(0.125, "part of the critics that enters the target networks at a step", above=0, most=1)
+    alpha: float = field(0.001, "temperature, the first one where it is learned", above=0)
+    alpha_form: AlphaForm = field(AlphaForm.alpha, "factor of the temperature's loss: log_alpha or alpha itself")
+    reward_scale: float = field(1.0, "factor of rewards, so that returns lie from v_min to v_max", above=0)
+    atoms: int = field(101, "returns that a critic gives probabilities to", least=2)
+    v_min: float = field(-20.0, "smallest return of the critics")
+    v_max: float = field(20.0, "largest return of the critics")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.atoms < 2:
-            raise ConfigError(f"variant.atoms={self.atoms}: give at least 2.")
-        if not -torch.inf < self.v_min < self.v_max < torch.inf:
-            raise ConfigError(f"variant.v_min={self.v_min}: give less than variant.v_max={self.v_max}.")
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield (
+            -torch.inf < self.v_min < self.v_max < torch.inf,
+            f"variant.v_min={self.v_min}: give less than variant.v_max={self.v_max}.",
+        )
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and CategoricalLoss; raises ConfigError where actions are discrete."""

@@ -1,7 +1,7 @@
 """The networks inside actors and critics: an encoder for the observation and a perceptron behind it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 import torch
@@ -11,6 +11,7 @@ from torchrl.data import Categorical, Composite, MultiCategorical, TensorSpec
 from torchrl.modules import MLP
 
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.fields import check, field
 
 
 class OneHot(nn.Module):
@@ -126,21 +127,16 @@ def _leaves(observation: TensorSpec) -> list[TensorSpec]:
 
 @dataclass
 class NetworkConfig:
-    """A ReLU perceptron; discrete observations enter one-hot, or through a learned embedding each.
+    """A ReLU perceptron; discrete observations enter one-hot, or through a learned embedding each."""
 
-    Two hidden layers of 256 are the size of every system SAC descends from (Haarnoja et al. 2018b, table 1).
-    `init` is how the linear layers' weights are drawn.
-    """
-
-    hidden: list[int] = field(default_factory=lambda: [256, 256])
-    embedding: int | None = None
-    init: Init = Init.torch
+    hidden: list[int] = field(
+        [256, 256], "widths of the hidden layers (Haarnoja et al. 2018b, table 1, and every system since)", least=1
+    )
+    embedding: int | None = field(None, "size of a discrete observation's embedding; null: one-hot", least=1)
+    init: Init = field(Init.torch, "how the linear layers' weights are drawn: see networks.Init")
 
     def __post_init__(self) -> None:
-        if any(width < 1 for width in self.hidden):
-            raise ConfigError(f"network.hidden={list(self.hidden)}: every layer needs a width of at least 1.")
-        if self.embedding is not None and self.embedding < 1:
-            raise ConfigError(f"network.embedding={self.embedding}: give a size of at least 1, or null for one-hot.")
+        check(self, "variant.network")
 
     def build(
         self,

@@ -1,7 +1,7 @@
 """Randomized ensembled double Q-learning."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.ensemble import Ensemble
 from sac_torchrl.agents.losses import AlphaForm, CriticReduction, SACv2Loss, Terms
 from sac_torchrl.agents.networks import Init, NetworkConfig
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.fields import field
 from sac_torchrl.specs import Specs
 
 
@@ -22,27 +22,25 @@ from sac_torchrl.specs import Specs
 class REDQ(Ensemble):
     """Many critics, a random few of them in each target, many updates a frame (Chen et al. 2021, arXiv 2101.05982).
 
-    Of `critics` Q networks, `sampled` are drawn at every update, and the smallest of their targets enters the TD
-    target; the actor climbs the mean of all. Numbers: appendix B.1 of the paper, which uses MBPO's entropy targets:
-    Hopper -1, HalfCheetah -3, Walker2d -3, Ant -4, Humanoid -2; the initial weights are those of the authors' code.
-    Critics may have dropout and layer norm between their linear layers and activations (DroQ, RLPD).
+    The smallest of the drawn critics' targets enters the TD target; the actor climbs the mean of all. Numbers: appendix
+    B.1 of the paper, which uses MBPO's entropy targets: Hopper -1, HalfCheetah -3, Walker2d -3, Ant -4, Humanoid -2;
+    the initial weights are those of the authors' code.
     """
 
     training: ClassVar[Mapping[str, Any]] = {"replay_ratio": 20.0, "learner": {"actor_every": 20}}
 
-    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(init=Init.xavier_uniform))
-    critics: int = 10
-    sampled: int = 2
-    alpha_form: AlphaForm = AlphaForm.log_alpha
-    dropout: float = 0.0
-    layer_norm: bool = False
+    network: NetworkConfig = field(NetworkConfig(init=Init.xavier_uniform), "the networks of actor and critics")
+    critics: int = field(10, "Q networks", least=1)
+    sampled: int = field(2, "critics that are drawn for each target", least=1)
+    alpha_form: AlphaForm = field(AlphaForm.log_alpha, "factor of the temperature's loss: log_alpha or alpha itself")
+    dropout: float = field(0.0, "probability that a unit of a critic is dropped (DroQ)", least=0, below=1)
+    layer_norm: bool = field(False, "layer norm behind the critics' linear layers (DroQ, RLPD)")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.sampled <= self.critics:
-            raise ConfigError(f"variant.sampled={self.sampled}: give 1 to {self.critics}, the variant.critics.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"variant.dropout={self.dropout}: give a probability from 0 to below 1.")
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield (
+            self.sampled <= self.critics,
+            f"variant.sampled={self.sampled}: give 1 to {self.critics}, the variant.critics.",
+        )
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and SubsetLoss; raises ConfigError where actions are discrete."""

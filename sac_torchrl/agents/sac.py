@@ -1,6 +1,6 @@
 """Soft Actor-Critic for continuous actions."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,7 +13,7 @@ from sac_torchrl.agents.mixture import Gradient
 from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.policies import StdForm
 from sac_torchrl.agents.variant import action_dimensions, with_hidden
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.fields import field
 from sac_torchrl.specs import Specs
 
 
@@ -21,42 +21,29 @@ from sac_torchrl.specs import Specs
 class SAC(Ensemble):
     """Soft Actor-Critic for continuous actions, second version (Haarnoja et al. 2018b, arXiv 1812.05905).
 
-    `critics` Q networks, the smallest value in target and actor loss (equations 5 to 9); discount `gamma`;
-    targets move by `tau` after each update. The temperature starts at `alpha` and is learned so that the
-    policy's entropy in the [-1, 1] action space meets `target_entropy` (equation 18; null: minus the number of
-    action dimensions), or stays at `alpha` where `fixed_alpha` is true. Numbers: table 1 of the paper.
-
-    `policy` is a Gaussian, a mixture of `components` of them trained by one of two `gradient`s, or a flow of
-    `couplings` with perceptrons of `coupling_hidden` units (null: one for each action dimension). With `prior=normal`
-    alpha times the log-density of a standard normal action is added to every value (haarnoja/sac). Without
-    `critic_entropy` the critics' target has no entropy term (Asad et al. 2025, arXiv 2509.09838).
-
-    The other fields are what the systems of SAC differ in: `critic_hidden` (null: as the actor's), the `std` of the
-    policy, `reward_scale`, and the terms of the loss, see `losses.Terms`.
+    The smallest of the critics' values enters target and actor loss (equations 5 to 9). The temperature is learned so
+    that the policy's entropy in the [-1, 1] action space meets `target_entropy` (equation 18; null: minus the number
+    of action dimensions). Numbers: table 1 of the paper. The terms of the loss in which systems differ are explained in
+    `losses.Terms`.
     """
 
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    critic_hidden: list[int] | None = None
-    std: StdForm = StdForm.clip
-    actor_q: CriticReduction = CriticReduction.min
-    alpha_form: AlphaForm = AlphaForm.log_alpha
-    reward_scale: float = 1.0
-    critic_loss_scale: float = 1.0
-    head: Head = Head.auto
-    policy: PolicyForm = PolicyForm.gaussian
-    components: int = 4
-    gradient: Gradient = Gradient.exact
-    couplings: int = 6
-    coupling_hidden: int | None = 64
-    prior: Prior = Prior.uniform
-    critic_entropy: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("components", "couplings", "coupling_hidden"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"variant.{name}={value}: give at least 1.")
+    network: NetworkConfig = field(NetworkConfig(), "the networks of actor and critics")
+    critic_hidden: list[int] | None = field(None, "widths of the critics' hidden layers; null: network.hidden", least=1)
+    std: StdForm = field(StdForm.clip, "how the policy bounds its standard deviation")
+    actor_q: CriticReduction = field(CriticReduction.min, "how the actor combines the critics")
+    alpha_form: AlphaForm = field(AlphaForm.log_alpha, "factor of the temperature's loss: log_alpha or alpha itself")
+    reward_scale: float = field(1.0, "factor of rewards in the loss", above=0)
+    critic_loss_scale: float = field(1.0, "factor of the critics' loss", above=0)
+    head: Head = field(Head.auto, "loss: TorchRL's where it has the head, or the seam's")
+    policy: PolicyForm = field(PolicyForm.gaussian, "distribution of the policy")
+    components: int = field(4, "components of a mixture policy", least=1)
+    gradient: Gradient = field(Gradient.exact, "gradient of a mixture policy")
+    couplings: int = field(6, "couplings of a flow policy", least=1)
+    coupling_hidden: int | None = field(64, "units of a coupling; null: one for each action dimension", least=1)
+    prior: Prior = field(
+        Prior.uniform, "normal: add alpha times the log-density of a standard normal action to values (haarnoja/sac)"
+    )
+    critic_entropy: bool = field(True, "entropy in the critics' target; false: Asad et al. 2025, arXiv 2509.09838")
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and their loss; raises ConfigError where actions are discrete."""

@@ -14,7 +14,7 @@ from sac_torchrl.agents.ensemble import Ensemble
 from sac_torchrl.agents.losses import AlphaForm, SACv2Loss, Terms
 from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.policies import BoundedLogStd
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.fields import field
 from sac_torchrl.specs import Specs
 
 
@@ -22,9 +22,9 @@ from sac_torchrl.specs import Specs
 class SimBa(Ensemble):
     """SAC on residual networks with layer norm and normalized observations (Lee et al. 2025, arXiv 2410.09754).
 
-    Actor and critics are `..._blocks` residual blocks of width `..._width`. A null `target_entropy` is minus half the
-    number of action dimensions. Numbers: the paper's table of hyperparameters and the authors' code; their discount
-    depends on the length of an episode, and they use one critic instead of two where episodes never terminate.
+    A null `target_entropy` is minus half the number of action dimensions. Numbers: the paper's table of hyperparameters
+    and the authors' code; their discount depends on the length of an episode, and they use one critic instead of two
+    where episodes never terminate.
     """
 
     training: ClassVar[Mapping[str, Any]] = {
@@ -34,18 +34,12 @@ class SimBa(Ensemble):
     }
     entropy_per_dimension: ClassVar[float] = -0.5
 
-    alpha: float = 0.01
-    alpha_form: AlphaForm = AlphaForm.alpha
-    actor_width: int = 128
-    actor_blocks: int = 1
-    critic_width: int = 512
-    critic_blocks: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("actor_width", "actor_blocks", "critic_width", "critic_blocks"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"variant.{name}={getattr(self, name)}: give at least 1.")
+    alpha: float = field(0.01, "temperature, the first one where it is learned", above=0)
+    alpha_form: AlphaForm = field(AlphaForm.alpha, "factor of the temperature's loss: log_alpha or alpha itself")
+    actor_width: int = field(128, "width of the actor's residual blocks", least=1)
+    actor_blocks: int = field(1, "residual blocks of the actor", least=1)
+    critic_width: int = field(512, "width of the critics' residual blocks", least=1)
+    critic_blocks: int = field(2, "residual blocks of a critic", least=1)
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and SACv2Loss; raises ConfigError where actions are discrete."""

@@ -1,6 +1,7 @@
 """Truncated quantile critics."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,7 +14,7 @@ from sac_torchrl.agents.ensemble import Ensemble
 from sac_torchrl.agents.losses import WeightedCritics
 from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.variant import with_hidden
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.fields import field
 from sac_torchrl.specs import Specs
 
 
@@ -21,24 +22,24 @@ from sac_torchrl.specs import Specs
 class TQC(Ensemble):
     """Critics of the return's distribution, the largest values left out (Kuznetsov et al. 2020, arXiv 2005.04269).
 
-    Each of `critics` networks, `critic_hidden`, predicts `quantiles` of them. The target is their pool without the
-    `dropped` largest for each critic, and quantile regression with a Huber loss follows it; the actor (`network`)
-    climbs the mean of all quantiles (equations 9 to 13). Numbers: table 2 of the paper, where tasks differ in
-    `dropped`: Hopper 5, HalfCheetah 0, the others 2. The targets and the actor's loss are TorchRL's.
+    The target is the pool of all critics' quantiles without the largest, and quantile regression with a Huber loss
+    follows it; the actor climbs the mean of all quantiles (equations 9 to 13). Numbers: table 2 of the paper. The
+    targets and the actor's loss are TorchRL's.
     """
 
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    critic_hidden: list[int] = field(default_factory=lambda: [512, 512, 512])
-    critics: int = 5
-    quantiles: int = 25
-    dropped: int = 2
+    network: NetworkConfig = field(NetworkConfig(), "the networks of actor and critics")
+    critic_hidden: list[int] = field([512, 512, 512], "widths of the critics' hidden layers", least=1)
+    critics: int = field(5, "Q networks", least=1)
+    quantiles: int = field(25, "quantiles of a critic", least=1)
+    dropped: int = field(
+        2, "largest quantiles left out for each critic (table 2: Hopper 5, HalfCheetah 0, the others 2)", least=0
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.quantiles < 1:
-            raise ConfigError(f"variant.quantiles={self.quantiles}: give at least 1.")
-        if not 0 <= self.dropped < self.quantiles:
-            raise ConfigError(f"variant.dropped={self.dropped}: give 0 to below {self.quantiles}, variant.quantiles.")
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield (
+            self.dropped < self.quantiles,
+            f"variant.dropped={self.dropped}: give 0 to below {self.quantiles}, variant.quantiles.",
+        )
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and TruncatedLoss; raises ConfigError where actions are discrete."""

@@ -1,9 +1,8 @@
 """What every member of the SAC family shares: the plan it is, and how its agent is put together."""
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,42 +18,30 @@ from sac_torchrl.agents.heads import action_sizes
 from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.policies import StdForm, tanh_normal_actor
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.fields import check, field
 from sac_torchrl.specs import Specs
-
-_ABOVE_0 = ("above 0", lambda value: 0 < value < math.inf)
-_WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of a field with this name, in any variant
-    "critics": ("at least 1", lambda value: value >= 1),
-    "gamma": ("from 0 to 1", lambda value: 0 <= value <= 1),
-    "tau": ("above 0, at most 1", lambda value: 0 < value <= 1),
-    "critic_hidden": ("every width above 0", lambda value: all(width > 0 for width in value)),
-    **dict.fromkeys(("alpha", "reward_scale", "critic_loss_scale", "q_clip"), _ABOVE_0),
-}
 
 
 @dataclass
 class Variant(ABC):
     """What `variant=NAME` chooses.
 
-    `actor_keys` and `critic_keys` name the leaves of the observation that the policy and the critics see, null for all:
-    critics may see in training what the policy will not have (Pinto et al. 2018, arXiv 1710.06542).
-    With it come the recipe's settings in `training`, where run, preset and command line set nothing else.
+    Critics may see in training what the policy will not have (Pinto et al. 2018, arXiv 1710.06542). With a variant come
+    settings of the run, `training`, where recipe, run, preset and command line set nothing else.
     """
 
     training: ClassVar[Mapping[str, Any]] = {}
 
-    actor_keys: list[str] | None = field(default=None, kw_only=True)
-    critic_keys: list[str] | None = field(default=None, kw_only=True)
+    _: KW_ONLY
+    actor_keys: list[str] | None = field(None, "leaves of the observation that the policy sees; null: all")
+    critic_keys: list[str] | None = field(None, "leaves of the observation that the critics see; null: all")
 
     def __post_init__(self) -> None:
-        """Raise one ConfigError for everything that is wrong with the fields that variants share."""
-        values = {name: getattr(self, name, None) for name in _WANTED}
-        wrong = [
-            f"variant.{name}={value}: {_WANTED[name][0]}"
-            for name, value in values.items()
-            if value is not None and not _WANTED[name][1](value)
-        ]
-        if wrong:
-            raise ConfigError("; ".join(wrong) + ".")
+        check(self, "variant", *self._rules())
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        """What has to hold besides the ranges of the fields, each with the sentence for where it does not."""
+        yield from ()
 
     def actor_sees(self, specs: Specs) -> TensorSpec:
         """What the policy's network reads; raises ConfigError for a key that is not observed."""

@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from sac_torchrl.config.compose import presets_in
 from sac_torchrl.config.layers import read
 from sac_torchrl.config.schema import TrainConfig, choices, chosen
-from sac_torchrl.fields import doc
+from sac_torchrl.fields import doc, keys
 
 _HEADER = """\
 Train Soft Actor-Critic (recipe: {recipe}). Give KEY=VALUE to change anything below.
@@ -37,7 +37,7 @@ def text(recipe: TrainConfig, command: str, folder: Path) -> str:
     names = {"preset": presets} | {key: list(options) for key, options in choices(recipe).items()}
     lines += [f"  {key}: {', '.join(sorted(options))}" for key, options in names.items()]
     lines += ["", "Set any value (KEY=VALUE), shown with its meaning, range and default:"]
-    sections = [part for part in dataclasses.fields(recipe) if dataclasses.is_dataclass(getattr(recipe, part.name))]
+    sections = [part for part in keys(recipe) if dataclasses.is_dataclass(getattr(recipe, part.name))]
     lines += _keys(recipe, "", skip={part.name for part in sections})
     for part in sections:
         section = getattr(recipe, part.name)
@@ -55,7 +55,7 @@ def text(recipe: TrainConfig, command: str, folder: Path) -> str:
 
 def _keys(config: Any, path: str, skip: Collection[str] = ()) -> Iterator[str]:
     hints = get_type_hints(type(config))
-    for part in dataclasses.fields(config):
+    for part in keys(config):
         value = getattr(config, part.name)
         if part.name in skip:
             continue

@@ -29,7 +29,7 @@ from sac_torchrl.collectors.processes import Processes
 from sac_torchrl.collectors.ray import Ray
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.fields import check, field
+from sac_torchrl.fields import check, field, keys
 from sac_torchrl.learner.learner import LearnerConfig
 from sac_torchrl.replay.buffer import ReplayConfig
 from sac_torchrl.replay.offline import OfflineConfig
@@ -191,7 +191,7 @@ def plan(raw: DictConfig, schema: type[T]) -> T:
 def _instantiate(node: DictConfig, schema: type[Any], *, path: str, problems: list[str]) -> object | None:
     """Build a dataclass from the leaves up; what is wrong is noted, and a default stands in for it."""
     hints = get_type_hints(schema)
-    parts = {part.name: part for part in dataclasses.fields(schema) if not part.metadata.get("omegaconf_ignore")}
+    parts = {part.name: part for part in keys(schema)}
     problems += [f"{path}{key!s} is not a key of the configuration." for key in node if key not in parts]
     values: dict[str, Any] = {}
     for name, part in parts.items():

@@ -1,7 +1,8 @@
 """Environments as the agent sees them: float32 vectors or indices in, actions in [-1, 1] or indices out."""
 
+import dataclasses
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from sac_torchrl.envs.plugins import load_plugins, wrap
 from sac_torchrl.envs.torchrl import TorchRLEnv
 from sac_torchrl.envs.vector import SequentialVectorEnv, wrapped
 from sac_torchrl.errors import ConfigError, nearest
+from sac_torchrl.fields import check, field
 from sac_torchrl.specs import Specs
 
 _TORCH = "torch/"
@@ -30,40 +32,36 @@ _POOL = "envpool/"
 
 @dataclass
 class EnvConfig:
-    """A Gymnasium id, or `dmc/DOMAIN-TASK` for DeepMind Control, and how many of it are stepped together.
+    """An environment and how it is opened.
 
-    `torch/pendulum`, `torch/cartpole`, `torch/acrobot`, `torch/mountain_car`, `torch/mountain_car_continuous`,
-    `brax/TASK` and `playground/TASK` are simulators of tensors, for thousands of
-    environments, and `envpool/TASK` is stepped by EnvPool's threads.
-    `plugins` names modules imported before the id is looked up: importing one registers its environments, and of
-    MODULE:FUNCTION the function is called. An id MODULE:ID means the id ID and the plugin MODULE.
-    `kwargs` are arguments of the environment's constructor (of a DeepMind Control task), `wrappers` the wrappers
-    around it, the first innermost: names of Gymnasium's or of the plugins', each NAME or {NAME: {ARGUMENT: VALUE}}.
-    `ignore` names leaves of a Dict or Tuple that the agent is not to see.
-    `reward_weights` makes one reward of a vector of them, by a weighted sum, and `bounds` [low, high] are those of
-    actions that have no sensible ones of their own: infinite, or beyond a million.
-    `faults` is how many of an environment's steps may raise or return what nothing can be learned from while
-    transitions are collected: such a step is not stored and its episode is cut. The next one ends the run.
-    `bins` makes a choice of so many values, evenly spaced between its bounds, of each continuous action: several
-    discrete actions.
+    `id` is Gymnasium's, MODULE:ID with the plugin MODULE, or `dmc/DOMAIN-TASK` for DeepMind Control. `torch/pendulum`,
+    `torch/cartpole`, `torch/acrobot`, `torch/mountain_car`, `torch/mountain_car_continuous`, `brax/TASK` and
+    `playground/TASK` are simulators of tensors, for thousands of environments, and `envpool/TASK` is stepped by EnvPool's
+    threads. A step that raises, or returns what cannot be trained on, is not stored and cuts its episode, for up to
+    `faults` steps of an environment; the next one ends the run.
     In Python `make` is called for the environments instead, with `kwargs`: it returns a Gymnasium environment, a vector
     environment or an environment of TorchRL, batched or not. It is not saved; config.yaml says what it was called.
-    `max_episode_steps` truncates every episode after so many steps, null after as many as it is registered with.
     """
 
-    id: str = "Pendulum-v1"
-    count: int = 1
-    plugins: list[str] = field(default_factory=list)
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    wrappers: list[Any] = field(default_factory=list)
-    ignore: list[str] = field(default_factory=list)
-    reward_weights: list[float] | None = None
-    bounds: tuple[float, float] | None = None
-    faults: int = 0
-    max_episode_steps: int | None = None
-    bins: int | None = None
+    id: str = field("Pendulum-v1", "Gymnasium's id, or dmc/, torch/, brax/, playground/ or envpool/ and a task")
+    count: int = field(1, "environments that are stepped together", least=1)
+    plugins: list[str] = field([], "modules imported first, which register environments; MODULE:FUNCTION is called")
+    kwargs: dict[str, Any] = field({}, "arguments of the environment's constructor, as in env.kwargs.NAME=VALUE")
+    wrappers: list[Any] = field(
+        [], "wrappers, the first innermost, of Gymnasium or a plugin: NAME or {NAME: {ARGUMENT: VALUE}}"
+    )
+    ignore: list[str] = field([], "leaves of a Dict or Tuple observation that the agent does not see")
+    reward_weights: list[float] | None = field(None, "weights of the sum that makes one reward of a vector of them")
+    bounds: tuple[float, float] | None = field(
+        None, "[LOW, HIGH] of actions without sensible bounds: infinite, or beyond a million"
+    )
+    faults: int = field(0, "faulty steps of an environment that are tolerated", least=0)
+    max_episode_steps: int | None = field(None, "steps that truncate an episode; null: as registered", least=1)
+    bins: int | None = field(
+        None, "values, evenly spaced, to choose from for each continuous action; null: continuous", least=2
+    )
     # A callable, so Any: OmegaConf would read its type, and it is no key.
-    make: Any = field(default=None, kw_only=True, repr=False, metadata={"omegaconf_ignore": True})
+    make: Any = dataclasses.field(default=None, kw_only=True, repr=False, metadata={"omegaconf_ignore": True})
 
     def __post_init__(self) -> None:
         if self.make is not None:
@@ -180,34 +178,35 @@ class EnvConfig:
         return TolerateFaults(env, self.faults) if tolerate_faults and self.faults else env
 
     def _check(self, count: int) -> None:
-        if count < 1:
-            raise ConfigError(f"env.count={count}: give 1 or more environments.")
-        if self.faults < 0:
-            raise ConfigError(f"env.faults={self.faults}: give 0 or more.")
-        if self.faults and self.in_one:
-            raise ConfigError(
+        unused: tuple[str, ...] = ("kwargs", "wrappers", "ignore", "reward_weights", "bounds") if self.in_one else ()
+        if self._make() is not None:
+            unused = tuple(key for key in unused if key not in ("kwargs", "ignore"))
+        check(
+            replace(self, count=count),
+            "env",
+            *(
+                (not getattr(self, key), f"env.{key}={getattr(self, key)}: env.id={self.id} takes none: leave it out.")
+                for key in unused
+            ),
+            (
+                not (self.faults and self.in_one),
                 f"env.faults={self.faults}: the environments of env.id={self.id} are stepped at once, and a fault of "
-                "one ends the run: give 0."
-            )
-        taken = () if self._make() is None else ("kwargs", "ignore")
-        for key in ("kwargs", "wrappers", "ignore", "reward_weights", "bounds") if self.in_one else ():
-            if key in taken:
-                continue
-            if getattr(self, key):
-                raise ConfigError(f"env.{key}={getattr(self, key)}: env.id={self.id} takes none: leave it out.")
-        if self.bounds is not None and not -1e6 <= self.bounds[0] < self.bounds[1] <= 1e6:
-            raise ConfigError(f"env.bounds={list(self.bounds)}: give [LOW, HIGH] within a million, LOW below HIGH.")
-        if self.bins is not None and self.bins < 2:
-            raise ConfigError(f"env.bins={self.bins}: give 2 or more values for each action, or null.")
-        if self.bins is not None and self.in_one:
-            raise ConfigError(f"env.bins={self.bins}: env.id={self.id} takes its own actions only: give null.")
-        if self.max_episode_steps is not None and self.max_episode_steps < 1:
-            raise ConfigError(f"env.max_episode_steps={self.max_episode_steps}: give 1 or more, or null.")
-        if self.max_episode_steps is not None and self.in_one:
-            raise ConfigError(
+                "one ends the run: give 0.",
+            ),
+            (
+                self.bounds is None or -1e6 <= self.bounds[0] < self.bounds[1] <= 1e6,
+                f"env.bounds={self.bounds and list(self.bounds)}: give [LOW, HIGH] within a million, LOW below HIGH.",
+            ),
+            (
+                self.bins is None or not self.in_one,
+                f"env.bins={self.bins}: env.id={self.id} takes its own actions only: give null.",
+            ),
+            (
+                self.max_episode_steps is None or not self.in_one,
                 f"env.max_episode_steps={self.max_episode_steps}: the episodes of env.id={self.id} are as long as its "
-                "simulator makes them: give null."
-            )
+                "simulator makes them: give null.",
+            ),
+        )
 
     def _make(self) -> Make | None:
         """What makes the environments where it is a user's function; imports the plugins before."""

@@ -246,7 +246,7 @@ def test_a_normalized_policy_acts_with_the_parameters_that_are_trained(form: dic
 @pytest.mark.parametrize("field", ["components", "couplings", "coupling_hidden"])
 def test_sizes_are_at_least_1(field: str) -> None:
     fields: dict[str, Any] = {field: 0}
-    with pytest.raises(ConfigError, match=rf"variant.{field}=0: give at least 1"):
+    with pytest.raises(ConfigError, match=rf"variant.{field}=0: give 1 or more"):
         build(**fields)
 
 

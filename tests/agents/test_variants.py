@@ -158,7 +158,7 @@ def test_a_bad_field_is_named_in_one_line(variant: type[Variant], field: str, va
 
 
 def test_all_bad_fields_are_named_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"variant\.critics=0: .*; variant\.tau=2\.0: "):
+    with pytest.raises(ConfigError, match=r"variant\.critics=0: .*\. variant\.tau=2\.0: "):
         SAC(critics=0, tau=2.0)
 
 
