@@ -78,7 +78,9 @@ def open_made(make: Make, id: str, arguments: dict[str, Any]) -> Any:
 def is_batched(make: Make, id: str, arguments: dict[str, Any]) -> bool:
     """Whether `make` returns more than one Gymnasium environment; calls it once to find out."""
     if make not in _kinds:
-        open_made(make, id, arguments).close()
+        made = open_made(make, id, arguments)
+        if not (isinstance(made, EnvBase) and made.is_closed):  # a SerialEnv is closed until it is reset
+            made.close()
     return not issubclass(_kinds[make], gym.Env)
 
 
