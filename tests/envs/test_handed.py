@@ -26,12 +26,12 @@ class Doubles(EnvBase):
         size = torch.Size([] if count is None else [count])
         super().__init__(batch_size=size)
         self.observation_spec = Composite(
-            matrix=Unbounded((*size, 2, 2), dtype=torch.float64),
-            phase=OneHot(3, shape=(*size, 3), dtype=torch.bool),
+            matrix=Unbounded(torch.Size([*size, 2, 2]), dtype=torch.float64),
+            phase=OneHot(3, shape=torch.Size([*size, 3]), dtype=torch.bool),
             shape=size,
         )
-        self.action_spec = Bounded(-3.0, 1.0, shape=(*size, 1), dtype=torch.float64)
-        self.reward_spec = Unbounded((*size, 1), dtype=torch.float64)
+        self.action_spec = Bounded(-3.0, 1.0, shape=torch.Size([*size, 1]), dtype=torch.float64)
+        self.reward_spec = Unbounded(torch.Size([*size, 1]), dtype=torch.float64)
         self.time = torch.zeros(size, dtype=torch.int64)
         self.given: list[torch.Tensor] = []
 
@@ -73,7 +73,7 @@ def serial() -> EnvBase:
 
 
 def cartpole() -> EnvBase:
-    return TransformedEnv(GymEnv("CartPole-v1"), StepCounter(5))
+    return TransformedEnv(GymEnv("CartPole-v1"), StepCounter(5))  # type: ignore[no-untyped-call]
 
 
 def pendulum(max_episode_steps: int = 7) -> gym.Env[Any, Any]:
@@ -87,7 +87,7 @@ def pendulums(autoreset: AutoresetMode = AutoresetMode.DISABLED) -> VectorEnv[An
 @pytest.mark.parametrize("make", [single, batched, serial])
 def test_torchrls_environments_are_adapted_at_the_edge(make: Any) -> None:
     config = EnvConfig(make=make, count=2)
-    specs = config.specs()
+    specs: Any = config.specs()
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in specs.observation.items()} == {
         "matrix": (torch.Size([4]), torch.float32),
         "phase": (torch.Size([]), torch.int64),
@@ -108,9 +108,8 @@ def test_torchrls_environments_are_adapted_at_the_edge(make: Any) -> None:
 
 
 def test_one_leaf_is_the_observation_and_one_hot_actions_are_indices() -> None:
-    specs = EnvConfig(make=cartpole).specs()
-    assert specs.observation.shape == (4,) and isinstance(specs.action, Categorical)
-    assert not isinstance(specs.action, OneHot) and specs.action.space.n == 2
+    specs: Any = EnvConfig(make=cartpole).specs()
+    assert specs.observation.shape == (4,) and type(specs.action) is Categorical and specs.action.space.n == 2
     env = EnvConfig(make=cartpole).build(seed=0, count=3)
     rows = env.rollout(12, break_when_any_done=False)
     assert rows["action"].dtype == torch.int64 and rows["next", "done"].sum() >= 6
@@ -132,9 +131,13 @@ def test_a_vector_environment_is_reset_by_mask_and_its_actions_rescaled() -> Non
     config = EnvConfig(make=pendulums, count=2)
     env = config.build(seed=0)
     inner: Any = env._env
-    given = []
-    step = inner._envs.step
-    inner._envs.step = lambda actions: (given.append(np.copy(actions)), step(actions))[1]
+    given, step = list[Any](), inner._envs.step
+
+    def watched(actions: Any) -> Any:
+        given.append(np.copy(actions))
+        return step(actions)
+
+    inner._envs.step = watched
     rows = env.rollout(11, break_when_any_done=False)
     np.testing.assert_allclose(np.stack(given, 1), 2 * rows["action"].numpy(), rtol=1e-6)
     assert rows["next", "done"].squeeze(-1).nonzero()[:, 1].tolist() == [4, 9] * 2
