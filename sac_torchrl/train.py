@@ -16,7 +16,6 @@ from sac_torchrl.config.files import open_run
 from sac_torchrl.config.recipes import configure
 from sac_torchrl.config.schema import TrainConfig
 from sac_torchrl.deploy.saved import Policies
-from sac_torchrl.envs.handed import made_id
 from sac_torchrl.learner.capture import half_the_threads
 from sac_torchrl.runs.callbacks import Callbacks, OnEvaluation, OnStep
 from sac_torchrl.runs.evaluation import Evaluation, record_video, write_evaluation
@@ -59,10 +58,10 @@ def train(
     """
     make = _taken_out(keys)
     cfg = recipe if isinstance(recipe, TrainConfig) else configure(recipe, preset=preset, **keys)
-    if make is not None:
-        cfg.env = replace(cfg.env, make=make)
     if cfg is recipe and (preset or keys or make):
         raise TypeError("preset and keys change a recipe that is named; change the fields of a TrainConfig itself.")
+    if make is not None:
+        cfg.env = replace(cfg.env, make=make)
     callbacks, evaluation = Callbacks(on_step, on_evaluation), None
     specs = cfg.specs()
     with open_run(cfg) as run, half_the_threads():
@@ -144,15 +143,13 @@ def train(
 def _taken_out(keys: dict[str, Any]) -> Callable[..., Any] | None:
     """Take the function that makes the environments out of the keys of `train`: no file could hold it."""
     env = keys.get("env")
-    make: Callable[..., Any]
+    make: Callable[..., Any] | None = None
     if callable(env):
         make = keys.pop("env")
-        return make
-    if isinstance(env, Mapping) and "make" in env:
-        keys["env"] = {name: value for name, value in env.items() if name != "make"} | {"id": made_id(env["make"])}
+    elif isinstance(env, Mapping) and "make" in env:
         make = env["make"]
-        return make
-    return None
+        keys["env"] = {name: value for name, value in env.items() if name != "make"}
+    return make
 
 
 class _Callable(types.ModuleType):

@@ -104,7 +104,7 @@ class CountingLeaves(gym.ObservationWrapper[Any, Any, Any]):
         return {"number": np.array([number]), "rest": (np.array([[episode]]), int(step) + 7)}
 
 
-gym.register("CountingLeaves-v0", CountingLeaves, max_episode_steps=100)
+gym.register("CountingLeaves-v0", f"{__name__}:CountingLeaves", max_episode_steps=100)
 
 
 def joined(rows: TensorDictBase) -> TensorDictBase:

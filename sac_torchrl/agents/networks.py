@@ -164,10 +164,12 @@ class NetworkConfig:
     def _refuse_huge(self, observation: TensorSpec, inputs: int, outputs: int) -> None:
         """Raise ConfigError for a layer of more weights than fit, before memory is asked for."""
         features, widths = self._features(observation) + inputs, [*self.hidden, outputs]
-        rows = [int(leaf.space.n) for leaf in _leaves(observation) if isinstance(leaf, Categorical)]
-        rows += [
-            int(count) for leaf in _leaves(observation) if isinstance(leaf, MultiCategorical) for count in leaf.nvec
-        ]
+        rows = list[int]()
+        for leaf in _leaves(observation):
+            if isinstance(leaf, MultiCategorical):  # a Categorical too
+                rows += [int(count) for count in leaf.nvec]
+            elif isinstance(leaf, Categorical):
+                rows.append(int(leaf.space.n))
         layers = {
             "observation": max(features * widths[0], max(rows, default=0) * (self.embedding or 0)),
             "action space": outputs * (self.hidden[-1] if self.hidden else features),

@@ -78,7 +78,9 @@ def open_made(make: Make, id: str, arguments: dict[str, Any]) -> Any:
 def is_batched(make: Make, id: str, arguments: dict[str, Any]) -> bool:
     """Whether `make` returns more than one Gymnasium environment; calls it once to find out."""
     if make not in _kinds:
-        open_made(make, id, arguments).close()
+        made = open_made(make, id, arguments)
+        if not (isinstance(made, EnvBase) and made.is_closed):  # a SerialEnv is closed until it is reset
+            made.close()
     return not issubclass(_kinds[make], gym.Env)
 
 
@@ -114,16 +116,15 @@ class VectorAdapter(VectorEnv[Any, Any, Any]):
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Start episodes, those of `options["reset_mask"]` or all; an integer seeds each environment differently."""
-        given = list(seeds(seed, self.num_envs)) if isinstance(seed, int) else seed
+        given: Any = list(seeds(seed, self.num_envs)) if isinstance(seed, int) else seed
         observations, _ = self._envs.reset(seed=given, options=options)
         return self._see(observations), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Take an action in every environment."""
-        taken = [self._taken(action) for action in actions]
-        chosen = concatenate(
-            self._envs.single_action_space, taken, create_empty_array(self._envs.single_action_space, self.num_envs)
-        )
+        space = self._envs.single_action_space
+        empty: Any = create_empty_array(space, self.num_envs)
+        chosen = concatenate(space, [self._taken(action) for action in actions], empty)
         observations, rewards, terminated, truncated, _ = self._envs.step(chosen)
         if not np.isfinite(rewards).all():
             raise EnvironmentFault(f"env.id={self._id} returned the rewards {short(rewards)}, not all finite.")

@@ -85,7 +85,9 @@ def _read(wrapper: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     [(name, arguments)] = wrapper.items() if len(wrapper) == 1 else [("", None)]
     if not name or not isinstance(arguments, Mapping | None):
         raise ConfigError(f"env.wrappers={wrapper}: give NAME or {{NAME: {{ARGUMENT: VALUE}}}} for each.")
-    return name, {str(key): value for key, value in (arguments or {}).items()}
+    # YAML has no tuples, and a shape is one for Gymnasium.
+    given = (arguments or {}).items()
+    return name, {str(key): tuple(value) if isinstance(value, list) else value for key, value in given}
 
 
 def _missing_package(error: Exception) -> str:

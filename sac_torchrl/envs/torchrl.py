@@ -48,7 +48,7 @@ class TorchRLEnv(EnvBase):
         specs = {name: _observed(spec, id, name) for name, spec in self._leaves.values()}
         observation = next(iter(specs.values())) if list(specs) == ["observation"] else Composite(specs)
         count = env.batch_size[0]
-        self.observation_spec = Composite(observation=observation).expand(count).to(env.device)
+        self.observation_spec = Composite(observation=observation).expand((count,)).to(env.device)
         self._taken: TensorSpec = env.action_spec_unbatched
         action: Any = _chosen(self._taken, id)
         self.action_spec = action.expand(count, *action.shape).to(env.device)
@@ -103,10 +103,11 @@ class TorchRLEnv(EnvBase):
             return torch.nn.functional.one_hot(action, spec.space.n).to(spec.dtype)
         if isinstance(spec, (Categorical, MultiCategorical)):
             return action.to(spec.dtype)
-        low, high = spec.space.low.double(), spec.space.high.double()
+        bounds: Any = spec.space
+        low, high = bounds.low.double().reshape(-1), bounds.high.double().reshape(-1)
         share = (action.double() + 1) / 2
-        flat = low.reshape(-1) * (1 - share) + high.reshape(-1) * share
-        return flat.reshape(-1, *spec.shape).to(spec.dtype).clamp(spec.space.low, spec.space.high)
+        taken = (low * (1 - share) + high * share).reshape(-1, *spec.shape).to(spec.dtype)
+        return torch.maximum(torch.minimum(taken, bounds.high), bounds.low)
 
     def _set_seed(self, seed: int | None) -> None:
         self._held = None
@@ -159,6 +160,7 @@ def _chosen(spec: TensorSpec, id: str) -> TensorSpec:
     bounded = isinstance(spec, Bounded) and spec.dtype.is_floating_point and spec.shape.numel() > 0
     if not bounded or isinstance(spec, MultiOneHot):
         raise ConfigError(f"env.id={id}: its actions are {type(spec).__name__} {tuple(spec.shape)}: give bounded ones.")
-    if not (spec.space.low.abs().amax() <= SENSIBLE and spec.space.high.abs().amax() <= SENSIBLE):
+    bounds: Any = spec.space
+    if not (bounds.low.abs().amax() <= SENSIBLE and bounds.high.abs().amax() <= SENSIBLE):
         raise ConfigError(f"env.id={id}: its actions have bounds beyond a million: bound them in its action spec.")
     return Bounded(-1.0, 1.0, shape=torch.Size([spec.shape.numel()]), dtype=torch.float32)

@@ -145,7 +145,7 @@ def test_every_leaf_of_numbers_is_normalized_by_itself(tmp_path: Path) -> None:
     for part in parts:
         buffer.extend(part)
         agent.observe(buffer)
-    rows = torch.cat(parts)["observation"]
+    rows = TensorDict.cat(parts)["observation"]
     head: Any = agent.actor.module[0]
     normalizer = head.module[0]
     asked = observed(4)

@@ -95,6 +95,11 @@ def test_wrappers_are_gymnasiums_and_the_plugins_the_first_innermost() -> None:
     assert env.unwrapped.action.tolist() == [5.0, -1.0]
 
 
+def test_a_list_is_a_tuple_to_a_wrapper_as_a_shape_is() -> None:
+    env = first(EnvConfig("CartPole-v1", wrappers=[{"ReshapeObservation": {"shape": [2, 2]}}]))
+    assert env.env.observation_space.shape == (2, 2)
+
+
 @pytest.mark.usefixtures("plugin")
 @pytest.mark.parametrize(
     ("config", "words"),
