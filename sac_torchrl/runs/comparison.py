@@ -1,6 +1,7 @@
 """Comparing returns: paired differences, interquartile means, bootstrap intervals, probabilities of improvement."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +44,11 @@ def stratified_bootstrap(scores: Array, *, resamples: int = 10_000, seed: int = 
     Agarwal et al. 2021 (arXiv 2108.13264), section 4.2.
     """
     runs, tasks = scores.shape
-    generator = np.random.default_rng(seed)
-    found = np.empty(resamples)
-    for number in range(resamples):
-        found[number] = interquartile_mean(scores[generator.integers(0, runs, (runs, tasks)), np.arange(tasks)])
-    return found
+    drawn = np.random.default_rng(seed).integers(0, runs, (resamples, runs, tasks))
+    flat = np.sort(scores[drawn, np.arange(tasks)].reshape(resamples, -1), axis=1)
+    cut = int(0.25 * flat.shape[1])
+    middle: Array = flat[:, cut : flat.shape[1] - cut].mean(axis=1)
+    return middle
 
 
 def percentile_interval(resampled: Array, confidence: float = 0.95) -> tuple[float, float]:
@@ -64,3 +65,37 @@ def probability_of_improvement(new: Array, old: Array) -> float:
     """
     pairs = new[:, None, :] - old[None, :, :]
     return float(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+
+
+@dataclass(frozen=True)
+class Group:
+    """Scores of the runs of a group, and what they say; `improvement` is that over the first group.
+
+    `interval` is the 95 % bootstrap interval of `iqm`, null for one or two runs, which tell nothing of how runs differ.
+    """
+
+    name: str
+    scores: list[float]
+    mean: float
+    iqm: float
+    interval: tuple[float, float] | None
+    improvement: float | None
+
+
+def compare_groups(scores: Mapping[str, Sequence[float]]) -> list[Group]:
+    """Summarize the scores of the runs of each group, all of one task."""
+    groups: list[Group] = []
+    for name, own in scores.items():
+        column = np.array(own, np.float64)[:, None]
+        first = np.array(groups[0].scores, np.float64)[:, None] if groups else None
+        groups.append(
+            Group(
+                name,
+                [float(score) for score in own],
+                float(column.mean()),
+                interquartile_mean(column),
+                percentile_interval(stratified_bootstrap(column)) if len(own) > 2 else None,
+                None if first is None else probability_of_improvement(column, first),
+            )
+        )
+    return groups
