@@ -2,13 +2,14 @@
 
 import argparse
 import importlib.metadata
+import json
 import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from sac_torchrl.cli import export
+from sac_torchrl.cli import compare, evaluate, export, play
 from sac_torchrl.errors import CheckpointError, ConfigError, exit_codes, nearest
 from sac_torchrl.orphans import marked
 
@@ -57,17 +58,12 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         one.add_argument(
             "settings", metavar="KEY=VALUE", nargs=argparse.REMAINDER, help="settings and flags of the recipe"
         )
-    look = command("evaluate", _evaluate, "play episodes with a run's newest checkpoint; write evaluation.json")
-    look.add_argument("folder", metavar="FOLDER", type=Path)
-    look.add_argument("--episodes", metavar="N", type=int, help="how many; by default as many as in training")
-    look.add_argument("--video", action="store_true", help="film one more episode into FOLDER/videos/")
-    look.add_argument(
-        "--plugin", metavar="MODULE", action="append", default=[], help="import a module with environments"
-    )
-    look.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="other keys of the environment, env.KEY=VALUE")
+    evaluate.add_arguments(command("evaluate", evaluate.run, "play episodes with a policy and print their returns"))
+    play.add_arguments(command("play", play.run, "watch a policy on screen, or as an mp4 or gif file"))
     export.add_arguments(
         command("export", export.run, "write a policy as NAME.onnx, NAME.pt2 or a folder, with a proof of its parity")
     )
+    compare.add_arguments(command("compare", compare.run, "compare groups of runs of one task"))
     sound = command("verify", _verify, "check every byte of a run's checkpoints")
     sound.add_argument("folder", metavar="FOLDER", type=Path)
     sound.add_argument(
@@ -79,7 +75,9 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         "--plugin", metavar="MODULE", action="append", default=[], help="import a module with environments"
     )
     check.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="keys of the environment, env.KEY=VALUE")
-    command("doctor", _doctor, "show what works on this machine, and what to install for the rest")
+    doctor = command("doctor", _doctor, "show what works on this machine, and what to install for the rest")
+    for one in (sound, check, doctor):
+        one.add_argument("--json", action="store_true", help="print JSON")
     plot = command("plot", _plot, "draw the learning curve of a run, or the mean curve of several")
     plot.add_argument("folders", metavar="FOLDER", type=Path, nargs="+")
     plot.add_argument("--output", metavar="PATH", type=Path, help="by default curve.png, in a single run's folder")
@@ -105,39 +103,6 @@ def _resume(given: argparse.Namespace) -> None:
     launch(recipe)
 
 
-def _evaluate(given: argparse.Namespace) -> None:
-    from sac_torchrl.config.command_line import CommandLine
-    from sac_torchrl.config.files import load
-    from sac_torchrl.runs import snapshot
-    from sac_torchrl.runs.device import resolve_device
-    from sac_torchrl.runs.evaluation import evaluate, record_video, write_evaluation
-    from sac_torchrl.runs.seeds import Seeds
-
-    folder: Path = given.folder
-    config = load(folder, plugins=given.plugin, settings=CommandLine.read(given.settings).settings())
-    episodes = config.evaluate.episodes if given.episodes is None else given.episodes
-    if episodes < 1:
-        raise ConfigError(f"--episodes {episodes}: give 1 or more.")
-    specs = config.specs()
-    saved = next(snapshot.intact(folder / "checkpoints"), None)
-    if saved is None:
-        raise CheckpointError(f"{folder} holds no checkpoint yet: let the run go on until it has saved one.")
-    agent = config.agent(specs, device=resolve_device(config.device))
-    config.learner.build(agent).load_state_dict(saved.state["parts"]["learner"])
-    # The seed and the number of environments of the recipes: the last evaluation of a run comes out again.
-    seed = Seeds.derive(config.seed).evaluation + saved.frames
-    env = config.env.build(seed=seed, count=episodes)
-    try:
-        evaluation = evaluate(agent.actor, env, episodes=episodes, seed=seed, timeout=config.evaluate.timeout)
-    finally:
-        env.close()
-    path = folder / "evaluation.json"
-    write_evaluation(evaluation, path, env=config.env.id, frames=saved.frames, seed=config.seed)
-    print(path.read_text(), end="")
-    if given.video:
-        print(record_video(agent.actor, config.env, folder / "videos" / f"{saved.frames}.mp4", seed=seed))
-
-
 def _verify(given: argparse.Namespace) -> None:
     from sac_torchrl.runs import snapshot
 
@@ -145,20 +110,31 @@ def _verify(given: argparse.Namespace) -> None:
     found = snapshot.frames_in(folder)
     if not found:
         raise CheckpointError(f"{given.folder} holds no checkpoint.")
-    damages: list[str] = []
+    results: list[dict[str, Any]] = []
     for frames in found:
         try:
             one = snapshot.verify(folder / str(frames))
         except CheckpointError as error:
-            damages.append(str(error))
-            print(f"{frames} damaged: {error}")
+            results.append({"frames": frames, "intact": False, "damage": str(error)})
         else:
-            print(f"{frames} intact", *([snapshot.digest(folder, one)] if given.digest else []))
+            digest = {"digest": snapshot.digest(folder, one)} if given.digest else {}
+            results.append({"frames": frames, "intact": True, **digest})
+        if not given.json:
+            print(_verified(results[-1]))
+    if given.json:
+        print(json.dumps(results, indent=2))
+    damages = [result["damage"] for result in results if not result["intact"]]
     if damages:
         raise CheckpointError(
             f"{len(damages)} of {len(found)} checkpoints are damaged ({damages[0]}): "
             + ("resuming takes the newest intact one." if len(damages) < len(found) else "bring back a copy of one.")
         )
+
+
+def _verified(result: dict[str, Any]) -> str:
+    if not result["intact"]:
+        return f"{result['frames']} damaged: {result['damage']}"
+    return " ".join([f"{result['frames']} intact", *([result["digest"]] if "digest" in result else [])])
 
 
 def _check_env(given: argparse.Namespace) -> None:
@@ -168,20 +144,29 @@ def _check_env(given: argparse.Namespace) -> None:
     from sac_torchrl.envs.check import Kind, check_env
     from sac_torchrl.envs.config import EnvConfig
 
-    fatal = ""
+    findings: list[dict[str, str]] = []
     config = TrainConfig(env=EnvConfig(given.id, plugins=given.plugin))
-    for finding in check_env(with_environment(config, CommandLine.read(given.settings).settings()).env):
-        print(f"{finding.kind.value:8}{finding.text}")
-        fatal = fatal or (finding.text if finding.kind is Kind.fault else "")
-    if fatal:
-        raise ConfigError(f"{given.id} cannot be trained on: {fatal}")
+    for found in check_env(with_environment(config, CommandLine.read(given.settings).settings()).env):
+        findings.append({"kind": found.kind.value, "text": found.text})
+        if not given.json:
+            print(f"{found.kind.value:8}{found.text}")
+    if given.json:
+        print(json.dumps(findings, indent=2))
+    for finding in findings:
+        if finding["kind"] == Kind.fault.value:
+            raise ConfigError(f"{given.id} cannot be trained on: {finding['text']}")
 
 
 def _doctor(given: argparse.Namespace) -> None:
     from sac_torchrl.cli.doctor import diagnose
 
+    lines = []
     for line in diagnose():
-        print(line)
+        lines.append(dict(zip(("state", "text"), line.split(maxsplit=1), strict=True)))
+        if not given.json:
+            print(line)
+    if given.json:
+        print(json.dumps(lines, indent=2))
 
 
 def _plot(given: argparse.Namespace) -> None:

@@ -1,26 +1,59 @@
 """Observations recorded from an environment, as the environment itself returns them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from sac_torchrl.config.compose import from_layer, refuse_modules, with_environment
+from sac_torchrl.config.layers import Setting, layer
+from sac_torchrl.config.schema import TrainConfig
 from sac_torchrl.deploy.policy import Policy
 from sac_torchrl.deploy.saved import SavedPolicy
+from sac_torchrl.deploy.spaces import environment_spaces
 from sac_torchrl.envs.adapter import SpaceAdapter
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.observations import leaf_at
-from sac_torchrl.errors import CheckpointError
+from sac_torchrl.errors import ConfigError, short
 
 
-def environment_of(saved: SavedPolicy, plugins: Sequence[str] = ()) -> EnvConfig:
-    """The environment that a policy was trained on. Modules are code: name them as `plugins`."""
-    bounds = saved.env.get("bounds")
-    try:
-        return EnvConfig(**{**saved.env, "bounds": bounds and tuple(bounds), "plugins": list(plugins)})
-    except TypeError as error:
-        raise CheckpointError(f"the environment of the policy has settings of another version: {error}.") from error
+def environment_of(saved: SavedPolicy, plugins: Sequence[str] = (), settings: Sequence[Setting] = ()) -> EnvConfig:
+    """The environment that a policy was trained on, with some keys `env.` changed.
+
+    Modules are code: name them as `plugins`. Raises ConfigError for a key or a value that is wrong.
+    """
+    env = {key: value for key, value in saved.env.items() if key != "plugins"}
+    content = layer({"variant": saved.variant, "collector": "direct", "device": "cpu", "env": env})
+    refuse_modules(content, Path("the policy"))
+    named = [Setting("env.plugins", list(plugins), f"--plugin {' '.join(plugins)}")] if plugins else []
+    return with_environment(from_layer(TrainConfig(), content, named), settings).env
+
+
+def check_spaces(policy: Policy, env: EnvConfig) -> None:
+    """Raise ConfigError where an environment has other spaces than the policy was trained on."""
+    for name, own, other in zip(
+        ("observation", "action"),
+        (policy.spec.observation, policy.spec.action),
+        environment_spaces(env.specs(), env),
+        strict=True,
+    ):
+        # Bounds of observations are often wrong, and nothing was trained on them.
+        if _form(own) != _form(other):
+            raise ConfigError(
+                f"env.id={env.id}: its {name} space is {short(other)}, and the policy was trained on {short(own)}."
+            )
+
+
+def _form(space: gym.Space[Any]) -> Any:
+    if isinstance(space, gym.spaces.Box):
+        return space.shape, space.dtype
+    if isinstance(space, gym.spaces.Dict):
+        return {name: _form(part) for name, part in space.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        return [_form(part) for part in space]
+    return space
 
 
 def native_environment(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:

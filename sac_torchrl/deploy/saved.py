@@ -200,7 +200,7 @@ def find_policy(path: Path) -> SavedPolicy:
     if path.name.isdecimal() and path.parent.name == "checkpoints" and path.is_dir():
         return _from_checkpoint(path)
     if (path / CONFIG).is_file():
-        raise ConfigError(f"{path} holds no policy yet: let the run go on until it has saved one.")
+        raise CheckpointError(f"{path} holds no policy yet: resume the run, which saves one at once.")
     raise ConfigError(f"{path} holds no policy: give a run, one of its checkpoints or policies, or an exported folder.")
 
 

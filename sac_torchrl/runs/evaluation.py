@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -117,9 +117,15 @@ class EvaluationConfig:
 
 
 def evaluate(
-    actor: TensorDictModuleBase, env: EnvBase, *, episodes: int, seed: int, timeout: float = math.inf
+    actor: TensorDictModuleBase,
+    env: EnvBase,
+    *,
+    episodes: int,
+    seed: int,
+    timeout: float = math.inf,
+    deterministic: bool = True,
 ) -> Evaluation:
-    """Plays exactly `episodes` whole episodes with the actor's deterministic actions.
+    """Plays exactly `episodes` whole episodes with the actor's deterministic actions, or with ones drawn from `seed`.
 
     `env` has batch size `(count,)` or `()` and may be another size than `episodes`: each of its environments plays a
     number of episodes fixed beforehand, since taking whichever end first would prefer short ones. `env` is
@@ -133,7 +139,8 @@ def evaluate(
     count = env.batch_size.numel()
     shares = [episodes // count + (number < episodes % count) for number in range(count)]
     if isinstance(env, TensorEnv):
-        with unshared(env), _deterministic(actor):
+        with generators.preserve(), unshared(env), _deterministic(actor), _drawing(not deterministic):
+            generators.seed_all(seed)
             env.set_seed(seed)
             returns, lengths = _play_tensors(actor, env, torch.tensor(shares))
         return Evaluation(returns, lengths, [], seeds(seed, count) if episodes == count else [])
@@ -143,7 +150,7 @@ def evaluate(
     total = torch.zeros(count, dtype=torch.float64)
     length = torch.zeros(count, dtype=torch.int64)
     limit = time_limit(timeout, LATE.format(timeout))
-    with generators.preserve(), unshared(env), _deterministic(actor), limit:
+    with generators.preserve(), unshared(env), _deterministic(actor), limit, _drawing(not deterministic):
         generators.seed_all(seed)
         env.set_seed(seed)
         for step in _play(actor, env):
@@ -298,3 +305,7 @@ def _deterministic(actor: TensorDictModuleBase) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _drawing(drawing: bool) -> AbstractContextManager[Any]:
+    return set_exploration_type(ExplorationType.RANDOM) if drawing else nullcontext()

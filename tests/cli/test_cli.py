@@ -71,12 +71,12 @@ def test_train_leaves_a_whole_run(trained: Path) -> None:
 def test_evaluate_repeats_the_last_evaluation_of_the_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     during = evaluation(trained)
     assert (during["env"], during["frames"], during["seed"]) == ("CartPole-v1", 400, 0)
-    (trained / "evaluation.json").unlink()
+    before = (trained / "evaluation.json").read_bytes()
     main(["evaluate", str(trained)])
-    assert evaluation(trained) == during
     assert json.loads(capsys.readouterr().out) == during
-    main(["evaluate", str(trained), "--episodes", "3"])
-    more = evaluation(trained)
+    main(["evaluate", str(trained), "--episodes", "3", "--output", str(trained / "more.json")])
+    assert (trained / "evaluation.json").read_bytes() == before
+    more = json.loads((trained / "more.json").read_text())
     assert len(more["returns"]) == len(more["lengths"]) == 3
 
 
@@ -168,14 +168,14 @@ def test_doctor_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) ->
     [
         (["trian", "continuous"], 64, "unknown command trian: did you mean train?"),
         ([], 64, "COMMAND"),
-        (["evaluate"], 64, "FOLDER"),
+        (["evaluate"], 64, "RUN"),
         (["plot", "a", "--out-put", "b"], 64, "--out-put"),
         (["train", "continous"], 64, "no recipe continous: did you mean continuous?"),
         (["train", "continuous", "sed=1"], 64, "unknown key sed: did you mean seed?"),
         (["train", "continuous", "--cfgg", "job"], 64, "--cfgg"),
         (["verify", "nowhere"], 65, "nowhere holds no checkpoint"),
-        (["resume", "nowhere"], 64, "nowhere holds no run"),
-        (["evaluate", "nowhere"], 64, "nowhere holds no run"),
+        (["resume", "nowhere"], 64, "nowhere holds no policy"),
+        (["evaluate", "nowhere"], 64, "nowhere holds no policy"),
         (["plot", "nowhere"], 64, "nowhere"),
     ],
 )
@@ -206,7 +206,7 @@ def test_a_run_without_a_checkpoint_cannot_be_evaluated(
     with pytest.raises(SystemExit) as end:
         main(["evaluate", str(tmp_path)])
     assert end.value.code == 65
-    assert "holds no checkpoint yet" in capsys.readouterr().err
+    assert "holds no policy yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["plot", "-h"], ["train", "discrete", "-h"]])

@@ -89,7 +89,7 @@ def test_the_commands_of_the_readme_take_a_run_further(tmp_path: Path) -> None:
         assert words[0] == "sac-torchrl"
         run([sys.executable, "-m", "sac_torchrl", *words[1:]], tmp_path)
     assert (tmp_path / "runs/NAME/checkpoints/450/manifest.json").exists()
-    assert len(json.loads((tmp_path / "runs/NAME/evaluation.json").read_text())["returns"]) == 20
+    assert len(json.loads((tmp_path / "evaluation.json").read_text())["returns"]) == 20
     assert (tmp_path / "curves.png").exists()
 
 

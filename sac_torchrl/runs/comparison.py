@@ -1,0 +1,101 @@
+"""Comparing returns: paired differences, interquartile means, bootstrap intervals, probabilities of improvement."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sac_torchrl.runs.plots import interval
+
+Array = NDArray[np.float64]
+
+
+def paired_difference(new: Sequence[float], old: Sequence[float]) -> dict[str, float | int | None]:
+    """The mean of `new` minus `old`, episode by episode on the same seeds, and its 95 % interval by Student's t.
+
+    One pair tells nothing of its spread: the bounds are null.
+    """
+    differences = np.array(new, np.float64) - np.array(old, np.float64)
+    if len(differences) < 2:
+        return {"mean": float(differences.mean()), "low": None, "high": None, "pairs": len(differences)}
+    mean, half = interval(differences)
+    return {
+        "mean": float(mean),
+        "low": float(mean - half),
+        "high": float(mean + half),
+        "pairs": len(differences),
+    }
+
+
+def interquartile_mean(scores: Array) -> float:
+    """The mean of the middle half: a quarter of the scores, rounded down, is left out at either end.
+
+    Agarwal et al. 2021 (arXiv 2108.13264); as scipy.stats.trim_mean(scores, 0.25) of all runs and tasks together.
+    """
+    flat = np.sort(scores, axis=None)
+    cut = int(0.25 * flat.size)
+    return float(flat[cut : flat.size - cut].mean())
+
+
+def stratified_bootstrap(scores: Array, *, resamples: int = 10_000, seed: int = 0) -> Array:
+    """Interquartile means `(resamples,)` of scores `(runs, tasks)` whose runs are drawn anew for each task.
+
+    Agarwal et al. 2021 (arXiv 2108.13264), section 4.2.
+    """
+    runs, tasks = scores.shape
+    drawn = np.random.default_rng(seed).integers(0, runs, (resamples, runs, tasks))
+    flat = np.sort(scores[drawn, np.arange(tasks)].reshape(resamples, -1), axis=1)
+    cut = int(0.25 * flat.shape[1])
+    middle: Array = flat[:, cut : flat.shape[1] - cut].mean(axis=1)
+    return middle
+
+
+def percentile_interval(resampled: Array, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval between the percentiles that leave out the same share at either end."""
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(resampled, [tail, 100.0 - tail])
+    return float(low), float(high)
+
+
+def probability_of_improvement(new: Array, old: Array) -> float:
+    """How likely a run of `new` is better than one of `old`, ties half; the mean over tasks of `(runs, tasks)` each.
+
+    For one task it is Mann and Whitney's U divided by the number of pairs (Agarwal et al. 2021, section 4.3).
+    """
+    pairs = new[:, None, :] - old[None, :, :]
+    return float(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+
+
+@dataclass(frozen=True)
+class Group:
+    """Scores of the runs of a group, and what they say; `improvement` is that over the first group.
+
+    `interval` is the 95 % bootstrap interval of `iqm`, null for one or two runs, which tell nothing of how runs differ.
+    """
+
+    name: str
+    scores: list[float]
+    mean: float
+    iqm: float
+    interval: tuple[float, float] | None
+    improvement: float | None
+
+
+def compare_groups(scores: Mapping[str, Sequence[float]]) -> list[Group]:
+    """Summarize the scores of the runs of each group, all of one task."""
+    groups: list[Group] = []
+    for name, own in scores.items():
+        column = np.array(own, np.float64)[:, None]
+        first = np.array(groups[0].scores, np.float64)[:, None] if groups else None
+        groups.append(
+            Group(
+                name,
+                [float(score) for score in own],
+                float(column.mean()),
+                interquartile_mean(column),
+                percentile_interval(stratified_bootstrap(column)) if len(own) > 2 else None,
+                None if first is None else probability_of_improvement(column, first),
+            )
+        )
+    return groups
