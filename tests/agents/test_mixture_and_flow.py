@@ -213,6 +213,17 @@ def test_both_gradients_of_a_mixture_are_that_of_quadrature() -> None:
         assert (total - exact).norm() < within * exact.norm(), gradient
 
 
+def test_a_baseline_takes_what_all_actions_have_in_common_out_of_the_gradient() -> None:
+    torch.manual_seed(1)
+    parameters = [torch.randn(5, 3), torch.randn(5, 3, 2), torch.rand(5, 3, 2) + 0.3]
+    for parameter in parameters:
+        parameter.requires_grad_()
+    total = SquashedMixture(*parameters, gradient=Gradient.likelihood_ratio).choices().weights.sum(-1)
+    torch.testing.assert_close(total, torch.ones(5))
+    for gradient in torch.autograd.grad(total.sum(), parameters):
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0.0, atol=1e-5)
+
+
 @FORMS
 def test_captured_updates_are_the_eager_ones_bit_for_bit_and_resume(form: dict[str, Any]) -> None:
     data = [transitions(seed=seed) for seed in range(6)]
@@ -288,7 +299,7 @@ def on_four_goals(form: dict[str, Any], *, updates: int) -> tuple[float, Tensor]
     ("form", "of_gaussian"), [({"policy": PolicyForm.mixture}, 1 / 3), ({"policy": PolicyForm.flow}, 1 / 2)]
 )
 def test_four_goals_are_found_where_a_gaussian_finds_one(form: dict[str, Any], of_gaussian: float) -> None:
-    """The gap of a Gaussian to the soft optimum is 0.365 whatever goal it takes (benchmarks/heads.py)."""
+    """A Gaussian at one goal is 0.365 from the soft optimum, and farther where it covers two (benchmarks/heads.py)."""
     value, shares = on_four_goals(form, updates=1500)
     assert SOFT_OPTIMUM - value < of_gaussian * 0.365
     assert value < SOFT_OPTIMUM + 0.02  # nothing is better
