@@ -104,8 +104,9 @@ class Physics(TensorEnv):
         limit: int,
     ) -> None:
         super().__init__(count, device, observed=observed, action_spec=action_spec, limit=limit)
-        self.low, self.high = torch.tensor(low, device=device), torch.tensor(high, device=device)
-        self.state = torch.zeros(count, len(low), device=device)
+        # In a tuple: of an environment's own tensors checkpoints hold the state.
+        self._bounds = torch.tensor(low, device=device), torch.tensor(high, device=device)
+        self._state = torch.zeros(count, len(low), device=device)
 
     @abstractmethod
     def move(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,19 +118,20 @@ class Physics(TensorEnv):
 
     def begin(self, mask: Tensor) -> Tensor:
         """Draw new states where an episode starts."""
-        share = torch.rand(self.state.shape, generator=self.generator, device=self.device)
-        self.state.copy_(torch.where(mask.unsqueeze(-1), self.start(share), self.state))
-        return self.observe(self.state)
+        share = torch.rand(self._state.shape, generator=self.generator, device=self.device)
+        self._state.copy_(torch.where(mask.unsqueeze(-1), self.start(share), self._state))
+        return self.observe(self._state)
 
     def start(self, share: Tensor) -> Tensor:
         """The states `(count, n)` that belong to numbers from 0 to 1."""
-        return self.low + (self.high - self.low) * share
+        low, high = self._bounds
+        return low + (high - low) * share
 
     def advance(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Move, and observe."""
-        state, reward, terminated = self.move(self.state, action)
-        self.state.copy_(state)
-        return self.observe(self.state), reward, terminated
+        state, reward, terminated = self.move(self._state, action)
+        self._state.copy_(state)
+        return self.observe(self._state), reward, terminated
 
 
 def wrapped(angle: Tensor) -> Tensor:
@@ -152,7 +154,7 @@ class Pendulum(Physics):
 
     def start(self, share: Tensor) -> Tensor:
         """As for every Physics, symmetric to the last bit."""
-        return (2 * share - 1) * self.high
+        return (2 * share - 1) * self._bounds[1]
 
     def move(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Apply a torque of twice the action, in N m, for 50 ms."""
@@ -178,7 +180,7 @@ class CartPole(Physics):
 
     def start(self, share: Tensor) -> Tensor:
         """As for every Physics, symmetric to the last bit."""
-        return (2 * share - 1) * self.high
+        return (2 * share - 1) * self._bounds[1]
 
     def move(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Push the cart with 10 N to the left (0) or to the right (1), for 20 ms (Euler's method)."""

@@ -63,9 +63,9 @@ def test_dynamics_are_gymnasiums(name: str, id: str, goal: list[float] | None) -
     ours.set_seed(4)
     ours.reset()
     if goal is not None:
-        ours.state[0] = torch.tensor(goal)
+        ours._state[0] = torch.tensor(goal)
     theirs: list[Any] = [gym.make(id).unwrapped for _ in range(count)]
-    for env, state in zip(theirs, ours.state, strict=True):
+    for env, state in zip(theirs, ours._state, strict=True):
         env.reset()
         env.state = state.double().numpy()
     rng = np.random.default_rng(0)
