@@ -53,7 +53,7 @@ def test_a_new_folder_is_named_private_and_never_shared(tmp_path: Path, monkeypa
             folders.append(run.folder)
     assert len(set(folders)) == 3
     for folder in folders:
-        assert folder.parent == Path("runs")
+        assert folder.parent == Path("runs").absolute()
         assert folder.name.startswith("Pendulum-v1-sac-seed0-")
         assert folder.stat().st_mode & 0o777 == 0o700
         assert (folder / "config.yaml").read_text() == "seed: 0\n"
