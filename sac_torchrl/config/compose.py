@@ -83,7 +83,7 @@ def with_environment(config: T, settings: Sequence[Setting]) -> T:
 def refuse_modules(saved: Layer, path: Path) -> None:
     """Raise ConfigError where the config.yaml of a run names code: only the command line may."""
     for setting in saved.settings:
-        if setting.key == "env.id" and ":" in str(setting.value):
+        if setting.key == "env.id" and ":" in str(setting.value) and "${" not in str(setting.value):
             module, _, name = str(setting.value).rpartition(":")
             raise ConfigError(
                 f"{path}: env.id={setting.value} names a module: write {name}, and give env.plugins=[{module}]."

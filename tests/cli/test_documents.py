@@ -119,7 +119,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [0, 1, 3])
+@pytest.mark.parametrize("number", [0, 1, 2, 4])
 def test_a_program_on_composition_runs(composed: Path, number: int) -> None:
     assert run([sys.executable, "-W", "error::UserWarning", f"program{number}.py"], composed).strip()
 
