@@ -148,8 +148,7 @@ class _Episode:
         if isinstance(space, (Discrete, MultiDiscrete)):
             indices: NDArray[Any] = taken - space.start
             counts = agents.n if isinstance(agents, Discrete) else np.asarray(getattr(agents, "nvec", -1))
-            here = getattr(specs.action, "nvec", None)
-            here = specs.action.space.n if here is None else here
+            here: Any = getattr(specs.action, "nvec", getattr(specs.action.space, "n", None))
             if not np.array_equal(counts, here) or ((indices < 0) | (indices >= counts)).any():
                 raise self._refused("actions", f"{taken.min()} to {taken.max()} of {short(space)}, of {here} here")
             return indices
@@ -193,8 +192,8 @@ def _rows(episode: _Episode, specs: Specs) -> TensorDict:
         ("next", "terminated"): episode.terminations[ends - 1][:, None],
         (SPAN,): spans[:, None],
     }
-    for key, leaf in episode.observations.items():
-        columns |= {key: leaf[:-1], ("next", *key): leaf[ends]}
+    columns.update({key: leaf[:-1] for key, leaf in episode.observations.items()})
+    columns.update({("next", *key): leaf[ends] for key, leaf in episode.observations.items()})
     rows = TensorDict(batch_size=[length])
     for key, (dtype, shape) in layout(specs).items():
         if key not in columns:
