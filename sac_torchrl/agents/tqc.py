@@ -58,7 +58,7 @@ class TruncatedLoss(WeightedCritics, TQCLoss):
     """TQCLoss whose weights of prioritized rows are the critics' alone, with half the passes over its errors."""
 
     def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum over critics of the mean quantile Huber loss, and each row's largest mean error, `(batch,)`."""
+        """Mean over critics and quantiles of the quantile Huber loss, and each row's largest mean error, `(batch,)`."""
         target = self.compute_target(tensordict)
         asked = self._vmap_qnetworkN0(
             tensordict.select(*self.qvalue_network.in_keys, strict=False), self.qvalue_network_params
@@ -73,7 +73,7 @@ class TruncatedLoss(WeightedCritics, TQCLoss):
         with torch.no_grad():
             slope = error.clamp(-1, 1)
             pull = torch.where(error < 0, 1 - fractions, fractions) * slope
-        loss = (pull * torch.sub(error, slope, alpha=0.5)).mean((-1, -2)).sum(0)
+        loss = (pull * torch.sub(error, slope, alpha=0.5)).mean((-1, -2)).mean(0)
         weights = self._maybe_get_priority_weight(tensordict)
         reduced: Tensor = self._reduce_loss(loss, tensordict=tensordict, weights=weights)
         return reduced, {"td_error": error.detach().abs().mean((-1, -2)).amax(0)}

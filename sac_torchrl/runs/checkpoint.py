@@ -105,6 +105,14 @@ class Checkpoints:
             self._load_generators(found[0].state["generators"])
             self._segments = list(found[0].segments)
             log.info("going on at %s frames", found[0].frames)
+            here = snapshot.versions()
+            other = [
+                f"{name} {one} ({here.get(name, 'none')} here)"
+                for name, one in found[0].versions.items()
+                if here.get(name) != one
+            ]
+            if other:
+                log.warning("resuming is not exact: it was saved with %s", ", ".join(other))
             snapshot.sweep(self._folder)  # a run that is at its end saves no more
         self._intact = {one.frames: one.segments for one in found}
         self._restored = True

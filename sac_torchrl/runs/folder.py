@@ -4,7 +4,6 @@ import dataclasses
 import fcntl
 import logging
 import os
-import platform
 import random
 import shlex
 import sys
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -25,6 +23,7 @@ from sac_torchrl.fields import field
 from sac_torchrl.files import temporary, write_whole
 from sac_torchrl.runs.device import resolve_device
 from sac_torchrl.runs.seeds import Seeds
+from sac_torchrl.runs.snapshot import versions
 from sac_torchrl.signals import Signals
 
 CONFIG = "config.yaml"
@@ -132,7 +131,7 @@ class RunConfig:
             contained.set_stream(None)
             logger.info("%s in %s on %s, seed %d", "resumed" if resumed else "started", folder, on, seed)
             logger.debug("command: %s", " ".join(sys.argv))
-            logger.debug("%s", _versions())
+            logger.debug("%s", ", ".join(f"{name} {one}" for name, one in versions().items()))
             try:
                 with ExitStack() as parts:
                     yield Run(folder, on, seeds, resumed, signals, parts)
@@ -208,8 +207,3 @@ def _log_to(folder: Path, stack: ExitStack) -> logging.Handler:
         stack.callback(handler.close)
         stack.callback(logger.removeHandler, handler)
     return screen
-
-
-def _versions() -> str:
-    packages = ("torch", "torchrl", "tensordict", "gymnasium")
-    return ", ".join(f"{name} {version(name)}" for name in packages) + f", Python {platform.python_version()}"

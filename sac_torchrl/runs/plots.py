@@ -3,12 +3,13 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.errors import ConfigError, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,14 +27,16 @@ _T95 = (
 )
 # fmt: on
 _NORMAL95 = 1.960
+_FEWEST = 3  # half the interval of two runs is six times their difference
+_BESIDES = {"seed", "run", "device", "total_frames", "log_every", "checkpoint"}
 
 
 def curve(folders: Sequence[Path], path: Path, *, title: str | None = None) -> Path:
     """Draw the returns of one or several run folders against frames to the PNG `path`.
 
     One folder: the mean evaluation return with one standard deviation over episodes, training returns
-    behind. Several: the mean of their evaluations with its 95% t-interval, at the frames all have.
-    Raises `ConfigError` for a folder without returns or folders without a common frame.
+    behind. Several: the mean of their evaluations, at the frames all have, from three runs on with its 95% t-interval.
+    Raises `ConfigError` for a folder without returns, folders without a common frame, or runs of different settings.
     """
     # Importing it takes a tenth of the time that a run takes to start.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -42,6 +45,7 @@ def curve(folders: Sequence[Path], path: Path, *, title: str | None = None) -> P
     figure = Figure(figsize=(6.4, 3.8), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    refuse_different(folders)
     if len(folders) == 1:
         _one(axes, folders[0])
     else:
@@ -54,6 +58,35 @@ def curve(folders: Sequence[Path], path: Path, *, title: str | None = None) -> P
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.print_png(path)  # type: ignore[no-untyped-call]  # matplotlib leaves it unannotated
     return path
+
+
+def refuse_different(folders: Sequence[Path]) -> None:
+    """Raise ConfigError for runs that differ in more than their seed, length and place: their mean is nobody's."""
+    first: dict[str, Any] | None = None
+    for folder in folders:
+        path = folder / "config.yaml"
+        if not path.is_file():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+                raise ConfigError(f"{path} holds YAML aliases, and that of a run has none.")  # they multiply
+            config = _flat(yaml.safe_load(text))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} cannot be read: {short(error)}") from error
+        first = first or config
+        for key in sorted(first.keys() | config.keys()):
+            if key.partition(".")[0] not in _BESIDES and first.get(key) != config.get(key):
+                raise ConfigError(
+                    f"{folder} is a run with {key}={config.get(key)} and {folders[0]} one with {key}={first.get(key)}: "
+                    "their mean says nothing; plot them one by one."
+                )
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {key: value for name, one in tree.items() for key, value in _flat(one, f"{path}.{name}".strip(".")).items()}
 
 
 def metric(folder: Path, name: str) -> tuple[Array, Array]:
@@ -110,13 +143,26 @@ def _one(axes: "Axes", folder: Path) -> None:
         deviation = dict(zip(*metric(folder, "eval/return_std"), strict=True))
         spread = np.array([deviation.get(frame, 0.0) for frame in frames])
         axes.fill_between(frames, mean - spread, mean + spread, color=_COLOR, alpha=0.2, linewidth=0)
-        axes.plot(frames, mean, color=_COLOR, linewidth=1.8, label="evaluation, mean ± std")
+        axes.plot(frames, mean, color=_COLOR, linewidth=1.8, marker=_marker(frames), label="evaluation, mean ± std")
+        if len(frames) == 1:  # no band without a width
+            axes.errorbar(frames, mean, yerr=spread, color=_COLOR, capsize=3)
 
 
 def _several(axes: "Axes", folders: Sequence[Path]) -> None:
     common, samples = evaluations(folders)
-    mean, half = interval(samples)
     for run in samples:
-        axes.plot(common, run, color=_GREY, linewidth=0.7, alpha=0.7)
-    axes.fill_between(common, mean - half, mean + half, color=_COLOR, alpha=0.2, linewidth=0)
-    axes.plot(common, mean, color=_COLOR, linewidth=1.8, label=f"mean of {len(samples)} runs, 95% interval")
+        axes.plot(common, run, color=_GREY, linewidth=0.7, alpha=0.7, marker=_marker(common))
+    label = f"mean of {len(samples)} runs"
+    mean = samples.mean(axis=0)
+    if len(samples) >= _FEWEST:
+        mean, half = interval(samples)
+        label += ", 95% interval"
+        axes.fill_between(common, mean - half, mean + half, color=_COLOR, alpha=0.2, linewidth=0)
+        if len(common) == 1:
+            axes.errorbar(common, mean, yerr=half, color=_COLOR, capsize=3)
+    axes.plot(common, mean, color=_COLOR, linewidth=1.8, marker=_marker(common), label=label)
+
+
+def _marker(frames: Array) -> str:
+    """One point is no line."""
+    return "o" if len(frames) == 1 else ""

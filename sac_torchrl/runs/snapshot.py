@@ -18,14 +18,14 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import tensordict
 import torch
-import torchrl
 from safetensors import SafetensorError
 
 from sac_torchrl.errors import CheckpointError
@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 # What a manifest or a state in JSON may take before it is read: those of long runs take some 100 kB.
 _MOST, _MOST_VALUES = 64_000_000, 2_000_000
-_LIBRARIES = (torch, torchrl, tensordict, safetensors)
+_PACKAGES = ("torch", "torchrl", "tensordict", "safetensors", "numpy", "gymnasium", "mujoco", "dm_control")
+_THREADS = torch.get_num_threads()  # before a learner takes some of them
 _TENSORS, _SKELETON, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
 _FRAMES = re.compile(r"0|[1-9][0-9]{0,17}")
 _SEGMENT = re.compile(r"[0-9]+-[0-9]+\.safetensors")
@@ -74,6 +75,16 @@ class Snapshot:
     frames: int
     state: Tree
     segments: list[Segment]
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def versions() -> dict[str, str]:
+    """The versions of what the numbers of a run come from, as far as it is installed, and PyTorch's threads."""
+    found = {"python": platform.python_version(), "threads": str(_THREADS)}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def write(path: Path, state: Tree, segments: list[Segment]) -> None:
@@ -83,8 +94,7 @@ def write(path: Path, state: Tree, segments: list[Segment]) -> None:
     manifest = {
         "format": FORMAT,
         "frames": int(path.name),
-        "versions": {library.__name__: str(library.__version__) for library in _LIBRARIES}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "files": {
             name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in payloads.items()
         },
@@ -141,11 +151,12 @@ def verify(path: Path) -> Snapshot:
         tensors = safetensors.torch.load_file(path / _TENSORS)
         state = decode(_read_json(path / _SKELETON), tensors)
         _check_rows(state, segments)
+        made_with = {str(name): str(one) for name, one in manifest["versions"].items()}
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT} ({error!r})") from error
-    return Snapshot(manifest["frames"], state, segments)
+    return Snapshot(manifest["frames"], state, segments, made_with)
 
 
 def digest(folder: Path, snapshot: Snapshot) -> str:

@@ -463,7 +463,7 @@ def test_tqc_is_its_equations(dropped: int) -> None:
             fraction = (2 * m + 1) / (2 * quantiles)
             u = y - predicted[:, m : m + 1]
             huber = torch.where(u.abs() <= 1, u**2 / 2, u.abs() - 0.5)
-            expected = expected + ((fraction - (u < 0).double()).abs() * huber).mean() / quantiles
+            expected = expected + ((fraction - (u < 0).double()).abs() * huber).mean() / (critics * quantiles)
     action, log_prob = sampled(loss, batch["observation"])
     inputs = torch.cat([batch["observation"], action], -1)
     online = [{key: leaf.detach() for key, leaf in named.items()} for named in stacked(loss, "qvalue_network_params")]

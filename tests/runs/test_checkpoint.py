@@ -264,6 +264,28 @@ def test_a_resumed_run_saves_its_new_rows_only(tmp_path: Path) -> None:
     assert sorted(names) == ["0-4", "21-31", "4-6"]
 
 
+@pytest.mark.parametrize(
+    ("name", "saved", "said"),
+    [("numpy", "1.2.3", "numpy 1.2.3"), ("gymnasium", "0.1", "gymnasium 0.1"), ("threads", "64", "threads 64")],
+)
+def test_a_resume_under_other_versions_or_threads_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, saved: str, said: str
+) -> None:
+    run, here = Trial(tmp_path), snapshot.versions()
+    assert {"numpy", "gymnasium", "mujoco", "torch", "python", "threads"} <= here.keys()
+    run.collect(4)
+    with monkeypatch.context() as patched:
+        patched.setattr(snapshot, "versions", lambda: here | {name: saved})
+        run.save()
+    Trial(tmp_path).checkpoints.restore()
+    assert f"resuming is not exact: it was saved with {said} ({here[name]} here)" in caplog.text
+    caplog.clear()
+    run.collect(1)
+    run.save()
+    Trial(tmp_path).checkpoints.restore()
+    assert "not exact" not in caplog.text
+
+
 def test_long_stretches_of_rows_are_split_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "SEGMENT_BYTES", 37 * 4)
     run = Trial(tmp_path)

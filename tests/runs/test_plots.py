@@ -79,3 +79,48 @@ def test_folders_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="2 run folders have no evaluation at the same frames"):
         curve([empty, run_folder(tmp_path / "a", seed=0)], tmp_path / "curve.png")
     assert not (tmp_path / "curve.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "key"),
+    [
+        ("env: {id: Pendulum-v1}", "env: {id: Hopper-v5}", "env.id"),
+        ("variant: {gamma: 0.99}\nseed: 1", "variant: {gamma: 0.9}\nseed: 2", "variant.gamma"),
+        ("n_steps: 1", "n_steps: 3", "n_steps"),
+        ("env: {id: A-v0}", "env: {id: A-v0, count: 4}", "env.count"),
+    ],
+)
+def test_runs_of_other_settings_are_not_averaged(tmp_path: Path, one: str, other: str, key: str) -> None:
+    folders = [run_folder(tmp_path / str(number), seed=number) for number in range(2)]
+    for folder, text in zip(folders, (one, other), strict=True):
+        (folder / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"1 is a run with {key}=.* and .*0 one with {key}="):
+        curve(folders, tmp_path / "curve.png")
+    (folders[1] / "config.yaml").write_text(f"{one}\nrun: {{folder: b}}\ntotal_frames: 7")
+    assert curve(folders, tmp_path / "curve.png").is_file()
+
+
+def test_a_config_of_aliases_is_refused(tmp_path: Path) -> None:
+    folders = [run_folder(tmp_path / str(number), seed=number) for number in range(2)]
+    (folders[1] / "config.yaml").write_text("a: &a {b: 1}\nc: {d: *a, e: *a}")
+    with pytest.raises(ConfigError, match="YAML aliases"):
+        curve(folders, tmp_path / "curve.png")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_single_evaluation_is_seen(tmp_path: Path, count: int) -> None:
+    folders = [tmp_path / str(number) for number in range(count)]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        (folder / "metrics.csv").write_text(f"frames,eval/return_mean,eval/return_std\n200,{-number}.5,1.0\n")
+    assert (0x1F, 0x5F, 0xA8) in colors(curve(folders, tmp_path / "curve.png"))
+
+
+def test_two_runs_have_no_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [run_folder(tmp_path / str(seed), seed=seed) for seed in range(3)]
+    bands: list[object] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.fill_between", lambda *given, **options: bands.append(given))
+    curve(folders[:2], tmp_path / "two.png")
+    assert not bands
+    curve(folders, tmp_path / "three.png")
+    assert len(bands) == 1
