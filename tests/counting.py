@@ -96,7 +96,8 @@ class CountingLeaves(gym.ObservationWrapper[Any, Any, Any]):
     def __init__(self) -> None:
         super().__init__(Counting())
         self.observation_space = Dict(
-            observation=Box(0.0, np.inf, (1,), np.float32), rest=Tuple([Box(0.0, np.inf, (1, 1)), Discrete(99, start=7)])
+            observation=Box(0.0, np.inf, (1,), np.float32),
+            rest=Tuple([Box(0.0, np.inf, (1, 1)), Discrete(99, start=7)]),
         )
 
     def observation(self, observation: Any) -> dict[str, Any]:
