@@ -96,12 +96,13 @@ class CountingLeaves(gym.ObservationWrapper[Any, Any, Any]):
     def __init__(self) -> None:
         super().__init__(Counting())
         self.observation_space = Dict(
-            number=Box(0.0, np.inf, (1,), np.float32), rest=Tuple([Box(0.0, np.inf, (1, 1)), Discrete(99, start=7)])
+            observation=Box(0.0, np.inf, (1,), np.float32),
+            rest=Tuple([Box(0.0, np.inf, (1, 1)), Discrete(99, start=7)]),
         )
 
     def observation(self, observation: Any) -> dict[str, Any]:
         number, episode, step = observation
-        return {"number": np.array([number]), "rest": (np.array([[episode]]), int(step) + 7)}
+        return {"observation": np.array([number]), "rest": (np.array([[episode]]), int(step) + 7)}
 
 
 gym.register("CountingLeaves-v0", f"{__name__}:CountingLeaves", max_episode_steps=100)
@@ -112,6 +113,6 @@ def joined(rows: TensorDictBase) -> TensorDictBase:
     made = rows.copy()
     for key in ("observation", ("next", "observation")):
         leaves = rows[key]
-        columns = [leaves["number"], leaves["rest.0"], leaves["rest.1"].float().unsqueeze(-1)]
+        columns = [leaves["observation"], leaves["rest.0"], leaves["rest.1"].float().unsqueeze(-1)]
         made.set(key, torch.cat(columns, -1))
     return made

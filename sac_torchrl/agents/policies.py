@@ -2,10 +2,11 @@
 
 import math
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from tensordict.nn import InteractionType, TensorDictModule, TensorDictSequential
+from tensordict import TensorDictBase
+from tensordict.nn import InteractionType, TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, TanhTransform
 from torch.nn.functional import softplus
@@ -165,10 +166,24 @@ def categorical_actor(
 def acting(actor: ProbabilisticActor) -> TensorDictModule:
     """The same policy, sharing its parameters, that writes nothing but what is stored into a transition: its action."""
     return TensorDictSequential(
-        TensorDictModule(aligned, in_keys=["observation"], out_keys=["observation"]),
+        Aligned(),
         actor,
         selected_out_keys=[key for key in ("action", ENTROPY) if key in actor.out_keys],
     )
+
+
+class Aligned(TensorDictModuleBase):  # type: ignore[misc]  # tensordict is not seen by mypy
+    """Puts `aligned` observations in place of those that came.
+
+    A TensorDictModule would take what a function returns, leaves by name, for its own outputs by key.
+    """
+
+    in_keys: ClassVar[list[str]] = ["observation"]
+    out_keys: ClassVar[list[str]] = ["observation"]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write them into `tensordict`."""
+        return tensordict.set("observation", aligned(tensordict.get("observation")))
 
 
 def aligned(observation: Tensor) -> Tensor:
