@@ -174,7 +174,7 @@ def test_doctor_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) ->
         (["train", "continuous", "sed=1"], 64, "unknown key sed: did you mean seed?"),
         (["train", "continuous", "--cfgg", "job"], 64, "--cfgg"),
         (["verify", "nowhere"], 65, "nowhere holds no checkpoint"),
-        (["resume", "nowhere"], 64, "nowhere holds no policy"),
+        (["resume", "nowhere"], 64, "nowhere holds no run"),
         (["evaluate", "nowhere"], 64, "nowhere holds no policy"),
         (["plot", "nowhere"], 64, "nowhere"),
     ],
