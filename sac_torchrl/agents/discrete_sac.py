@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from sac_torchrl.agents.agent import Agent
-from sac_torchrl.agents.critics import action_value_critic
-from sac_torchrl.agents.heads import Head, action_sizes, choose_head, head_of
+from sac_torchrl.agents.critics import action_value_critic, state_action_critic
+from sac_torchrl.agents.heads import EnumeratedCategorical, Head, action_sizes, choose_head, head_of
 from sac_torchrl.agents.losses import AlphaForm, CriticReduction, SACDiscreteLoss, Terms
-from sac_torchrl.agents.multi_discrete import MOST_ENUMERATED, ActionCritic
+from sac_torchrl.agents.multi_discrete import MOST_ENUMERATED, ActionCritic, OneHotActions, factored_actor, stored_value
 from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.policies import categorical_actor
 from sac_torchrl.agents.temperature import BoundedTemperature
@@ -95,10 +95,7 @@ class DiscreteSAC(Variant):
                 "continuous dimensions: use recipes/continuous.py."
             )
         if choose_head(self.head, specs.action) is not Head.discrete or not self.critic_entropy:
-            # Only a head that needs the loss on the seam waits for it to be imported.
-            from sac_torchrl.agents.discrete_heads import build_discrete
-
-            return build_discrete(self, specs, device=device)
+            return self._build_head(specs, device=device)
         [actions] = action_sizes(specs.action)
         specs = replace(specs, entropy=self.needs_entropy)
         actor = categorical_actor(self.network.build(self.actor_sees(specs), outputs=actions, device=device), specs)
@@ -151,3 +148,77 @@ class DiscreteSAC(Variant):
             over=self.target_entropy_updates,
         )
         return replace(agent, temperature=temperature)
+
+    def _build_head(self, specs: Specs, *, device: torch.device) -> Agent:
+        """Build the agent of a discrete or multi-discrete head.
+
+        Raises ConfigError for terms that this loss does not have, and for more joint actions than can be enumerated.
+        """
+        from sac_torchrl.agents.head_loss import HeadLoss  # only a head that needs it waits for it to be imported
+
+        sizes = action_sizes(specs.action)
+        several = head_of(specs.action) is Head.multi_discrete
+        self._check_head(sizes, several=several)
+        network, seen = with_hidden(self.network, self.critic_hidden), self.critic_sees(specs)
+        policy = self.network.build(self.actor_sees(specs), outputs=sum(sizes), device=device)
+        if several:
+            actor = factored_actor(policy, specs, sizes=sizes, critic=self.critic, enumerate_up_to=self.enumerate_up_to)
+        else:
+            actor = categorical_actor(policy, specs, distribution_class=EnumeratedCategorical)
+        joint = several and self.critic is ActionCritic.joint
+        if joint:
+            critics = [
+                state_action_critic(
+                    OneHotActions(network.build(seen, inputs=sum(sizes), outputs=1, device=device), sizes)
+                )
+                for _ in range(self.critics)
+            ]
+        else:
+            outputs = math.prod(sizes) if self.critic is ActionCritic.enumerated else sum(sizes)
+            critics = [
+                action_value_critic(network.build(seen, outputs=outputs, device=device)) for _ in range(self.critics)
+            ]
+        most = sum(math.log(size) for size in sizes)
+        loss = HeadLoss(
+            actor,
+            critics[0],
+            critics=self.critics,
+            alpha=[self.alpha],
+            fixed_alpha=self.fixed_alpha,
+            target_entropy=[self.target_entropy_ratio * most],
+            terms=Terms(
+                actor_q=self.actor_q,
+                target_q=self.target_q,
+                alpha_form=self.alpha_form,
+                reward_scale=self.reward_scale,
+                critic_loss_scale=self.critic_loss_scale,
+            ),
+            critic_entropy=self.critic_entropy,
+            stored_value=stored_value(self.critic, sizes) if several else _of_index,
+            expectation_first=several and self.critic is ActionCritic.decomposed,
+        ).to(device)
+        agent = assemble(actor, loss, critics, gamma=self.gamma, tau=self.tau)
+        return self.with_temperature(agent, loss.log_alpha, loss.target_entropy, most=most)
+
+    def _check_head(self, sizes: tuple[int, ...], *, several: bool) -> None:
+        why = "several discrete actions" if several else "variant.critic_entropy=false"
+        wrong = [
+            f"variant.{name}={value}: not with {why}; give {name}={default}."
+            for name, value, default in (
+                ("q_clip", self.q_clip, "null"),
+                ("entropy_penalty", self.entropy_penalty, "0"),
+            )
+            if value
+        ]
+        joint = math.prod(sizes)
+        if several and self.critic is ActionCritic.enumerated and joint > MOST_ENUMERATED:
+            wrong.append(
+                f"variant.critic=enumerated: this environment has {joint:,} joint actions, and at most "
+                f"{MOST_ENUMERATED:,} are enumerated; give variant.critic=joint."
+            )
+        if wrong:
+            raise ConfigError(" ".join(wrong))
+
+
+def _of_index(values: Tensor, action: Tensor) -> Tensor:
+    return values.gather(-1, action.unsqueeze(-1).expand(len(values), -1, 1)).squeeze(-1)

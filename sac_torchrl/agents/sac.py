@@ -1,18 +1,23 @@
 """Soft Actor-Critic for continuous actions."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
+from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.agents.agent import Agent
+from sac_torchrl.agents.critics import state_action_critic
 from sac_torchrl.agents.ensemble import Ensemble
-from sac_torchrl.agents.heads import Head, PolicyForm, Prior, choose_head
+from sac_torchrl.agents.flow import flow_actor
+from sac_torchrl.agents.heads import EnumeratedNormal, Head, PolicyForm, Prior, choose_head
 from sac_torchrl.agents.losses import AlphaForm, CriticReduction, SACv2Loss, Terms
-from sac_torchrl.agents.mixture import Gradient
+from sac_torchrl.agents.mixture import Gradient, mixture_actor
 from sac_torchrl.agents.networks import NetworkConfig
-from sac_torchrl.agents.policies import StdForm
-from sac_torchrl.agents.variant import action_dimensions, with_hidden
+from sac_torchrl.agents.policies import StdForm, tanh_normal_actor
+from sac_torchrl.agents.variant import action_dimensions, assemble, with_hidden
 from sac_torchrl.fields import field
 from sac_torchrl.specs import Specs
 
@@ -57,10 +62,7 @@ class SAC(Ensemble):
             critic_loss_scale=self.critic_loss_scale,
         )
         if self.policy is not PolicyForm.gaussian or self.prior is not Prior.uniform or not self.critic_entropy:
-            # Only a head that needs the loss on the seam waits for it to be imported.
-            from sac_torchrl.agents.continuous_heads import build_continuous
-
-            return build_continuous(self, specs, device=device, terms=terms)
+            return self._build_head(specs, terms, device=device)
         return self._build(
             specs,
             device,
@@ -69,3 +71,45 @@ class SAC(Ensemble):
             loss=partial(SACv2Loss, loss_function="l2", terms=terms),
             std=self.std,
         )
+
+    def _build_head(self, specs: Specs, terms: Terms, *, device: torch.device) -> Agent:
+        """Build the agent of a policy, prior or target that TorchRL has no loss for."""
+        from sac_torchrl.agents.head_loss import HeadLoss  # only a head that needs it waits for it to be imported
+
+        dimensions = specs.action.shape[-1]
+        network = with_hidden(self.network, self.critic_hidden)
+        actor = self._actor(specs, device=device)
+        critics = [
+            state_action_critic(network.build(self.critic_sees(specs), inputs=dimensions, outputs=1, device=device))
+            for _ in range(self.critics)
+        ]
+        entropy = self.entropy_per_dimension * dimensions if self.target_entropy is None else self.target_entropy
+        loss = HeadLoss(
+            actor,
+            critics[0],
+            critics=self.critics,
+            alpha=[self.alpha],
+            fixed_alpha=self.fixed_alpha,
+            target_entropy=[entropy],
+            terms=terms,
+            critic_entropy=self.critic_entropy,
+            log_prior=_standard_normal if self.prior is Prior.normal else None,
+        ).to(device)
+        return assemble(actor, loss, critics, gamma=self.gamma, tau=self.tau)
+
+    def _actor(self, specs: Specs, *, device: torch.device) -> ProbabilisticActor:
+        dimensions, build = specs.action.shape[-1], self.network.build
+        match self.policy:
+            case PolicyForm.gaussian:
+                network = build(self.actor_sees(specs), outputs=2 * dimensions, device=device)
+                return tanh_normal_actor(network, specs, std=self.std, distribution_class=EnumeratedNormal)
+            case PolicyForm.mixture:
+                network = build(self.actor_sees(specs), outputs=self.components * (2 * dimensions + 1), device=device)
+                return mixture_actor(network, specs, components=self.components, std=self.std, gradient=self.gradient)
+            case PolicyForm.flow:
+                network = build(self.actor_sees(specs), outputs=2 * dimensions, device=device)
+                return flow_actor(network, specs, layers=self.couplings, hidden=self.coupling_hidden)
+
+
+def _standard_normal(actions: Tensor) -> Tensor:
+    return -(actions.square().sum(-1) + math.log(2 * math.pi) * actions.shape[-1]) / 2
