@@ -151,11 +151,12 @@ def verify(path: Path) -> Snapshot:
         tensors = safetensors.torch.load_file(path / _TENSORS)
         state = decode(_read_json(path / _SKELETON), tensors)
         _check_rows(state, segments)
+        made_with = {str(name): str(one) for name, one in manifest["versions"].items()}
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT} ({error!r})") from error
-    return Snapshot(manifest["frames"], state, segments, manifest["versions"])
+    return Snapshot(manifest["frames"], state, segments, made_with)
 
 
 def digest(folder: Path, snapshot: Snapshot) -> str:
