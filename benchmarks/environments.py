@@ -27,7 +27,7 @@ SECONDS = 240
 LIMIT = 200  # steps an episode, where a refusal asks for a limit
 
 ADVICE = (
-    (re.compile(r"env\.(ignore|wrappers|reward_weights|bounds)=(\[.*?\])(?= |,|\.$|\.? )"), "{0}={1}"),
+    (re.compile(r"env\.(ignore|wrappers|reward_weights|bounds)=(\[(?!LOW).*?\])(?= |,|\.$|\.? )"), "{0}={1}"),
     (re.compile(r"set env\.(max_episode_steps)"), f"max_episode_steps={LIMIT}"),
     (re.compile(r"pip install '([^']+)'"), ""),
 )
