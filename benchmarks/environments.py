@@ -27,7 +27,7 @@ SECONDS = 240
 LIMIT = 200  # steps an episode, where a refusal asks for a limit
 
 ADVICE = (
-    (re.compile(r"env\.(ignore|wrappers|reward_weights|bounds)=(\[.*?\])(?= |,|\.$|\.? )"), "{0}={1}"),
+    (re.compile(r"env\.(ignore|wrappers|reward_weights|bounds)=(\[(?!LOW).*?\])(?= |,|\.$|\.? )"), "{0}={1}"),
     (re.compile(r"set env\.(max_episode_steps)"), f"max_episode_steps={LIMIT}"),
     (re.compile(r"pip install '([^']+)'"), ""),
 )
@@ -167,6 +167,8 @@ def _write(rows: list[Row]) -> None:
         "",
         f"{len(made)} can be made here. Of these {len(runs) - len(advised)} run as they are and {len(advised)} after",
         f"the refusal's own advice: {share:.0f} %.",
+        f"{len(rows) - len(tried)} more of benchmarks/environments.csv were not tried for this page:",
+        "the share is not one of them all.",
         "",
         "| environment | package | given | what comes of it |",
         "| --- | --- | --- | --- |",
