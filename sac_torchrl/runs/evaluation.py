@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import imageio.v2 as imageio
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase, GymWrapper
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -138,44 +137,49 @@ def evaluate(
     refuse_other_actions(actor, env)
     count = env.batch_size.numel()
     shares = [episodes // count + (number < episodes % count) for number in range(count)]
-    if isinstance(env, TensorEnv):
-        with generators.preserve(), unshared(env), _deterministic(actor), _drawing(not deterministic):
-            generators.seed_all(seed)
-            env.set_seed(seed)
-            returns, lengths = _play_tensors(actor, env, torch.tensor(shares))
-        return Evaluation(returns, lengths, [], seeds(seed, count) if episodes == count else [])
-    finished: list[list[tuple[float, int, float]]] = [[] for _ in shares]
-    # TorchRL's wrapper has no public name for what it wraps.
-    success = getattr(env._env, "success", None) if isinstance(env, GymWrapper) else None
-    total = torch.zeros(count, dtype=torch.float64)
-    length = torch.zeros(count, dtype=torch.int64)
+    play = _play_tensors if isinstance(env, TensorEnv) else _play_episodes
     limit = time_limit(timeout, LATE.format(timeout))
     with generators.preserve(), unshared(env), _deterministic(actor), limit, _drawing(not deterministic):
         generators.seed_all(seed)
         env.set_seed(seed)
-        for step in _play(actor, env):
-            total += step["next", "reward"].reshape(count).to(total)
-            length += 1
-            done = step["next", "done"].reshape(count).to(total.device)
-            for number in done.nonzero().flatten().tolist():
-                if len(finished[number]) < shares[number]:
-                    done_well = math.nan if success is None else float(success[number])
-                    finished[number].append((float(total[number]), int(length[number]), done_well))
-            total[done], length[done] = 0.0, 0
-            if all(len(played) == share for played, share in zip(finished, shares, strict=True)):
-                break
-    played = [episode for episodes_of_one in finished for episode in episodes_of_one]
-    if not all(math.isfinite(total) for total, *_ in played):
-        raise EnvironmentFault(
-            f"the returns of an evaluation are {[total for total, *_ in played]}: not all are finite."
-        )
-    successes = [bool(success) for *_, success in played if not math.isnan(success)]
+        played = play(actor, env, shares)
+    returns = [episode.total for episode in played]
+    if not all(map(math.isfinite, returns)):
+        raise EnvironmentFault(f"the returns of an evaluation are {returns}: not all are finite.")
+    successes = [episode.success for episode in played if episode.success is not None]
     return Evaluation(
-        [total for total, *_ in played],
-        [length for _, length, _ in played],
+        returns,
+        [episode.length for episode in played],
         successes if len(successes) == len(played) else [],
         seeds(seed, count) if episodes == count else [],
     )
+
+
+class _Episode(NamedTuple):
+    total: float
+    length: int
+    success: bool | None = None
+
+
+def _play_episodes(actor: TensorDictModuleBase, env: EnvBase, shares: list[int]) -> list[_Episode]:
+    """Play as many episodes as `shares` has for each environment, in the order of the environments."""
+    finished: list[list[_Episode]] = [[] for _ in shares]
+    # TorchRL's wrapper has no public name for what it wraps.
+    success = getattr(env._env, "success", None) if isinstance(env, GymWrapper) else None
+    total = torch.zeros(len(shares), dtype=torch.float64)
+    length = torch.zeros(len(shares), dtype=torch.int64)
+    for step in _play(actor, env):
+        total += step["next", "reward"].reshape(len(shares)).to(total)
+        length += 1
+        done = step["next", "done"].reshape(len(shares)).to(total.device)
+        for number in done.nonzero().flatten().tolist():
+            if len(finished[number]) < shares[number]:
+                known = None if success is None or math.isnan(success[number]) else bool(success[number])
+                finished[number].append(_Episode(float(total[number]), int(length[number]), known))
+        total[done], length[done] = 0.0, 0
+        if all(len(played) == share for played, share in zip(finished, shares, strict=True)):
+            break
+    return [episode for episodes_of_one in finished for episode in episodes_of_one]
 
 
 def refuse_other_actions(actor: TensorDictModuleBase, env: EnvBase) -> None:
@@ -246,10 +250,11 @@ def _play(actor: TensorDictModuleBase, env: EnvBase) -> Iterator[TensorDictBase]
         root = env.maybe_reset(env.step_mdp(step))
 
 
-def _play_tensors(actor: TensorDictModuleBase, env: TensorEnv, shares: Tensor) -> tuple[list[float], list[int]]:
-    """Returns and lengths of `shares` `(count,)` episodes of each environment, with few looks at the device."""
-    count, device = env.batch_size[0], env.device
-    share, most = shares.to(device), int(shares.max())
+def _play_tensors(actor: TensorDictModuleBase, env: EnvBase, shares: list[int]) -> list[_Episode]:
+    """Play as `_play_episodes` does, with few looks at the device."""
+    assert isinstance(env, TensorEnv)
+    count, device, most = env.batch_size[0], env.device, max(shares)
+    share = torch.tensor(shares, device=device)
     returns = torch.zeros(count, most, dtype=torch.float64, device=device)
     lengths = torch.zeros(count, most, dtype=torch.int64, device=device)
     total, length, played = torch.zeros_like(returns[:, 0]), torch.zeros_like(lengths[:, 0]), torch.zeros_like(share)
@@ -274,8 +279,8 @@ def _play_tensors(actor: TensorDictModuleBase, env: TensorEnv, shares: Tensor) -
         if number % LONGEST == 0 and length.max() >= LONGEST:
             raise _endless()
         observation = env.restart(done)
-    kept = torch.arange(most) < shares.unsqueeze(1)
-    return returns.cpu()[kept].tolist(), lengths.cpu()[kept].tolist()
+    kept = torch.arange(most) < torch.tensor(shares).unsqueeze(1)
+    return list(map(_Episode, returns.cpu()[kept].tolist(), lengths.cpu()[kept].tolist()))
 
 
 def _endless() -> EnvironmentFault:

@@ -78,9 +78,9 @@ def test_a_state_without_a_batch_is_one_row() -> None:
 @pytest.mark.parametrize(
     ("hidden", "embedding", "message"),
     [
-        ([256, 0], None, r"network\.hidden=\[256, 0\]: .*at least 1"),
-        ([-3], None, r"network\.hidden=\[-3\]: .*at least 1"),
-        ([8], 0, r"network\.embedding=0: .*at least 1, or null"),
+        ([256, 0], None, r"network\.hidden=\[256, 0\]: give 1 or more"),
+        ([-3], None, r"network\.hidden=\[-3\]: give 1 or more"),
+        ([8], 0, r"network\.embedding=0: give 1 or more or null"),
     ],
 )
 def test_bad_fields_are_refused_in_one_line(hidden: list[int], embedding: int | None, message: str) -> None:

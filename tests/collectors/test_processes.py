@@ -197,11 +197,12 @@ def test_a_pipelined_run_comes_out_again() -> None:
 def test_free_running_workers_stay_within_their_slack(faulty: Callable[..., EnvConfig], tmp_path: Path) -> None:
     made = tmp_path / "made"
     made.touch()
-    env = faulty(at_step=f"open({str(made)!r}, 'a').write('x')", count=3)
+    env = faulty(at_step=f"file = open({str(made)!r}, 'a'); file.write('x'); file.close()", count=3)
     policy = Told()
     experience, _ = start(
         Async(workers=2, slack=13, timeout=100), count=3, frames=1_000_000, env=env, policy=policy, random_frames=0
     )
+    made.write_text("")  # an environment without a time limit is stepped before a run, to see whether it ends
     learned = checked = 0
     running = False
     for new_frames in experience:

@@ -70,13 +70,13 @@ def test_check_env_finds_observations_that_float32_cannot_tell_apart(dtype: str)
 def test_returns_that_are_not_finite_are_no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     env = EnvConfig("torch/pendulum").build(count=2)
     assert isinstance(env, Pendulum)
-    step = env._step
+    take = env.take
 
-    def endless(seen: Any) -> Any:
-        made = step(seen)
-        return made.set("reward", made["reward"] / 0)
+    def endless(action: Any) -> Any:
+        observation, reward, terminated, truncated = take(action)
+        return observation, reward / 0, terminated, truncated
 
-    monkeypatch.setattr(env, "_step", endless)
+    monkeypatch.setattr(env, "take", endless)
     actor = TensorDictModule(lambda seen: torch.zeros(len(seen), 1), ["observation"], ["action"])
     with pytest.raises(EnvironmentFault, match=r"the returns of an evaluation are .*inf.*not all are finite"):
         evaluate(actor, env, episodes=2, seed=0)

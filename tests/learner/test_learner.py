@@ -300,9 +300,11 @@ def test_large_matrix_products_alone_are_reduced_in_precision(discrete: bool) ->
 
 
 @VARIANTS
-def test_small_matrix_products_are_exact_in_every_precision(discrete: bool) -> None:
+def test_small_matrix_products_are_exact_in_bfloat16(discrete: bool) -> None:
     size: dict[str, Any] = {"discrete": discrete, "states": 256, "width": 256}
-    reduced, exact = (build(**size, learning={"precision": precision}) for precision in Precision)
+    reduced, exact = (
+        build(**size, learning={"precision": precision}) for precision in (Precision.bfloat16, Precision.float32)
+    )
     data = batches(2, discrete=discrete, states=256, rows=127)
     assert train(reduced, data) == train(exact, data)
 
