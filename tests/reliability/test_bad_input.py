@@ -8,7 +8,7 @@ import faulty
 import pytest
 import torch
 from tensordict import TensorDict
-from torch import nn
+from torch import Tensor, nn
 from torchrl.data import TensorDictReplayBuffer
 
 from sac_torchrl import (
@@ -274,14 +274,14 @@ def test_a_watch_remembers_that_a_number_was_not_finite() -> None:
 def test_a_poisoned_tensor_environment_is_neither_logged_nor_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = Pendulum._step
+    sound = Pendulum.take
 
-    def poisoned(self: Any, tensordict: Any) -> Any:
-        step = sound(self, tensordict)
-        step["reward"][1] = float("nan")
-        return step
+    def poisoned(self: Pendulum, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        observation, reward, terminated, truncated = sound(self, action)
+        reward[1] = float("nan")
+        return observation, reward, terminated, truncated
 
-    monkeypatch.setattr(Pendulum, "_step", poisoned)
+    monkeypatch.setattr(Pendulum, "take", poisoned)
     plan = EnvConfig("torch/pendulum", 3)
     env_specs = plan.specs()
     buffer = ReplayConfig(100, Storage.ram).build(tmp_path, env_specs, rows=100, batch_size=1, seed=0, device=CPU)

@@ -146,8 +146,6 @@ def test_the_package_calls_nothing_that_runs_what_it_reads() -> None:
         ("+env._target_=os.system", "_target_"),
         ("+variant._target_=builtins.eval", "_target_"),
         ("+_target_=os.system", "_target_"),
-        ("env.id=os:system", "names a module"),
-        ("env.id=faulty:Sound-v0", "names a module"),
         ("run.folder='${oc.env:HOME}'", "interpolation"),
         ("env.id='${oc.env:WANDB_API_KEY}'", "interpolation"),
     ],
