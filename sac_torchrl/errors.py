@@ -14,6 +14,9 @@ A run that finished exits with 0, one that was interrupted before it had a folde
 """
 
 import errno
+import os
+import select
+import signal
 import sys
 import textwrap
 import traceback
@@ -137,6 +140,8 @@ def exit_codes() -> Iterator[None]:
         _say("error: interrupted.")
         raise SystemExit(130) from interruption
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            raise SystemExit(128 + signal.SIGPIPE) from error
         if error.errno not in _DISK:
             _say(traceback.format_exc())
             raise SystemExit(SacError.exit_code) from error
@@ -146,6 +151,18 @@ def exit_codes() -> Iterator[None]:
     except Exception as error:
         _say(traceback.format_exc())
         raise SystemExit(SacError.exit_code) from error
+    finally:
+        _reader_is_gone()
+
+
+def _reader_is_gone() -> bool:
+    """Whether nothing reads standard output any more, as behind `| head`; it leads nowhere then."""
+    output = select.poll()
+    output.register(1, 0)
+    gone = any(event & select.POLLERR for _, event in output.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return gone
 
 
 def _say(text: str) -> None:

@@ -225,3 +225,14 @@ def test_every_command_explains_itself(
         assert end.value.code == 0
         said = capsys.readouterr().out
         assert "usage: sac-torchrl" in said
+
+
+@pytest.mark.parametrize("words", [["--help"], ["doctor", "--json"]])
+def test_output_that_nobody_reads_is_no_failure(words: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)  # as `| head` does, here before the first line
+    process = subprocess.run(
+        [sys.executable, "-m", "sac_torchrl", *words], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert (process.returncode, process.stderr) in [(0, ""), (141, "")]
