@@ -1,6 +1,7 @@
 """The config.yaml of a run: written, read back, and compared on a resume."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -66,7 +67,17 @@ def open_run(config: TrainConfig) -> AbstractContextManager[Run]:
     """
     config.learner.check(resolve_device(config.device))
     check_folder(config)
-    return config.run.open(as_yaml(config), name=run_name(config), seed=config.seed, device=config.device)
+    return config.run.open(
+        as_yaml(config), name=run_name(config), seed=config.seed, device=config.device, resume=_resume_command(config)
+    )
+
+
+def _resume_command(config: TrainConfig) -> str:
+    """What a user does to resume a run, with {folder} for its folder: modules are code, and no file may name them."""
+    if config.env.make is not None:
+        return 'sac.train(..., env=make, run={{"folder": "{folder}"}})'
+    plugins = shlex.quote(f"env.plugins=[{','.join(config.env.plugins)}]") if config.env.plugins else ""
+    return f"sac-torchrl resume {{folder}} {plugins}".rstrip()
 
 
 def check_folder(config: TrainConfig) -> None:

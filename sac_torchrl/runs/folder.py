@@ -49,13 +49,14 @@ Closed = TypeVar("Closed", bound=Closeable)
 class Run:
     """A run folder that is locked by this process, and what the run is made on.
 
-    `resumed` tells that the folder held a run already.
+    `resumed` tells that the folder held a run already. `resume` is what a user does to resume it, with {folder} in it.
     """
 
     folder: Path
     device: torch.device
     seeds: Seeds
     resumed: bool
+    resume: str = "sac-torchrl resume {folder}"
     signals: Signals = dataclasses.field(default_factory=Signals)
     parts: ExitStack = dataclasses.field(default_factory=ExitStack)
 
@@ -74,7 +75,7 @@ class Run:
         if self.stopping:
             raise Preempted(
                 f"{self.signals.received} came; saved at {frames} frames. "
-                f"Go on with: sac-torchrl resume {shlex.quote(str(self.folder))}"
+                f"Resume it with: {self.resume.format(folder=shlex.quote(str(self.folder)))}"
             )
 
 
@@ -98,7 +99,7 @@ class RunConfig:
         return None
 
     @contextmanager
-    def open(self, config: str, *, name: str, seed: int, device: str) -> Iterator[Run]:
+    def open(self, config: str, *, name: str, seed: int, device: str, resume: str = Run.resume) -> Iterator[Run]:
         """Make or take the folder, lock it, write `config` into it and log to its run.log until the end.
 
         A folder made here is called `name` and the time, and never existed before. Raises RunFolderInUse
@@ -134,7 +135,7 @@ class RunConfig:
             logger.debug("%s", ", ".join(f"{name} {one}" for name, one in versions().items()))
             try:
                 with ExitStack() as parts:
-                    yield Run(folder, on, seeds, resumed, signals, parts)
+                    yield Run(folder, on, seeds, resumed, resume, signals, parts)
             except Preempted as stopped:
                 logger.removeHandler(screen)
                 logger.info("stopped: %s", stopped)

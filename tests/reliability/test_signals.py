@@ -4,6 +4,7 @@ import csv
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -49,6 +50,22 @@ def test_a_signal_saves_at_the_next_step_and_exits_with_75(tmp_path: Path, numbe
     with (folder / "metrics.csv").open() as file:
         assert frames - 100 <= max(int(row["frames"]) for row in csv.DictReader(file)) <= frames
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
+
+
+@pytest.mark.limit(300)
+def test_the_command_that_a_stopped_run_shows_resumes_it_its_plugins_too(tmp_path: Path) -> None:
+    folder = tmp_path / "a run"
+    task = ("env.id=Sound-v0", "env.plugins=[faulty,unruly]")
+    process = runs.start("train", "continuous", "log_every=100", f"run.folder='{folder}'", *task, *LONG, cwd=tmp_path)
+    runs.wait_until(lambda: begun(folder), process)
+    os.kill(process.pid, signal.SIGTERM)
+    code, _, errors = runs.finish(process, 30)
+    assert code == 75
+    words = shlex.split(errors.splitlines()[-1].partition("Resume it with: ")[2])
+    assert words[0] == "sac-torchrl"
+    (frames,) = snapshot.frames_in(folder / "checkpoints")
+    code, _, errors = runs.command(*words[1:], f"total_frames={frames + 10}", cwd=tmp_path)
+    assert (code, snapshot.frames_in(folder / "checkpoints")) == (0, [frames + 10, frames]), errors
 
 
 def hear_no_more(process: "subprocess.Popen[str]") -> None:
