@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -90,20 +89,11 @@ def test_help_shows_the_line_range_and_default_of_every_key(name: str) -> None:
     assert "collector=ray:" in page and "collector.slack=null" in page
 
 
-def seconds(*words: str) -> float:
-    """Processor time of a Python process and its children."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def run(*words: str) -> None:
+    """Run Python, and fail where it does."""
     subprocess.run(
         [sys.executable, *words], check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-@pytest.mark.slow
-def test_help_takes_less_than_two_and_a_half_times_as_long_as_importing_torch() -> None:
-    script = str(ROOT / "recipes" / "continuous.py")
-    assert min(seconds(script, "--help") for _ in range(3)) < 2.5 * min(seconds("-c", "import torch") for _ in range(3))
 
 
 @pytest.mark.parametrize("flag", ["--help", "--version"])
@@ -117,4 +107,4 @@ except SystemExit as end:
     assert end.code == 0
 assert not {{"torch", "torchrl", "hydra", "numpy"}} & sys.modules.keys()
 """
-    assert seconds("-c", program) < 2
+    run("-c", program)

@@ -6,7 +6,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -270,22 +269,3 @@ def test_a_folder_without_a_policy_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("recipe: continuous\n")
     with pytest.raises(CheckpointError, match="no policy yet"):
         sac.Policy.load(tmp_path)
-
-
-@pytest.mark.slow
-def test_an_action_takes_a_fifth_of_the_time_of_the_tensordict_actor(save: Save) -> None:
-    policy = sac.Policy.load(save("sac", "HalfCheetah-v5"))
-    observation = np.random.default_rng(0).normal(size=17)
-
-    def actor() -> Any:
-        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-            return policy.actor(TensorDict(observation=torch.tensor(observation, dtype=torch.float32)))["action"]
-
-    def seconds(act: Any) -> float:
-        start = time.thread_time()
-        for _ in range(200):
-            act()
-        return time.thread_time() - start
-
-    rounds = [(seconds(actor), seconds(lambda: policy(observation))) for _ in range(20)]
-    assert np.median([slow / fast for slow, fast in rounds]) >= 5
