@@ -5,6 +5,7 @@ import logging
 import math
 import platform
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ _LIBRARIES = ("torch", "torchrl", "tensordict", "gymnasium", "numpy")
 _CPU = torch.device("cpu")
 
 
+@cache
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
 

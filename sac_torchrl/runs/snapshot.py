@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ class Snapshot:
     versions: dict[str, str] = field(default_factory=dict)
 
 
+@cache  # to look them up takes as long as to save a thousand rows
 def versions() -> dict[str, str]:
     """The versions of what the numbers of a run come from, as far as it is installed, and PyTorch's threads."""
     found = {"python": platform.python_version(), "threads": str(_THREADS)}
