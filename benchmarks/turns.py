@@ -52,7 +52,7 @@ class Timed:
         self.errors.seek(0)
         raise SystemExit(f"{self.process.args!r} ended with {self.process.wait()}:\n{self.errors.read()[-2000:]}")
 
-    def transpose_narrow(self) -> dict[str, float]:
+    def turn(self) -> dict[str, float]:
         """Have it make a block and return what it tells then."""
         assert self.process.stdin is not None
         print(file=self.process.stdin, flush=True)
