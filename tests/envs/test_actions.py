@@ -54,6 +54,7 @@ def test_the_agent_sees_how_many_values_each_action_has(count: int) -> None:
     spec = config.specs().action
     assert isinstance(spec, MultiCategorical) and spec.shape == (6,)
     env = config.build(seed=0)
+    torch.manual_seed(0)
     drawn = torch.stack([env.rand_action()["action"] for _ in range(200)])
     env.close()
     assert drawn.shape == (200, count, 6)
