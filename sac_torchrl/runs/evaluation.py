@@ -127,10 +127,10 @@ def evaluate(
     """Plays exactly `episodes` whole episodes with the actor's deterministic actions, or with ones drawn from `seed`.
 
     `env` has batch size `(count,)` or `()` and may be another size than `episodes`: each of its environments plays a
-    number of episodes fixed beforehand, since taking whichever end first would prefer short ones. `env` is
-    reseeded with `seed`; neither the actor's mode, any global generator nor what
-    the environment's classes and modules hold is changed. Where it draws from global generators they are seeded with
-    `seed` too. Raises EnvironmentFault where it takes longer than `timeout` seconds.
+    number of episodes fixed beforehand, since taking whichever end first would prefer short ones. `env` is reseeded
+    with `seed`, and so are the global generators that it may draw from; they, the actor's mode, and what the
+    environment's classes and modules hold are afterward what they were. Raises EnvironmentFault where it takes longer
+    than `timeout` seconds or a return is not finite.
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes}: evaluate on 1 or more.")

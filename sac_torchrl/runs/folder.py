@@ -1,4 +1,4 @@
-"""A run: its folder and lock, its log, its device and its seeds; how a failure ends the process."""
+"""A run: its folder, its lock and its log, from the first file to the last line."""
 
 import dataclasses
 import fcntl
@@ -30,7 +30,6 @@ CONFIG = "config.yaml"
 LOG = "run.log"
 LOCK = ".lock"
 UNFINISHED = temporary(Path(CONFIG)).name
-
 
 logger = logging.getLogger("sac_torchrl")
 
