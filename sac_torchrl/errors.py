@@ -25,13 +25,13 @@ from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
 
 RECOVER = (
-    "The last checkpoint is from before and intact, but would lead here again: train anew with a smaller learner.lr "
-    "or smaller rewards."
+    "The last checkpoint predates this and is intact, but resuming it would likely diverge again: start a new run with "
+    "a smaller learner.lr or smaller rewards."
 )
 
 
 class SacError(Exception):
-    """A failure whose message is one line: what was wrong, where, and what to do."""
+    """A failure with a message of one line: what was wrong, where, and what to do."""
 
     exit_code = 70
     label = "error"
@@ -50,10 +50,10 @@ class CheckpointError(SacError):
 
 
 class WorkerDied(SacError):
-    """A worker process that was killed, hung or raised, and was not replaced any more.
+    """A worker process that was killed, hung or raised, and was not replaced.
 
-    `environment` is the index of the one that it was stepping, `remote_traceback` where in the worker it failed,
-    empty where the worker could not say.
+    `environment` is the index of the environment that it was stepping, `remote_traceback` the traceback in the worker,
+    empty if there is none.
     """
 
     exit_code = 69
@@ -67,13 +67,13 @@ class WorkerDied(SacError):
 
 
 class EnvironmentFault(SacError):
-    """An environment that returned what cannot be trained on, or cannot go on."""
+    """An environment that returned what cannot be trained on, or cannot continue."""
 
     exit_code = 69
 
 
 class LearnerFault(SacError):
-    """Parameters, losses or actions that are not finite any more."""
+    """Parameters, losses or actions that are not finite."""
 
     exit_code = 70
 
@@ -98,7 +98,7 @@ class Preempted(SacError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Suggest the one of the `known` dotted keys or names that is meant, or up to three that are about as close."""
+    """Suggest the closest of the `known` dotted keys or names, or up to three that are about as close."""
 
     def likeness(candidate: str) -> float:
         whole = SequenceMatcher(None, word, candidate).ratio()
@@ -127,9 +127,9 @@ _DISK = {
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """End the process as a failure asks: one line on standard error and the error's exit code.
+    """Turn an exception into one line on standard error and its exit code.
 
-    A user's interruption exits with 130; anything unforeseen shows its traceback and exits with 70.
+    An interruption by the user exits with 130; an unexpected exception prints its traceback and exits with 70.
     """
     try:
         yield
@@ -156,7 +156,7 @@ def exit_codes() -> Iterator[None]:
 
 
 def _reader_is_gone() -> bool:
-    """Whether nothing reads standard output any more, as behind `| head`; it leads nowhere then."""
+    """Whether the reader of standard output is gone, as behind `| head`; redirects it to the null device then."""
     output = select.poll()
     output.register(1, 0)
     gone = any(event & select.POLLERR for _, event in output.poll(0))
@@ -166,6 +166,6 @@ def _reader_is_gone() -> bool:
 
 
 def _say(text: str) -> None:
-    # The terminal may be closed, or what stands for it, and the exit code still tells.
+    # Standard error may be closed; the exit code remains.
     with suppress(OSError, ValueError, AttributeError):
         print(text, file=sys.stderr)

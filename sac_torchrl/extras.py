@@ -45,7 +45,7 @@ PACKAGES = {
 def require(module: str, asked_by: str) -> ModuleType:
     """Import an optional package of PACKAGES, or a module inside it, for the key and value `asked_by`.
 
-    Raises ConfigError with the command that installs it. A package that is there and fails to import says why.
+    Raises ConfigError with the command that installs it, or with the reason if it is installed and fails to import.
     """
     package = PACKAGES[module.partition(".")[0]]
     try:

@@ -34,11 +34,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def open_plain(path: Path) -> Iterator[BufferedReader]:
-    """Open a file that somebody else may have put there: no link is followed and nothing is waited for.
+    """Open a file that another user may have placed: links are not followed and opening never blocks.
 
     Raises OSError for all but a plain file.
     """
-    # O_NONBLOCK, or a named pipe that nobody writes to is waited for.
+    # Without O_NONBLOCK, opening a named pipe waits for a writer.
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123 - a descriptor
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "is not a plain file", str(path))

@@ -1,4 +1,4 @@
-"""A guardian for the processes that this one starts: when this one is gone, those that are left are ended.
+"""A guardian for the child processes of this one: it ends those that outlive it.
 
 Only the standard library is imported: the guardian is this file, run as a program.
 """
@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 MARK = "SAC_TORCHRL_PARENTS"  # the environment variable by which the guardian knows them
-_GRACE_SECONDS = 3.0  # for those that end by themselves and clean up
+_GRACE_SECONDS = 3.0  # for processes that end by themselves and clean up
 _LIMIT_SECONDS = 10.0
 
 
@@ -23,8 +23,8 @@ _LIMIT_SECONDS = 10.0
 def marked() -> Iterator[None]:
     """Processes that are started within the block do not outlive this process by more than some seconds.
 
-    They inherit a mark in their environment and are ended wherever they are: also in a session of their own, and also
-    where this process is killed. One that was forked and runs no program of its own has no mark. Linux only.
+    They inherit a mark in their environment variables and are ended even in a session of their own, and even if this
+    process is killed. A forked process that executes no new program has no mark. Linux only.
     """
     if sys.platform != "linux":
         yield

@@ -12,16 +12,16 @@ from types import FrameType
 
 from sac_torchrl.errors import EnvironmentFault
 
-# A scheduler, a person, a scheduler's early warning, a terminal that is closed.
+# From a scheduler, a person, a scheduler's early warning, and a terminal that is closed.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Signals:
-    """The signal that asked the run to stop, if any: the handler only notes it, the loop asks for it.
+    """The signal that asked the run to stop, if any: the handler only records it, the loop reads it.
 
-    A second one, later than a tenth of a second (some senders repeat theirs at once), ends the process then and there,
-    unless it is SIGHUP: shell and terminal both send that, and nobody means more by it. Where SIGHUP is ignored (nohup)
-    it stays so.
+    A second signal ends the process at once if it comes more than a tenth of a second later (some senders repeat
+    theirs) and is not SIGHUP: shell and terminal both send SIGHUP, so a repeat is not a second request. Where SIGHUP
+    is ignored (nohup), it stays ignored.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Signals:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Note signals until the `with` block ends; in another than the main thread Python can handle none."""
+        """Record signals until the `with` block ends; Python handles signals in the main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -75,7 +75,7 @@ def handlers_kept() -> Iterator[None]:
 def time_limit(seconds: float, message: str) -> Iterator[None]:
     """Raise EnvironmentFault where the block takes longer, in the middle of whatever Python can interrupt.
 
-    Only the main thread can be interrupted, and an alarm that somebody else set for an earlier moment stays.
+    Only the main thread can be interrupted. An earlier alarm that is already set stays.
     """
     running = signal.getitimer(signal.ITIMER_REAL)[0]
     busy = 0 < running < seconds or threading.current_thread() is not threading.main_thread()

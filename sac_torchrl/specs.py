@@ -8,13 +8,13 @@ from torchrl.data import Composite, TensorSpec
 
 from sac_torchrl.errors import ConfigError
 
-# What a policy that is asked to tells of itself, and a row may hold.
+# Key of the behavior policy's entropy, stored if Specs.entropy.
 ENTROPY = "entropy"
 
-# How many frames a row spans: TorchRL's TD targets take the discount to this power.
+# Number of frames that a row spans: TorchRL's TD targets raise the discount to this power.
 SPAN = "steps_to_next_obs"
 
-# What TorchRL's sampler writes into a batch, and what the learner answers.
+# Keys of the importance weights that TorchRL's sampler writes into a batch, and of the TD errors that the learner adds.
 WEIGHT, ERROR = "priority_weight", "td_error"
 
 
@@ -25,10 +25,9 @@ class Specs:
     `observation` is a float32 vector `(n,)`, the int64 index `()` of a discrete state, the int64 indices `(n,)` of a
     MultiCategorical, or a Composite of such leaves by name, of which a row holds `("observation", name)`; `action` is a
     float32 vector `(n,)` in [-1, 1], the int64 index `()` of a discrete action, or the int64 indices `(n,)` of several.
-    Where `n_steps` is above 1, rewards
-    of so many frames are discounted by `gamma` and stored as one. With `entropy` a row holds the entropy, in nats, of
-    the policy that chose its action. `observation_space` and `action_space` are the environment's own, null where they
-    are the agent's.
+    With `n_steps` above 1 a row holds the rewards of that many frames, discounted by `gamma`, as one. With `entropy`
+    a row holds the entropy, in nats, of the policy that chose its action. `observation_space` and `action_space` are
+    the environment's own, null where they are the agent's.
     """
 
     observation: TensorSpec
@@ -55,7 +54,7 @@ class Specs:
 
     @property
     def leaves(self) -> dict[tuple[str, ...], TensorSpec]:
-        """What is observed by its key in a row: one `("observation",)`, or `("observation", name)` of each leaf."""
+        """The spec of each observation leaf by its key in a row, `("observation",)` or `("observation", name)`."""
         if isinstance(self.observation, Composite):
             return {("observation", name): leaf for name, leaf in self.observation.items()}
         return {("observation",): self.observation}

@@ -48,11 +48,11 @@ def train(
 ) -> Result:
     """Train one agent from the first frame to the final evaluation; everything it writes is in the run folder.
 
-    `recipe` is a whole configuration, or `continuous`, `discrete` or the path of a recipe, of which `preset` and `keys`
-    change values as on the command line: `seed=1`, `env={"id": "Hopper-v5"}`, `variant="redq"`. `env=make`, or
-    `env={"make": make, "count": 4}`, has a function make the environments; see EnvConfig. `on_step(frames,
-    metrics)` is called after every iteration and `on_evaluation(frames, evaluation)` after every evaluation; one that
-    raises is logged and not called again, unless it raises `Stop`, which ends the run normally.
+    `recipe` is a whole configuration, or `continuous`, `discrete` or the path of a recipe; `preset` and `keys` change
+    its values as on the command line: `seed=1`, `env={"id": "Hopper-v5"}`, `variant="redq"`. With `env=make`, or
+    `env={"make": make, "count": 4}`, a function makes the environments; see EnvConfig. `on_step(frames, metrics)` is
+    called after every iteration and `on_evaluation(frames, evaluation)` after every evaluation; a callback that raises
+    is logged and not called again, unless it raises `Stop`, which ends the run normally.
 
     Raises ConfigError before a file is made, and any other SacError where the run fails.
     """
@@ -141,7 +141,7 @@ def train(
 
 
 def _taken_out(keys: dict[str, Any]) -> Callable[..., Any] | None:
-    """Take the function that makes the environments out of the keys of `train`: no file could hold it."""
+    """Remove the function that makes the environments from the keys of `train`: a file cannot hold it."""
     env = keys.get("env")
     make: Callable[..., Any] | None = None
     if callable(env):

@@ -20,7 +20,7 @@ def encode(tree: Tree) -> tuple[Any, dict[str, torch.Tensor]]:
 
     def walk(node: Any, path: str) -> Any:
         if isinstance(node, torch.Tensor):
-            # A copy each: safetensors refuses tensors that share memory, as targets and views may.
+            # Copies: safetensors refuses tensors that share memory, as targets and views may.
             tensors[path] = node.detach().to("cpu", copy=True).contiguous()
             return {_TENSOR: path}
         if isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""What an agent is made from and what it is made of."""
+"""An agent: actor, loss, target updaters and statistics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,17 +13,17 @@ from sac_torchrl.agents.temperature import Temperature
 
 
 class Statistics(Protocol):
-    """Running statistics of the networks, moved by what the newest losses have seen."""
+    """Running statistics of the networks, updated from the batches of the newest losses."""
 
     def step(self) -> None:
-        """Move them once."""
+        """Update them once."""
 
 
 class Observer(Protocol):
-    """Something that learns from what is collected, not from what is sampled."""
+    """A part that is updated by collected rows, not by sampled ones."""
 
     def read(self, buffer: TensorDictReplayBuffer) -> None:
-        """Take in the rows that were stored since the last call."""
+        """Update from the rows that were stored since the last call."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Agent:
     """An actor, the loss that trains it and the updaters of the loss's target networks, in TorchRL's types.
 
     `targets` is empty where a variant has no target networks, `statistics` where nothing is normalized by batches.
-    `temperature` follows each update. `anew` builds the agent once more, with other initial weights.
+    `temperature` follows each update. `rebuild` builds the agent once more, with other initial weights.
     """
 
     actor: ProbabilisticActor
@@ -50,6 +50,6 @@ class Agent:
         )
 
     def observe(self, buffer: TensorDictReplayBuffer) -> None:
-        """Let `observers` (a normalizer of observations) take in the rows that are new in `buffer`."""
+        """Update `observers` (a normalizer of observations) from the new rows of `buffer`."""
         for observer in self.observers:
             observer.read(buffer)

@@ -74,7 +74,7 @@ class CrossQ(Variant):
             deactivate_vmap=True,
             terms=Terms(alpha_form=self.alpha_form),
         ).to(device)
-        actor.eval()  # Whoever acts does so by the running statistics; the loss has a module of its own.
+        actor.eval()  # The policy acts with the running statistics; the loss has a module of its own.
         statistics = RunningStatistics(loss.actor_network_params, loss.qvalue_network_params, keep=self.momentum)
         return assemble(actor, loss, critics, gamma=self.gamma, tau=None, statistics=(statistics,))
 
@@ -83,10 +83,10 @@ class BatchRenorm(nn.Module):
     """Batch renormalization over the first of two dimensions (Ioffe 2017, arXiv 1702.03275, algorithm 1).
 
     In training mode the batch's own mean and deviation are corrected by r, in [1/3, 3], and d, in [-5, 5], towards the
-    running ones from the `warmup`-th update on; before, this is batch normalization. The forward pass only notes the
-    batch's statistics: `RunningStatistics` moves the running ones once an update, however often a loss is computed.
-    TorchRL's `BatchRenorm1d` never stops counting, and corrects r and d twice, three times, ... over from its second
-    and third warm-up length on.
+    running ones from the `warmup`-th update on; before, this is batch normalization. The forward pass only records the
+    batch's statistics: `RunningStatistics` updates the running ones once an update, however often a loss is computed.
+    TorchRL's `BatchRenorm1d` never stops counting its warm-up, and widens the bounds of r and d further with each
+    further warm-up length.
     """
 
     running_mean: Tensor
@@ -127,7 +127,7 @@ class BatchRenorm(nn.Module):
 
 
 class RunningStatistics:
-    """Moves the running statistics of all `BatchRenorm` layers in stacked parameters towards the newest batch's."""
+    """Updates the running statistics of all `BatchRenorm` layers in stacked parameters from the newest batch."""
 
     def __init__(self, *networks: TensorDictParams, keep: float) -> None:
         layers = [
@@ -143,7 +143,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move once: running <- momentum x running + (1 - momentum) x newest."""
+        """Update once: running <- momentum x running + (1 - momentum) x newest."""
         torch._foreach_lerp_(self._running, self._newest, 1 - self._keep)
         torch._foreach_add_(self._moves, 1)
 

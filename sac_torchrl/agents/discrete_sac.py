@@ -25,11 +25,11 @@ from sac_torchrl.specs import Specs
 class DiscreteSAC(Variant):
     """Soft Actor-Critic for discrete actions, with exact expectations (Christodoulou 2019, arXiv 1910.07207).
 
-    The entropy target is a part of log(number of actions), the entropy of the uniform policy. The paper's 0.98 keeps
-    the policy almost uniform where few actions matter. And alpha begins at 0.1, as in pytorch_sac: at 1 the bonus for
-    entropy outweighs a rare reward, and ending an episode is the worst there is. A `tau` of 0.02 lets values approach
-    their scale in 1 / (tau (1 - gamma)) = 5,000 updates instead of 20,000. A warning is logged when the entropy cannot
-    reach its target, see `temperature.BoundedTemperature`.
+    The entropy target is a fraction of log(number of actions), the entropy of the uniform policy. The paper's 0.98
+    keeps the policy almost uniform where few actions matter. Alpha begins at 0.1, as in pytorch_sac: at 1 the entropy
+    bonus outweighs a rare reward, and the agent avoids ending an episode. With a `tau` of 0.02 values reach their scale
+    in 1 / (tau (1 - gamma)) = 5,000 updates instead of 20,000. A warning is logged when the entropy cannot reach its
+    target, see `temperature.BoundedTemperature`.
 
     With several discrete actions (MultiDiscrete, MultiBinary) the policy chooses each of them independently, and the
     entropies add up. The terms of the loss in which systems differ are explained in `losses.Terms`.
@@ -84,7 +84,7 @@ class DiscreteSAC(Variant):
 
     @property
     def needs_entropy(self) -> bool:
-        """With a penalty on leaving it."""
+        """True with a penalty on leaving it."""
         return self.entropy_penalty > 0
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:

@@ -24,7 +24,7 @@ from sac_torchrl.specs import SPAN, Specs
 
 @dataclass
 class FastSAC(Ensemble):
-    """SAC with categorical critics and a narrow policy to begin with (amazon-far/holosoma, FastSACConfig).
+    """SAC with categorical critics and an initially narrow policy (amazon-far/holosoma, FastSACConfig).
 
     Each critic gives probabilities to `atoms` returns from `v_min` to `v_max` and learns from its own target (C51:
     Bellemare et al. 2017, arXiv 1707.06887); the actor climbs the mean of their expectations. All have layer
@@ -101,7 +101,7 @@ def _normed(inputs: int, hidden: list[int], outputs: int) -> nn.Module:
 
 
 class CategoricalLoss(SACv2Loss):
-    """SACv2Loss whose critics give logits to the returns in `support`, `(atoms,)`, which are evenly spaced.
+    """SACv2Loss for critics with one logit for each return in `support`, `(atoms,)`, which is evenly spaced.
 
     With probabilities p of the target critic i at (s', a'), the entropy's part of the return is the reward's:
 

@@ -134,7 +134,7 @@ def flow_actor(network: nn.Module, specs: Specs, *, layers: int, hidden: int | N
         in_keys=["condition"],
         spec=specs.action,
         distribution_class=SquashedFlow,
-        # The very modules that `Conditioned` holds: whoever puts other parameters into those puts them into these.
+        # The modules that `Conditioned` holds, not copies: parameters that are swapped there are swapped here.
         distribution_kwargs={"couplings": couplings, "dimensions": dimensions},
         default_interaction_type=InteractionType.RANDOM,
     )

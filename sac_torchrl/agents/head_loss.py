@@ -37,7 +37,7 @@ class HeadLoss(LossModule):
     A critic that takes an action is asked once for all choices, folded into the batch. One that does not has one value
     for each choice, in their order; `stored_value` then takes Q_i(s, a) `(critics, B)` from these values
     `(critics, B, K)` and the stored actions. With `expectation_first`, critics are combined after the sum over choices
-    instead of before: their values are then terms of a sum, whose smallest mean nothing by themselves.
+    instead of before: each value is then one term of a sum, and the minimum over critics of a term has no meaning.
 
     On a Gaussian the losses are those of TorchRL's SACLoss, on a categorical policy those of its DiscreteSACLoss.
     """

@@ -67,16 +67,16 @@ class Terms:
 
 
 class WeightedCritics:
-    """Keeps the weights of prioritized rows to the critics' loss, where TorchRL weighs all losses: a mixin for a loss.
+    """A mixin that applies importance weights to the critics' loss alone; TorchRL applies them to every loss.
 
-    The weights correct how often a row is met by the regression to its target; actor and temperature ask for an
-    average over states that nobody drew by their error.
+    Importance weights correct the critics' regression for how often a row is drawn; the losses of actor and
+    temperature use the unweighted mean.
     """
 
     _weighed = False
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss's own, of all rows alike."""
+        """The loss's own, with the same weight for every row."""
         self._weighed = tensordict.get(WEIGHT, None) is not None
         inputs = tensordict.exclude(WEIGHT) if self._weighed else tensordict
         loss: tuple[Tensor, dict[str, Tensor]] = super().actor_loss(inputs)  # type: ignore[misc]  # the loss's
@@ -112,7 +112,7 @@ class _WithTerms:
         self._vmap_qnetworkN0 = self._combined
 
     def _combined(self, tensordict: TensorDictBase, parameters: TensorDictBase) -> TensorDictBase:
-        """What TorchRL takes the minimum of: one value already where another one is asked for."""
+        """The values that TorchRL takes the minimum of; one value already for any other reduction."""
         if parameters is self.qvalue_network_params:
             asked: TensorDictBase = self._every_critic(tensordict, parameters)
             return asked

@@ -128,7 +128,7 @@ def mixture_actor(
     """A policy over actions `(..., D)` in [-1, 1]; `network` maps the observation to `(..., components (2D + 1))`.
 
     Standard normal numbers, drawn from torch's global generator, are added to the means' biases in its last layer:
-    components that begin at one place stay together for long.
+    components that begin in one place separate slowly.
     """
     *_, last = (layer for layer in network.modules() if isinstance(layer, nn.Linear))
     with torch.no_grad():

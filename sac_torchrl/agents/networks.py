@@ -23,7 +23,7 @@ class OneHot(nn.Module):
 
     def forward(self, index: Tensor) -> Tensor:
         """Encode in torch's default floating point type, which is that of newly built networks."""
-        # Made here: tensors of every network's own would keep a recording from encoding once for all of them.
+        # One shared constant: with a tensor for each network, a recording would encode once for every network.
         classes = torch.arange(self.states, device=index.device)
         return (index.unsqueeze(-1) == classes).to(torch.get_default_dtype())
 
@@ -51,7 +51,7 @@ class Embeddings(nn.Module):
         self.embeddings = nn.ModuleList(nn.Embedding(count, size, device=device) for count in counts)
 
     def forward(self, indices: Tensor) -> Tensor:
-        """Look all of them up."""
+        """Look up and concatenate the embeddings."""
         return torch.cat([one(index) for one, index in zip(self.embeddings, indices.unbind(-1), strict=True)], -1)
 
 
@@ -100,7 +100,7 @@ class Init(Enum):
     lecun_normal = "lecun_normal"
 
     def __call__(self, network: nn.Module) -> None:
-        """Draw the weights of every linear layer in `network` anew, from torch's global generator."""
+        """Initialize the weights of every linear layer in `network` from torch's global generator."""
         for layer in network.modules() if self is not Init.torch else ():
             if isinstance(layer, nn.Linear):
                 nn.init.zeros_(layer.bias)

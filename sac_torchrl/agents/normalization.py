@@ -1,4 +1,4 @@
-"""Observations of mean 0 and variance 1 for the networks, while the replay buffer keeps them as they came."""
+"""Observations of mean 0 and variance 1 for the networks; the replay buffer keeps them as collected."""
 
 import copy
 from dataclasses import replace
@@ -17,7 +17,7 @@ from sac_torchrl.specs import ERROR, Specs
 class Normalizer(nn.Module):
     """(observation - mean) / sqrt(variance + 1e-8), over all rows that were ever stored.
 
-    The statistics are buffers in float64, and change in `read` alone: evaluating and training leave them as they are.
+    The statistics are buffers in float64, and only `read` changes them: evaluation and training do not.
     """
 
     mean: Tensor
@@ -106,8 +106,8 @@ def with_normalization(agent: Agent, specs: Specs, *, device: torch.device) -> A
     agent.loss.add_module("normalizer", normalizer)  # its buffers are saved with the loss
     agent.loss.register_forward_pre_hook(normalize)
     agent.loss.register_forward_hook(hand_back)
-    # The loss computes with the actor's modules on observations that are normalized already: who acts needs modules
-    # of its own, on the same parameters.
+    # The loss feeds observations that are normalized already to the actor's modules: the policy that acts needs
+    # modules of its own, on the same parameters.
     shared = {id(tensor): tensor for tensor in (*agent.actor.parameters(), *agent.actor.buffers())}
     actor = copy.deepcopy(agent.actor, shared)
     head: Any = actor.module[0]

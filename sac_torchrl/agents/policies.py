@@ -147,8 +147,8 @@ def categorical_actor(
 ) -> ProbabilisticActor:
     """A policy over discrete actions, int64 `(...)` (Christodoulou 2019).
 
-    `network` maps the observation to one logit an action, `(..., actions)`. With `specs.entropy` the policy tells its
-    entropy `(...)` beside each action.
+    `network` maps the observation to one logit per action, `(..., actions)`. With `specs.entropy` the policy also
+    returns its entropy `(...)` with each action.
     """
     module = TensorDictModule(network, in_keys=["observation"], out_keys=["logits"])
     if specs.entropy:
@@ -173,7 +173,7 @@ def acting(actor: ProbabilisticActor) -> TensorDictModule:
 
 
 class Aligned(TensorDictModuleBase):  # type: ignore[misc]  # tensordict is not seen by mypy
-    """Puts `aligned` observations in place of those that came.
+    """Replaces observations by `aligned` copies.
 
     A TensorDictModule would take what a function returns, leaves by name, for its own outputs by key.
     """
@@ -187,9 +187,9 @@ class Aligned(TensorDictModuleBase):  # type: ignore[misc]  # tensordict is not 
 
 
 def aligned(observation: Tensor) -> Tensor:
-    """A copy in memory of torch's own.
+    """A copy in memory that torch allocated.
 
-    NumPy's lies at any multiple of 16 bytes, and the last bits of a matrix product depend on where its factors lie:
-    without the copy two runs that are the same in all else may choose other actions.
+    NumPy aligns memory to 16 bytes only, and the last bits of a matrix product depend on the alignment of its factors:
+    without the copy two otherwise equal runs may choose different actions.
     """
     return observation.clone()

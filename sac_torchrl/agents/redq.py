@@ -73,9 +73,9 @@ class REDQ(Ensemble):
 
 
 class SubsetLoss(SACv2Loss):
-    """SACv2Loss whose targets ask `sampled` of the target critics (algorithm 1, line 8).
+    """SACv2Loss with `sampled` of the target critics in each target (algorithm 1, line 8).
 
-    They are drawn anew at every call, without replacement, from torch's global generator.
+    Each call draws them from torch's global generator, without replacement.
     """
 
     def __init__(self, *networks: Any, sampled: int, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""What is done about a temperature besides training it: bounds, a target that moves, a word when it runs away."""
+"""Temperature bounds, a schedule of the entropy target, and a warning of divergence."""
 
 import logging
 import math
@@ -11,20 +11,20 @@ logger = logging.getLogger("sac_torchrl")
 
 
 class Temperature:
-    """A temperature that is left to its optimizer."""
+    """A temperature that only its optimizer changes."""
 
     def step(self, updates: int) -> None:
         """Follow the optimizer, after `updates` updates in all; waits for no device."""
 
     def watch(self, metrics: Mapping[str, float]) -> None:
-        """Look at the `alpha` and the `entropy` (in nats) of an update that is logged."""
+        """Inspect the `alpha` and the `entropy` (in nats) of an update that is logged."""
 
 
 class BoundedTemperature(Temperature):
-    """A learned temperature within bounds, and the entropy target of discrete actions on its way.
+    """A learned temperature within bounds, with a linear schedule of the entropy target of discrete actions.
 
     After each update `log_alpha`, `()`, is clamped so that alpha lies within `bounds`, and `target_entropy`, `()`, is
-    moved on the line that leads from the first of `targets` (in nats) to the second in `over` updates.
+    interpolated linearly from the first of `targets` (in nats) to the second over `over` updates.
 
     It warns, once, when the entropy cannot reach its target: where alpha rests at a bound and the entropy is more
     than 0.02 nats on the wrong side, or where alpha has grown tenfold and the entropy has not come nearer to its

@@ -20,10 +20,10 @@ from sac_torchrl.specs import Specs
 
 @dataclass
 class TQC(Ensemble):
-    """Critics of the return's distribution, the largest values left out (Kuznetsov et al. 2020, arXiv 2005.04269).
+    """Distributional critics without the largest quantiles in the target (Kuznetsov et al. 2020, arXiv 2005.04269).
 
-    The target is the pool of all critics' quantiles without the largest, and quantile regression with a Huber loss
-    follows it; the actor climbs the mean of all quantiles (equations 9 to 13). Numbers: table 2 of the paper. The
+    The target is the pool of all critics' quantiles without the largest; critics fit it by quantile regression with a
+    Huber loss; the actor maximizes the mean of all quantiles (equations 9 to 13). Numbers: table 2 of the paper. The
     targets and the actor's loss are TorchRL's.
     """
 
@@ -56,7 +56,7 @@ class TQC(Ensemble):
 
 
 class TruncatedLoss(WeightedCritics, TQCLoss):
-    """TQCLoss whose weights of prioritized rows are the critics' alone, with half the passes over its errors."""
+    """TQCLoss that applies importance weights to the critics alone and takes half the passes over its errors."""
 
     def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over critics and quantiles of the quantile Huber loss, and each row's largest mean error, `(batch,)`."""

@@ -1,4 +1,4 @@
-"""What every member of the SAC family shares: the plan it is, and how its agent is put together."""
+"""What every member of the SAC family shares: its config, and how its agent is built."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -24,10 +24,10 @@ from sac_torchrl.specs import Specs
 
 @dataclass
 class Variant(ABC):
-    """What `variant=NAME` chooses.
+    """The config that `variant=NAME` chooses.
 
-    Critics may see in training what the policy will not have (Pinto et al. 2018, arXiv 1710.06542). With a variant come
-    settings of the run, `training`, where recipe, run, preset and command line set nothing else.
+    Critics may observe in training what the policy will not have (Pinto et al. 2018, arXiv 1710.06542). A variant also
+    brings settings of the run, `training`, unless recipe, run, preset or command line set them.
     """
 
     training: ClassVar[Mapping[str, Any]] = {}
@@ -40,7 +40,7 @@ class Variant(ABC):
         check(self, "variant", *self._rules())
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
-        """What has to hold besides the ranges of the fields, each with the sentence for where it does not."""
+        """Conditions besides the ranges of the fields, each with the error sentence for when it does not hold."""
         yield from ()
 
     def actor_sees(self, specs: Specs) -> TensorSpec:
@@ -125,7 +125,7 @@ def assemble(
     Without `tau` there are none. With a `tau` of 1 they are copies: after each update, or each `learner.target_every`
     of them.
     """
-    # TorchRL draws the weights of a critic that it copies anew, and would not train the only one of a list.
+    # TorchRL re-initializes the weights of a critic that it copies, and would not train the only one of a list.
     with torch.no_grad():
         for name, stacked in loss.qvalue_network_params.flatten_keys(".").items():
             if isinstance(stacked, Parameter):

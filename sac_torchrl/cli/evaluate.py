@@ -57,7 +57,7 @@ def _evaluated(given: argparse.Namespace) -> dict[str, Any]:
         episodes = len(saved.evaluation["returns"]) if saved.evaluation else _episodes(given.policy)
     if episodes < 1:
         raise ConfigError(f"--episodes {episodes}: give 1 or more.")
-    # The seed and the number of environments of the training: the last evaluation of a run comes out again.
+    # The seed and the number of environments of the training: this repeats the last evaluation of the run.
     seed = Seeds.derive(saved.seed).evaluation + saved.frames if given.seed is None else given.seed
     evaluations = [_play(policy, one, episodes, seed, given) for one in (env, *changed)]
     result = {"env": env.id, "frames": saved.frames, "seed": saved.seed, **evaluations[0].as_json()}

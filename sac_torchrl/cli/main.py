@@ -1,4 +1,4 @@
-"""The command `sac-torchrl`: train, resume, evaluate, verify and plot runs; look at environments and the machine."""
+"""The command `sac-torchrl`: train, resume, evaluate, verify and plot runs; check environments and the machine."""
 
 import argparse
 import importlib.metadata

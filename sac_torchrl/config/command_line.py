@@ -21,7 +21,7 @@ from sac_torchrl.config.layers import Setting
 from sac_torchrl.config.schema import T
 from sac_torchrl.errors import ConfigError
 
-# What Hydra's grammar gives a meaning to; a value without any of these is text.
+# Characters with a meaning in Hydra's grammar; a value without any of these is text.
 _SPECIAL = re.compile(r"""['"\[\]{}()$,]""")
 
 

@@ -16,7 +16,7 @@ from sac_torchrl.errors import ConfigError
 from sac_torchrl.runs.device import resolve_device
 from sac_torchrl.runs.folder import CONFIG, Run
 
-# What a resumed run may change: how long and where it goes on and what it reports, not what it learns from.
+# Keys that a resumed run may change: its length, place and reports, not what it learns from.
 FREE_ON_RESUME = (
     "total_frames",
     "log_every",
@@ -39,7 +39,7 @@ def as_yaml(config: TrainConfig) -> str:
 
 
 def load(folder: Path, *, plugins: Sequence[str] = (), settings: Sequence[Setting] = ()) -> TrainConfig:
-    """Read the configuration of a run, to look at the run on any device of this machine, with other `env.` settings.
+    """Read the configuration of a run, to use the run on any device of this machine, with other `env.` settings.
 
     The modules that its `env.plugins` names are code, and are not taken from a file: name them as `plugins`.
     """
@@ -73,7 +73,7 @@ def open_run(config: TrainConfig) -> AbstractContextManager[Run]:
 
 
 def _resume_command(config: TrainConfig) -> str:
-    """What a user does to resume a run, with {folder} for its folder: modules are code, and no file may name them."""
+    """The command that resumes a run, with {folder} for its folder; plugins are code, and only a command names them."""
     if config.env.make is not None:
         return 'sac.train(..., env=make, run={{"folder": "{folder}"}})'
     plugins = shlex.quote(f"env.plugins=[{','.join(config.env.plugins)}]") if config.env.plugins else ""

@@ -71,7 +71,7 @@ def _depth(text: str) -> int:
 def read(path: Path) -> Layer:
     """Read a preset or the config.yaml of a run; raises ConfigError where the file holds no YAML mapping."""
     try:
-        # A preset may be a link; what it leads to is looked at.
+        # A preset may be a link: its target is read.
         text = read_plain(path.resolve(), most=_MOST).decode()
         if _depth(text) > _DEEPEST:
             raise ConfigError(f"{path} is nested more than {_DEEPEST} deep.")

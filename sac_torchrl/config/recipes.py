@@ -1,4 +1,4 @@
-"""Recipes by name: the files of recipes/ and those of a user, each with a TrainConfig that is called RECIPE."""
+"""Recipes by name: the files of recipes/ and a user's own, each with a TrainConfig called RECIPE."""
 
 import runpy
 from collections.abc import Sequence

@@ -74,7 +74,7 @@ class TrainConfig:
     env: EnvConfig = field(EnvConfig(), "the task")
     seed: int = field(0, "of environments, weights, exploration, sampling and evaluation", least=0)
     total_frames: int = field(10_000, "length of the run in transitions over all environments", least=1)
-    random_frames: int = field(1_000, "first frames, whose actions are drawn uniformly", least=0)
+    random_frames: int = field(1_000, "first frames, with actions drawn uniformly", least=0)
     learning_starts: int | None = field(None, "first frames without updates; null: random_frames", least=0)
     replay_ratio: float = field(1.0, "updates per frame, fractions included", above=0)
     update_every: int = field(1, "frames between bursts of updates; replay_ratio stays", least=1)
@@ -189,7 +189,7 @@ def plan(raw: DictConfig, schema: type[T]) -> T:
 
 
 def _instantiate(node: DictConfig, schema: type[Any], *, path: str, problems: list[str]) -> object | None:
-    """Build a dataclass from the leaves up; what is wrong is noted, and a default stands in for it."""
+    """Build a dataclass from the leaves up; each problem is noted, and the default takes its place."""
     hints = get_type_hints(schema)
     parts = {part.name: part for part in keys(schema)}
     problems += [f"{path}{key!s} is not a key of the configuration." for key in node if key not in parts]
@@ -218,7 +218,7 @@ def _instantiate(node: DictConfig, schema: type[Any], *, path: str, problems: li
 
 
 def _unusable(node: DictConfig, name: str) -> str:
-    """Say what is wrong with a value before its meaning is looked at; empty where nothing is."""
+    """The problem of a value, whatever its key; empty if there is none."""
     if name not in node or OmegaConf.is_missing(node, name):
         return " has no value: give one."
     if OmegaConf.is_interpolation(node, name) or (

@@ -240,7 +240,7 @@ def _from_checkpoint(path: Path) -> SavedPolicy:
 
 
 def _kept(path: Path) -> SavedPolicy | None:
-    """What an earlier process left; training goes on without what is damaged, and writes it anew."""
+    """The policies that an earlier process saved; a damaged one is ignored, and the next save replaces it."""
     try:
         return read_policy(path) if path.exists() else None
     except CheckpointError as error:

@@ -1,4 +1,4 @@
-"""Action spaces: what the agent chooses from for a space, and how its choice becomes an action."""
+"""Action spaces: the agent's spec for a space, and how the agent's action becomes the environment's."""
 
 import math
 from collections.abc import Callable
@@ -9,17 +9,17 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
 from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault, short
 
-# Bounds beyond this are a way to say that there are none.
+# Bounds beyond this mean that there are none.
 SENSIBLE = 1e6
 
 
 def adapt_action(
     space: Space[Any], id: str, bounds: tuple[float, float] | None = None, *, bins: int | None = None
 ) -> tuple[Space[Any], Callable[[Any], Any]]:
-    """What the agent chooses from for a space, and what turns its choice into an action; raises ConfigError.
+    """The agent's action spec for a space, and the function from its action to the environment's; raises ConfigError.
 
-    `bounds` are for actions of which a bound is infinite or beyond a million. With `bins` each dimension of a Box is a
-    choice of so many values, evenly spaced from its lower to its upper bound (Seyde et al. 2023, arXiv 2210.12566).
+    `bounds` replace bounds that are infinite or beyond a million. With `bins` each dimension of a Box has that many
+    values, evenly spaced from its lower to its upper bound (Seyde et al. 2023, arXiv 2210.12566).
     """
     if bins is not None and not isinstance(space, Box):
         raise ConfigError(f"env.bins={bins}: the action space of env.id={id} is {short(space)}, not a Box: give null.")

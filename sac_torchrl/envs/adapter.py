@@ -1,4 +1,4 @@
-"""The edge of one environment, where its spaces become the agent's: float32 vectors, indices, [-1, 1]."""
+"""The adapter from one environment's spaces to the agent's: float32 vectors, indices, [-1, 1]."""
 
 import logging
 import math
@@ -21,15 +21,15 @@ log = logging.getLogger(__name__)
 
 _LARGEST = float(np.finfo(np.float32).max)
 
-# All that an environment's own code can raise; KeyboardInterrupt is the user's.
+# Whatever an environment's own code can raise; KeyboardInterrupt is the user's.
 RAISED = (Exception, SystemExit, GeneratorExit)
 
 
 class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """One environment with float32 vectors or indices observed and an action in [-1, 1] or an index taken.
+    """One environment that returns float32 vectors or indices, and takes actions in [-1, 1] or indices.
 
-    Raises EnvironmentFault for what it returns and nothing can be learned from, and LearnerFault for an action that is
-    not finite, before the environment sees it.
+    Raises EnvironmentFault for a return value that cannot be trained on, and LearnerFault for an action that is not
+    finite, before the environment gets it.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
         self._weighed = adapt_reward(getattr(env.unwrapped, "reward_space", None), id, reward_weights)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode; no options reach the environment and no infos leave it."""
+        """Start an episode; options are not passed to the environment, and infos are dropped."""
         try:
-            # The only option that arrives is TorchRL's mask of finished environments: not meant for this one.
+            # The only option passed is TorchRL's mask of finished environments, which is not for the environment.
             with Contained(self._id):
                 result: Any = self.env.reset(seed=seed)
         except RAISED as error:
@@ -65,7 +65,7 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
         return self._observation(result[0]), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Takes an action in [-1, 1] or an index from 0; beyond [-1, 1] it is clipped."""
+        """Take an action in [-1, 1], clipped to it, or an index from 0."""
         chosen = self._taken(action)
         self._steps += 1
         try:
@@ -82,7 +82,7 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
         return self._observation(observation), self._reward(reward), bool(terminated), bool(truncated), _success(info)
 
     def close(self) -> None:
-        """Closes it; what it raises is a line in the log, since it has nothing to do with what the run came to."""
+        """Close the environment; an error is logged and does not change the run's outcome."""
         try:
             with Contained(self._id):
                 self.env.close()
@@ -101,14 +101,14 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
         except (TypeError, ValueError) as error:
             raise self._fault(f"returned the reward {short(repr(reward))}, {error}") from error
         number = isinstance(reward, (float, int, np.integer, np.floating, np.bool_))
-        # An array of no dimensions is a number too, to everybody but Python.
+        # NumPy's arrays without dimensions are numbers too.
         if not number and not (isinstance(reward, np.ndarray) and reward.shape == () and reward.dtype.kind in "fiub"):
             raise self._fault(f"returned the reward {short(repr(reward))}, which is no number")
         try:
             value = float(reward)
         except OverflowError as error:
             raise self._fault(f"returned the reward {short(reward)}, which no floating point number holds") from error
-        # What is stored is the float32 of it.
+        # It is stored as float32.
         if not abs(value) <= _LARGEST:
             how = "is too large for float32" if math.isfinite(value) else "is not finite"
             raise self._fault(f"returned the reward {value:g}, which {how}")
@@ -122,10 +122,10 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
 
 
 class TolerateFaults(gym.Wrapper[Any, Any, Any, Any]):
-    """Takes up to `faults` faulty steps of a SpaceAdapter for the end of their episode; the next one raises.
+    """Ends the episode at a faulty step of a SpaceAdapter, up to `faults` times; the next fault raises.
 
-    Such a step has the reward NaN, which no sound one has, and observes nothing but zeros. What it keeps is no part of
-    a run: `faults` are counted from where it was opened.
+    A faulty step has the reward NaN, which no other step has, and an observation of zeros. The count of faults is not
+    saved with a run: it starts at 0 when the environment is opened.
     """
 
     def __init__(self, env: gym.Env[Any, Any], faults: int) -> None:
@@ -134,7 +134,7 @@ class TolerateFaults(gym.Wrapper[Any, Any, Any, Any]):
         self._met = 0
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Takes an action."""
+        """Take an action."""
         try:
             return self.env.step(action)
         except EnvironmentFault as fault:
@@ -148,7 +148,7 @@ class TolerateFaults(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def _success(info: Any) -> dict[str, Any]:
-    """Of what a step says besides, whether the task was done: the rest costs time to hand on and nobody reads it."""
+    """The part of a step's info that says whether the task was done: no other part is used."""
     if not isinstance(info, dict):
         return {}
     said = info.get("is_success", info.get("success"))
@@ -156,6 +156,6 @@ def _success(info: Any) -> dict[str, Any]:
 
 
 def say_where(error: BaseException) -> str:
-    """What an environment raised, and the file and line."""
+    """The type and message of an environment's exception, and its file and line."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__}: {short(error)} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"

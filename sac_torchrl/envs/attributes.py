@@ -1,4 +1,4 @@
-"""What an environment's attributes hold, and which of its classes and modules hold state for it."""
+"""Attributes of environments, and the classes and modules that hold state for them."""
 
 import dis
 import enum
@@ -34,7 +34,7 @@ def package(owner: Any) -> str:
 
 
 def in_library(cls: type) -> bool:
-    """Whether a class is one of the packages that this one is built on."""
+    """Whether a class comes from a package that this one is built on."""
     return package(cls) in _LIBRARIES
 
 

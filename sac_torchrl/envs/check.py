@@ -1,4 +1,4 @@
-"""What is wrong with an environment, found by playing with it."""
+"""Problems of an environment, found by stepping it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ LARGE = 100.0  # numbers that a network takes as they are lie around 1
 
 
 class Kind(Enum):
-    """Whether a finding only tells, warns, or says that the environment cannot be trained on."""
+    """Whether a finding is a note, a warning, or means that the environment cannot be trained on."""
 
     note = "note"
     warning = "warning"
@@ -41,7 +41,7 @@ class Finding:
 
 
 class _Seen(gym.Wrapper[Any, Any, Any, Any]):
-    """Keeps what the environment itself observed last."""
+    """Keeps the environment's own last observation."""
 
     observation: Any = None
 
@@ -57,7 +57,7 @@ class _Seen(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def check_env(plan: EnvConfig) -> Iterator[Finding]:
-    """Open the environments of `plan`, play with random actions, and tell what is found, as it is found."""
+    """Open the environments of `plan`, take random actions, and yield each finding when it is made."""
     try:
         specs = plan.specs()
         edge: Any = None if plan.in_one else plan.open()
@@ -65,7 +65,7 @@ def check_env(plan: EnvConfig) -> Iterator[Finding]:
         yield Finding(Kind.fault, str(error))
         return
     if edge is None:
-        yield Finding(Kind.note, f"{plan.id} steps all its environments at once: there is none to look at alone")
+        yield Finding(Kind.note, f"{plan.id} steps all its environments at once: none can be checked alone")
         return
     yield Finding(Kind.note, f"observes {short(edge.env.observation_space)}, acts in {short(edge.env.action_space)}")
     yield Finding(
@@ -89,7 +89,7 @@ def _play(edge: Any) -> Iterator[Finding]:
     edge.action_space.seed(0)
     edge.reset(seed=0)
     lengths, length = list[int](), 0
-    rewards, largest, told = set[float](), dict[str, Any](), False
+    rewards, largest, reported = set[float](), dict[str, Any](), False
     for _ in range(FRAMES):
         before = seen.observation
         if not strange and (what := _outside(space, seen.observation)):
@@ -97,8 +97,8 @@ def _play(edge: Any) -> Iterator[Finding]:
             yield Finding(Kind.warning, what)
         observation, reward, terminated, truncated, _ = edge.step(edge.action_space.sample())
         rewards.add(reward)
-        if not told and (what := _same_in_float32(before, seen.observation)):
-            told = True
+        if not reported and (what := _same_in_float32(before, seen.observation)):
+            reported = True
             yield Finding(Kind.warning, what)
         for name, leaf in _leaves(observation).items():
             largest[name] = np.maximum(largest.get(name, 0.0), np.abs(leaf))
@@ -239,11 +239,11 @@ def resume_finding(plan: EnvConfig) -> tuple[Finding, bool]:
         other.close()
     advice = "give the environment state_dict and load_state_dict"
     if not alike:
-        return Finding(Kind.warning, f"a resumed episode goes on differently: {advice}"), True
+        return Finding(Kind.warning, f"a resumed episode continues differently: {advice}"), True
     if "missing" in state:
         why = " and ".join(state["missing"])
         return Finding(Kind.note, f"episodes are cut at every checkpoint, because {why}; {advice}"), True
-    return Finding(Kind.note, "a resumed run goes on in the middle of its episodes"), True
+    return Finding(Kind.note, "a resumed run continues in the middle of its episodes"), True
 
 
 def _go_on(env: Any, root: Any, actions: list[Any], state: dict[str, Any]) -> list[bytes]:

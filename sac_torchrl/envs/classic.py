@@ -1,4 +1,4 @@
-"""Gymnasium's other classic control tasks as tensors, and the names of all that are: its equations, step for step."""
+"""Gymnasium's other classic control tasks as tensors, by its equations, step for step, and the names of all of them."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class MountainCar(Physics):
         return Categorical(3)
 
     def push(self, action: Tensor) -> Tensor:
-        """What is pushed with, `(count,)`, from -1 to 1."""
+        """The force `(count,)`, from -1 to 1."""
         return action - 1.0
 
     def move(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,12 +44,12 @@ class MountainCar(Physics):
 
 
 class MountainCarContinuous(MountainCar):
-    """Gymnasium's MountainCarContinuous-v0: any push between -1 and 1, which costs, and a prize of 100 at the goal."""
+    """Gymnasium's MountainCarContinuous-v0: a force from -1 to 1 with a cost, and a reward of 100 at the goal."""
 
     power, goal, longest = 0.0015, 0.45, 999
 
     def actions(self) -> TensorSpec:
-        """A push."""
+        """The action as the force."""
         return Bounded(-1.0, 1.0, shape=torch.Size([1]), dtype=torch.float32)
 
     def push(self, action: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class MountainCarContinuous(MountainCar):
         return action.squeeze(-1).clamp(-1.0, 1.0)
 
     def pay(self, push: Tensor, reached: Tensor) -> Tensor:
-        """A tenth of the squared push, and the prize."""
+        """Minus a tenth of the squared force, and the reward at the goal."""
         return 100.0 * reached - 0.1 * push.square()
 
 

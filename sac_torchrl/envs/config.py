@@ -1,4 +1,4 @@
-"""Environments as the agent sees them: float32 vectors or indices in, actions in [-1, 1] or indices out."""
+"""Environments as the agent sees them: observations are float32 vectors or indices, actions in [-1, 1] or indices."""
 
 import dataclasses
 import importlib
@@ -32,7 +32,7 @@ _POOL = "envpool/"
 
 @dataclass
 class EnvConfig:
-    """An environment and how it is opened.
+    """An environment and the way to open it.
 
     `id` is Gymnasium's, MODULE:ID with the plugin MODULE, or `dmc/DOMAIN-TASK` for DeepMind Control. `torch/pendulum`,
     `torch/cartpole`, `torch/acrobot`, `torch/mountain_car`, `torch/mountain_car_continuous`, `brax/TASK` and
@@ -145,10 +145,10 @@ class EnvConfig:
         return made or self.id.startswith((_TORCH, *_JAX, _POOL))
 
     def open(self, render_mode: str | None = None, *, tolerate_faults: bool = False) -> gym.Env[Any, Any]:
-        """Opens one Gymnasium environment, at the agent's edge; imports the plugins before.
+        """Open one Gymnasium environment with its adapter, after importing the plugins.
 
-        Where `tolerate_faults`, up to `faults` faulty steps end their episode and have the reward NaN, which tells who
-        collects that they did not happen.
+        Where `tolerate_faults`, up to `faults` faulty steps end their episode and are marked by the reward NaN, so that
+        the collector drops them.
         """
         modules = load_plugins(self.plugins)
         try:
@@ -240,7 +240,7 @@ class EnvConfig:
             raise ConfigError(f"env.id={self.id} cannot be rendered: its environments are tensors.")
         if family := _JAX.get(self.id.partition("/")[0] + "/"):
             load_plugins(self.plugins)
-            # Only who asks for it waits for JAX to be imported.
+            # Importing JAX takes seconds.
             physics = importlib.import_module("sac_torchrl.envs.jax")
             env: EnvBase = getattr(physics, family)(self.id, count, device)
         else:

@@ -1,4 +1,4 @@
-"""What an environment's code does to the process around it, undone after every call."""
+"""Undoing, after every call, what an environment's code changes in the process around it."""
 
 import importlib
 import logging
@@ -17,7 +17,7 @@ from sac_torchrl.signals import STOPPING
 
 log = logging.getLogger(__name__)
 
-# signal.getsignal looks every handler up in an enumeration, which takes longer than all else here.
+# signal.getsignal looks every handler up in an enumeration, which takes longer than everything else here.
 _handler: Any = importlib.import_module("_signal").getsignal
 
 # Torch's generator as the environments of this process left it, once one has seeded it: they draw from a stream of
@@ -31,16 +31,16 @@ def stream() -> Tensor | None:
 
 
 def set_stream(state: Tensor | None) -> None:
-    """Have the environments go on from there."""
+    """Restore that state."""
     global _stream
     _stream = state
 
 
 class Contained:
-    """Within the block the environment `id` runs; what it changed of the process is put back behind it.
+    """Run the environment `id` in the block, and restore what it changes of the process.
 
     That is the handlers of signals that stop a run, grad mode, the default dtype, the number of threads, the level
-    below which logging is silent, and torch's generator where it is seeded. Each is told of once in the log.
+    below which logging is silent, and torch's generator where it is seeded. Each is logged once.
     """
 
     __slots__ = ("_before", "_generator", "_id", "_seed")
@@ -99,5 +99,5 @@ def _state() -> tuple[Any, ...]:
 
 @cache
 def _tell(id: str, what: str) -> None:
-    """Once in a process."""
+    """Log it once in a process."""
     log.warning("env.id=%s %s; it is put back", id, what)

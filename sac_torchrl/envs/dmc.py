@@ -55,7 +55,7 @@ def open_task(
 
 def _suite(asked_by: str) -> Any:
     with warnings.catch_warnings():
-        # Without a display GLFW only warns; dm_control goes on to its next graphics library on an error.
+        # Without a display GLFW only warns; dm_control tries its next graphics library only after an error.
         warnings.filterwarnings("error", message=r"\(\d+\) b'")
         return require("dm_control.suite", asked_by)
 

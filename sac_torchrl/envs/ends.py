@@ -29,7 +29,7 @@ def refuse_endless(env: EnvBase, id: str) -> None:
                 if any(first.step(first.action_space.sample())[2:4]):
                     return
         except EnvironmentFault:
-            return  # The run meets it in its own time, and env.faults says what of it.
+            return  # The run will reach this fault itself, and handles it by env.faults.
     raise ConfigError(
         f"env.id={id}: no episode ended in {FRAMES:,} frames of random actions and there is no time limit: set "
         "env.max_episode_steps, or register it with one."

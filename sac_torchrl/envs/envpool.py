@@ -77,10 +77,10 @@ class Pool(VectorEnv[Any, Any, Any]):
         discrete = isinstance(self._moved, Discrete)
         chosen = actions + self._moved.start if discrete else self._rescale(actions)
         observations, rewards, terminated, truncated, information = self._pool.step(chosen.astype(self._moved.dtype))
-        whose = information["env_id"]
-        self._see(observations, whose)
-        self._check(rewards, whose, "reward")
-        order = np.argsort(whose)
+        indices = information["env_id"]
+        self._see(observations, indices)
+        self._check(rewards, indices, "reward")
+        order = np.argsort(indices)
         return self._observations.copy(), rewards[order].astype(np.float64), terminated[order], truncated[order], {}
 
     def close_extras(self, **options: Any) -> None:
@@ -88,16 +88,16 @@ class Pool(VectorEnv[Any, Any, Any]):
         if self._pool is not None:
             self._pool.close()
 
-    def _see(self, observations: Any, whose: Any) -> None:
-        self._check(observations, whose, "observation")
+    def _see(self, observations: Any, indices: Any) -> None:
+        self._check(observations, indices, "observation")
         first = self._seen.start if isinstance(self._seen, Discrete) else 0
-        self._observations[whose] = observations - first
+        self._observations[indices] = observations - first
 
-    def _check(self, numbers: Any, whose: Any, what: str) -> None:
-        finite = np.isfinite(numbers).reshape(len(whose), -1).all(-1)
+    def _check(self, numbers: Any, indices: Any, what: str) -> None:
+        finite = np.isfinite(numbers).reshape(len(indices), -1).all(-1)
         if not finite.all():
             raise EnvironmentFault(
-                f"environment {whose[finite.argmin()]} of {self._id} returned an {what} that is not finite."
+                f"environment {indices[finite.argmin()]} of {self._id} returned an {what} that is not finite."
             )
 
 

@@ -1,4 +1,4 @@
-"""The random number generators that belong to the process: torch's, and those that environments may draw from."""
+"""The global random number generators of the process: torch's, and those that environments may draw from."""
 
 import logging
 import random
@@ -31,7 +31,7 @@ def get_states() -> Tree:
 
 
 def set_states(saved: Tree) -> None:
-    """Put saved states back; those of another number of GPUs are left, with a warning."""
+    """Restore saved states; those for another number of GPUs are skipped with a warning."""
     torch.set_rng_state(saved["torch"])
     contained.set_stream(saved.get("environments"))
     numpy = saved["numpy"]
@@ -45,7 +45,7 @@ def set_states(saved: Tree) -> None:
 
 
 def seed_all(seed: int) -> None:
-    """Seed those on the CPU, from which an environment may draw."""
+    """Seed the generators on the CPU, from which an environment may draw."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     contained.set_stream(None)
@@ -54,7 +54,7 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def preserve() -> Iterator[None]:
-    """Whatever is drawn from them inside, they go on from where they stood."""
+    """Restore the state of all generators after the block."""
     before = get_states()
     try:
         yield

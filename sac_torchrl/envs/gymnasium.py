@@ -60,7 +60,7 @@ def _nearest_id(id: str) -> str:
 
 
 def _without_kwargs(error: Exception) -> str:
-    # Gymnasium adds all arguments to what the constructor said.
+    # Gymnasium adds all arguments to the constructor's message.
     return str(error).partition(" was raised from the environment creator")[0]
 
 

@@ -57,7 +57,7 @@ def open_made(make: Make, id: str, arguments: dict[str, Any]) -> Any:
         made = make(**arguments)
     except Exception as error:
         raise ConfigError(f"env.id={id} cannot be made: {type(error).__name__}: {short(error)}") from error
-    # Asked for an attribute that it does not have, a SerialEnv that was not started yet never comes back.
+    # A SerialEnv that was not started yet hangs when an attribute that it does not have is read.
     if vars(made).get("group_map") if isinstance(made, EnvBase) else hasattr(made, "possible_agents"):
         raise ConfigError(f"env.id={id}: {type(made).__name__} is of several agents, and SAC here trains one.")
     if not isinstance(made, (gym.Env, VectorEnv, EnvBase)):

@@ -20,14 +20,14 @@ from sac_torchrl.envs.tensors import TensorEnv
 from sac_torchrl.errors import ConfigError, nearest, short
 from sac_torchrl.extras import require
 
-# TorchRL's BraxWrapper clears all of JAX's caches every 20 steps, unless told not to, and so compiles the physics
-# anew (its `cache_clear_frequency=None` means 20), applies `vmap` outside of `jit`, hands the whole state of the
+# TorchRL's BraxWrapper clears all of JAX's caches every 20 steps by default, and so compiles the physics
+# again (its `cache_clear_frequency=None` means 20), applies `vmap` outside of `jit`, passes the whole state of the
 # physics through PyTorch at every step, and has no time limit. docs/collectors.md has the measurement. Its
 # MujocoPlaygroundWrapper resets all environments when one ends, and has no time limit either.
 
 
 class JaxEnv(TensorEnv):
-    """`count` environments of the task `id`, whose physics stays with JAX.
+    """`count` environments of the task `id`, with physics in JAX.
 
     Raises ConfigError where a package is not installed, or has no such task, or JAX cannot use the device.
     """
@@ -66,12 +66,12 @@ class JaxEnv(TensorEnv):
         return self._observed(), _to_torch(self._physics.reward), _to_torch(self._physics.done) > 0
 
     def get_extra_state(self) -> Tensor:
-        """What PyTorch knows nothing of, the physics and JAX's random key, as bytes."""
+        """The state outside PyTorch, physics and JAX's random key, as bytes."""
         held = self._jax.tree.leaves((self._physics, self._key))
         return torch.from_numpy(np.concatenate([np.asarray(leaf).reshape(-1).view(np.uint8) for leaf in held]))
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Put them back; raises ValueError where they are another task's, or of another number of environments."""
+        """Restore it; raises ValueError for the state of another task or of another number of environments."""
         likes, structure = self._jax.tree.flatten((self._empty, self._key))
         raw, sizes = state.cpu().numpy(), [int(np.prod(like.shape)) * like.dtype.itemsize for like in likes]
         if len(raw) != sum(sizes):
@@ -88,7 +88,7 @@ class JaxEnv(TensorEnv):
         return self._put(self._jax.random.PRNGKey(seed))
 
     def _put(self, tree: Any) -> Any:
-        # Bound to its device, as actions are: JAX compiles anew for what is bound and what is not.
+        # Committed to its device, as actions are: JAX compiles separately for committed and uncommitted arrays.
         return self._jax.device_put(tree, self._place)
 
     def _observed(self) -> Tensor:
@@ -166,7 +166,7 @@ def _compiled(family: type[JaxEnv], id: str, count: int) -> tuple[Any, ...]:
         return chosen, key
 
     def start(state: Any, key: Any, mask: Any) -> tuple[Any, Any]:
-        # Decided where the physics runs: the host never asks whether something ended.
+        # Decided on the physics' device: the host never waits to learn whether an episode ended.
         result: tuple[Any, Any] = jax.lax.cond(
             mask.any(), reset_masked, lambda state, key, mask: (state, key), state, key, mask
         )
@@ -210,7 +210,7 @@ def _place(jax: Any, device: torch.device, id: str) -> Any:
 
 
 def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, without what is said while JAX traces it, and on import: that nobody develops Brax, for one."""
+    """The same without the warnings of JAX's tracing and of imports, such as the one that Brax is unmaintained."""
 
     @wraps(function)
     def call(*arguments: Any) -> Any:

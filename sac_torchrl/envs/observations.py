@@ -1,4 +1,4 @@
-"""Observation spaces: the leaves that an agent sees of a space, and how an observation becomes them."""
+"""Observation spaces: the leaves that an agent sees, and how an observation becomes those leaves."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ _Path = tuple[str | int, ...]
 
 
 def adapt_observation(space: Space[Any], id: str, ignore: Sequence[str] = ()) -> tuple[Space[Any], _Adapt]:
-    """What the agent sees of a space, and what turns an observation into it; raises ConfigError.
+    """The agent's observation spec for a space, and the function that converts observations; raises ConfigError.
 
     A Box, whatever its shape, and a MultiBinary are float32 vectors `(n,)`, a Discrete is an int64 index `()` from 0
     and a MultiDiscrete indices `(n,)`. A Dict or Tuple is a Dict of such leaves without those that `ignore` names; a
@@ -54,7 +54,7 @@ def adapt_observation(space: Space[Any], id: str, ignore: Sequence[str] = ()) ->
             try:
                 seen[name] = adapt(value)
             except (TypeError, ValueError) as error:
-                raise type(error)(f"whose {name} is {short(repr(value))}, {error}") from error
+                raise type(error)(f"with {name} {short(repr(value))}, {error}") from error
         return seen
 
     return gym.spaces.Dict({name: leaf for name, (leaf, _) in adapted.items()}), by_name
@@ -141,7 +141,7 @@ def _indices(space: MultiDiscrete) -> tuple[Space[Any], _Adapt]:
         if array.dtype.kind not in "iub":
             raise TypeError("which holds no indices")
         if array.shape != shape:
-            raise ValueError(f"whose shape is {array.shape} and not {shape}")
+            raise ValueError(f"of shape {array.shape}, not {shape}")
         array = array.astype(np.int64) - first
         if ((array < 0) | (array >= counts)).any():
             raise ValueError(f"which is outside of {short(space)}")
@@ -163,7 +163,7 @@ def _vector(space: Space[Any], id: str, name: str) -> tuple[Space[Any], _Adapt]:
             _tell_of_cast(observed, given.name, str(space.dtype))
         array = np.array(value, np.float32)
         if array.shape != shape:
-            raise ValueError(f"whose shape is {array.shape} and not {shape}")
+            raise ValueError(f"of shape {array.shape}, not {shape}")
         if not np.isfinite(array).all():
             raise ValueError(f"which is not finite at index {int(np.isfinite(array).argmin())}")
         return array.reshape(size)
@@ -174,7 +174,7 @@ def _vector(space: Space[Any], id: str, name: str) -> tuple[Space[Any], _Adapt]:
 
 @cache
 def _tell_of_cast(id: str, given: str, declared: str) -> None:
-    """Once in a process: steps are too many to say it each time."""
+    """Log it once in a process."""
     log.info("env.id=%s observes %s, where its space says %s: the agent sees float32", id, given, declared)
 
 

@@ -1,4 +1,4 @@
-"""Remarks of simulators that a run does not show."""
+"""Warnings of simulators that a run does not show."""
 
 import importlib.util
 import os

@@ -10,7 +10,7 @@ from sac_torchrl.errors import ConfigError, short
 
 
 def adapt_reward(space: Space[Any] | None, id: str, weights: Sequence[float] | None) -> Callable[[Any], Any]:
-    """What makes one number of a reward; raises ConfigError where `space` says that `weights` do not fit.
+    """The function from a reward to one number; raises ConfigError for `weights` that do not fit `space`.
 
     `space` is what environments of vector rewards declare as their `reward_space`, None for others.
     """
@@ -31,7 +31,7 @@ def adapt_reward(space: Space[Any] | None, id: str, weights: Sequence[float] | N
     def weighed(reward: Any) -> float:
         vector = np.asarray(reward, np.float64)
         if vector.shape != given.shape:
-            raise ValueError(f"whose shape is {vector.shape} and not {given.shape}, that of env.reward_weights")
+            raise ValueError(f"of shape {vector.shape}, not {given.shape}, that of env.reward_weights")
         return float(vector @ given)
 
     return weighed

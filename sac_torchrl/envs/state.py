@@ -26,7 +26,7 @@ from sac_torchrl.trees import Tree
 def capture(env: EnvBase) -> Tree:
     """The state of all environments in `env`, without what the running tensordict holds.
 
-    `missing`, where there is such a key, lists what could not be read: an episode cannot go on in its middle then.
+    `missing`, if present, lists what could not be read: an episode cannot be continued from its middle then.
     """
     if isinstance(env, TransformedEnv):
         base = capture(env.base_env)
@@ -52,7 +52,7 @@ _STATE = (torch.Generator, torch.Tensor, np.random.Generator)
 
 
 def restore(env: EnvBase, state: Tree) -> None:
-    """Put a captured state into `env`, which was built and reset as the saved one was; what is missing stays.
+    """Restore a captured state into `env`, built and reset as the saved one was; what is missing stays as it is.
 
     Raises `ValueError`, `KeyError`, `TypeError`, `AttributeError` or `RuntimeError` where it is another environment's.
     """
@@ -74,7 +74,7 @@ def restore(env: EnvBase, state: Tree) -> None:
 
 @contextmanager
 def unshared(env: EnvBase) -> Iterator[None]:
-    """Whatever `env` does inside, its classes and modules hold afterwards what they held before."""
+    """Restore, after the block, what the classes and modules of `env` held before it."""
     base = env.base_env if isinstance(env, TransformedEnv) else env
     layers = [list(_layers(one)) for one in _gymnasium(base) or []]
     encoder = Encoder()

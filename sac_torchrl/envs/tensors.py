@@ -1,4 +1,4 @@
-"""Simulators that are tensors: all environments are one batch on one device, and their observations never leave it."""
+"""Tensor environments: all environments are one batch on one device, and their observations never leave it."""
 
 import math
 from abc import abstractmethod

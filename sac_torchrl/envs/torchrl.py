@@ -1,4 +1,4 @@
-"""Environments of TorchRL at the agent's edge: float32 vectors and indices observed, actions in [-1, 1] or indices."""
+"""The adapter of TorchRL's environments: observations are float32 vectors or indices, actions in [-1, 1] or indices."""
 
 from typing import Any
 
@@ -23,12 +23,12 @@ from sac_torchrl.envs.actions import SENSIBLE
 from sac_torchrl.envs.observations import PICTURE_SIDE
 from sac_torchrl.errors import ConfigError, short
 
-# What transforms count for themselves, and no policy is to see.
+# Counters of transforms, which are no observations.
 _COUNTED = {"step_count", "is_init", "episode_reward", "traj_ids"}
 
 
 class TorchRLEnv(EnvBase):
-    """`env`, of batch size `(count,)`, with what an agent observes, chooses and is rewarded by.
+    """`env`, of batch size `(count,)`, with the agent's observations, actions and rewards.
 
     A leaf of numbers, of any dtype and shape, is a float32 vector, a discrete one stays as it is and a one-hot becomes
     its index. Of one leaf the key is `observation`; several are leaves below it by their names, joined by dots, without

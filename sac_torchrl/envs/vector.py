@@ -30,7 +30,7 @@ class LeafWrapper(GymWrapper):
     """GymWrapper with the leaves of a Dict by their names below `observation`, and MultiDiscrete as MultiCategorical.
 
     TorchRL's own renames a leaf `state`, puts leaves beside `reward` and `done`, and has another spec for a
-    MultiDiscrete whose counts are equal.
+    MultiDiscrete with equal counts.
     """
 
     def _make_specs(self, env: Any, batch_size: Any = None) -> None:

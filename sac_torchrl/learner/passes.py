@@ -23,7 +23,7 @@ _FEW = 32
 
 
 def simplify(graph: fx.Graph) -> None:
-    """Take out what changes nothing, and what nobody asks for."""
+    """Remove no-ops and dead code."""
     marks = []
     for node in graph.nodes:
         source: Any = node.args[0] if node.args else None
@@ -85,7 +85,7 @@ def transpose_narrow(graph: fx.Graph) -> None:
 
 
 def hoist(graph: fx.Graph, module: fx.GraphModule) -> list[Tensor]:
-    """Make placeholders of the constants and of views of them, whose memory never moves; return their tensors."""
+    """Turn constants and views of them, which never move in memory, into placeholders; return their tensors."""
     values: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in graph.nodes:
@@ -144,7 +144,7 @@ def cut(graph: fx.Graph) -> Parts | None:
         if node.target in _PRODUCTS or any(it in late for it in node.all_input_nodes):
             late[node] = None
             read.update(_memory(it) for it in node.all_input_nodes)
-        elif read & _written(node):  # it would come before who reads what it changes
+        elif read & _written(node):  # it would run before the readers of what it changes
             return None
     pieces = list[dict[fx.Node, None]]()
     for node in late:
@@ -170,8 +170,8 @@ def cut(graph: fx.Graph) -> Parts | None:
     results = [[node for node in dict.fromkeys(wanted) if node in share] for share in shares]
     places = {node: (part, place) for part, held in enumerate((given, *results)) for place, node in enumerate(held)}
     first, second = (
-        _part([node for node in calls if node in share], given, told)
-        for share, told in zip(shares, results, strict=True)
+        _part([node for node in calls if node in share], given, outputs)
+        for share, outputs in zip(shares, results, strict=True)
     )
     before = _part([node for node in calls if node in early], inputs, handed)
     return Parts(before, (first, second), [places[node] for node in wanted])

@@ -1,4 +1,4 @@
-"""The replay buffer: which rows it holds, what they cost, and where they live."""
+"""The replay buffer: its rows, their size, and their storage."""
 
 import logging
 import math
@@ -40,7 +40,7 @@ class ReplayConfig:
     exponent of the weights rises to 1).
     """
 
-    capacity: int = field(1_000_000, "rows that are kept, the newest", least=1)
+    capacity: int = field(1_000_000, "newest rows that are kept", least=1)
     storage: Storage = field(Storage.disk, "where rows live: the run folder, main memory or the training device")
     prioritized: bool = field(False, "draw rows in proportion to their TD error")
     priority_exponent: float = field(0.6, "power of the TD error that rows are drawn by", least=0, most=1)
@@ -52,7 +52,7 @@ class ReplayConfig:
     def build(
         self, folder: Path, specs: Specs, *, rows: int, batch_size: int, seed: int, device: torch.device
     ) -> TensorDictReplayBuffer:
-        """An empty buffer of `min(capacity, rows)` rows whose samples are on `device`.
+        """An empty buffer of `min(capacity, rows)` rows, with samples on `device`.
 
         `folder` is used for `disk` only, and is scratch: replay files found there are removed, because a
         resumed run refills the buffer from its checkpoint. Raises `ConfigError` or `DiskError` before
@@ -86,12 +86,12 @@ class ReplayConfig:
             # RandomSampler draws on the storage's device and needs a generator of that device, trees on the CPU.
             generator=torch.Generator(device="cpu" if self.prioritized else place).manual_seed(seed),
         )
-        # A lazy storage takes its columns from the first row it sees: give it one of the right schema.
+        # A lazy storage takes its columns from the first row: give it one of the right schema.
         first = Packing(layout(specs)).unpack(torch.zeros(1, row_bytes(specs), dtype=torch.uint8))
         if self.storage is Storage.disk:
             try:
                 buffer.extend(first)
-            except RuntimeError as error:  # so PyTorch tells of a file that it cannot make as large
+            except RuntimeError as error:  # PyTorch cannot make a file of this size
                 raise DiskError(f"cannot make the replay rows in {folder}: {short(error)}.") from error
             _reserve(folder)
         else:
@@ -127,7 +127,7 @@ def row_bytes(specs: Specs) -> int:
 def rows(batch: TensorDictBase, specs: Specs) -> TensorDictBase:
     """The rows to store, `(rows,)`, of a collector's batch `(count, T)` or `(count,)`.
 
-    Each spans one frame. An action without an entropy was drawn uniformly.
+    Each row spans one frame. An action without an entropy was drawn uniformly.
     """
     if batch.ndim == 1 and specs.n_steps == 1 and not specs.entropy:
         return batch  # The buffer takes the columns of its layout and leaves the others.

@@ -10,10 +10,10 @@ from sac_torchrl.specs import SPAN
 
 
 class NStep:
-    """Makes rows of `steps` frames out of rows of one, for `count` environments, on the `device` of those.
+    """Turns rows of one frame into rows of `steps` frames, for `count` environments, on the rows' `device`.
 
     Row t becomes r_t + gamma r_(t+1) + ... + gamma^(k-1) r_(t+k-1), with the observation and the `terminated` that
-    follow, where k is `steps` or, at the end of an episode, what is left of it: a row never reaches beyond an end,
+    follow, where k is `steps` or, at the end of an episode, the steps up to it: a row never reaches beyond an end,
     and a truncated episode bootstraps from its last observation with gamma^k (Sutton and Barto 2018, section 7.1).
     """
 
@@ -21,7 +21,7 @@ class NStep:
         self._steps = steps
         self._gamma = gamma
         self._count = count
-        # Slot i holds the rows that span i + 1 frames so far, one an environment; `_valid` says which there are.
+        # Slot i holds the rows that span i + 1 frames so far, one per environment; `_valid` marks those that exist.
         self._held: TensorDictBase | None = None
         self._valid = torch.zeros(steps - 1, count, dtype=torch.bool, device=device)
 
@@ -50,7 +50,7 @@ class NStep:
         return _oldest_first(grown, complete)
 
     def cut(self, environments: slice | Tensor = slice(None)) -> TensorDictBase:
-        """End the running episodes of the `environments` and return their rows, `(m,)`, as far as they span."""
+        """End the running episodes of the `environments` and return their incomplete rows, `(m,)`."""
         if self._held is None:
             return TensorDict(batch_size=[0])
         rows = _oldest_first(self._held[:, environments], self._valid[:, environments])
@@ -58,14 +58,14 @@ class NStep:
         return rows
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows that are held back, and which there are; nothing where rows span one frame."""
+        """The rows that are held back, and which slots are filled; empty where rows span one frame."""
         if self._steps == 1:
             return {}
         held = {} if self._held is None else dict(self._held.flatten_keys("/").items())
         return {"held": held, "valid": self._valid}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Hold back the saved rows; raises ValueError where they do not fit in number."""
+        """Restore the rows that were held back; raises ValueError for another number of them."""
         if self._steps == 1:
             return
         if state["valid"].shape != self._valid.shape:
@@ -78,6 +78,6 @@ class NStep:
 
 
 def _oldest_first(rows: TensorDictBase, wanted: Tensor) -> TensorDictBase:
-    """Pick rows `(slots, n)` environment by environment, those that span most first."""
+    """Select rows `(slots, n)` environment by environment, the longest first."""
     order = torch.arange(len(wanted) - 1, -1, -1, device=wanted.device)
     return rows[order].transpose(0, 1)[wanted[order].transpose(0, 1)]

@@ -1,4 +1,4 @@
-"""Offline data beside the run's own: a part of every batch comes from a dataset that exists already (RLPD)."""
+"""Offline data: a part of every batch comes from an existing dataset (RLPD)."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _ROUNDED = 1e-4  # how far beyond its bounds an action may lie, in halves of the
 
 
 class Source(Protocol):
-    """Something that gives batches to learn from."""
+    """A source of batches."""
 
     def sample(self) -> TensorDictBase:
         """Draw a batch."""
@@ -44,7 +44,7 @@ class OfflineConfig:
         check(self, "offline")
 
     def build(self, buffer: TensorDictReplayBuffer, specs: Specs, *, batch_size: int, device: torch.device) -> Source:
-        """Mix the dataset's rows into the samples of `buffer`, or give `buffer` itself where there is no dataset.
+        """Mix the dataset's rows into the samples of `buffer`, or return `buffer` itself without a dataset.
 
         Raises ConfigError where the dataset is missing or is of other spaces than `specs`.
         """
@@ -97,7 +97,7 @@ def load_rows(dataset: str, specs: Specs) -> TensorDict:
 
 
 class _Episode:
-    """One episode as the agent has it, through what its environment would be adapted by; raises ConfigError."""
+    """One episode in the agent's spaces, through the adapter of its environment; raises ConfigError."""
 
     def __init__(self, episode: Any, found: Any, specs: Specs, dataset: str) -> None:
         self._where = f"offline.dataset={dataset}, episode {episode.id}"
@@ -178,7 +178,7 @@ def _at(observations: Any, number: int) -> Any:
 
 
 def _rows(episode: _Episode, specs: Specs) -> TensorDict:
-    """The rows of one episode, each of `specs.n_steps` frames or what is left of them."""
+    """The rows of one episode, each of `specs.n_steps` frames, or fewer at its end."""
     length = episode.length
     spans = np.minimum(specs.n_steps, length - np.arange(length))
     rewards = np.zeros(length)

@@ -1,4 +1,4 @@
-"""A replay buffer that keeps a transition in one place: the columns of a row lie side by side, as bytes."""
+"""A replay buffer with packed rows: the columns of a transition lie side by side, as bytes."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ Layout = dict[Key, tuple[torch.dtype, torch.Size]]
 
 
 def unchecked(tree: dict[str, Any], count: int) -> TensorDict:
-    """A TensorDict `(count,)` of tensors that are known to fit; to check them takes longer than to step a simulator."""
+    """A TensorDict `(count,)` of tensors that are known to fit: checking them takes longer than a simulator's step."""
     made: TensorDict = TensorDict._new_unsafe(tree, batch_size=torch.Size([count]))
     return made
 
@@ -26,10 +26,10 @@ class Packing:
 
     def __init__(self, columns: Layout) -> None:
         self._groups: list[tuple[torch.dtype, slice, list[tuple[Key, torch.Size]]]] = []
-        # How a row that is seen as elements of a group's type falls apart: what is before it, its columns, the rest.
+        # How a row, viewed as elements of a group's dtype, is split: what is before the group, its columns, the rest.
         self._sizes: list[list[int]] = []
         offset = 0
-        # Not a set, whose order differs from process to process: workers send packed rows.
+        # Not a set: the order of a set differs between processes, and workers send packed rows.
         dtypes = dict.fromkeys(dtype for dtype, _ in columns.values())
         for dtype in sorted(dtypes, key=lambda dtype: -dtype.itemsize):
             group = [(key, shape) for key, (kind, shape) in columns.items() if kind == dtype]
@@ -91,7 +91,7 @@ class Packing:
 
 
 class _PackedRows(LazyTensorStorage):
-    """Rows of bytes that are read on the device `destination`, wherever they are kept."""
+    """Rows of bytes, kept on any device and read on the device `destination`."""
 
     _storage: Any
 
@@ -103,7 +103,7 @@ class _PackedRows(LazyTensorStorage):
     def set(self, cursor: Any, data: Any, **options: Any) -> None:
         """Write packed rows, `(n, width)`."""
         if self.initialized and isinstance(cursor, Tensor) and len(cursor) <= self.max_size:
-            # What TorchRL's own does with a tensor of positions, without asking what else they might be.
+            # TorchRL's own path for a tensor of positions, without its checks for other types.
             self._set_last_cursor(cursor)
             self._get_new_len(data, cursor)  # type: ignore[no-untyped-call]  # TorchRL leaves it unannotated
             self._storage.index_copy_(0, cursor, data)
@@ -136,7 +136,7 @@ class PackedMemmapStorage(_PackedRows, LazyMemmapStorage):
 
 
 class PackedReplayBuffer(TensorDictReplayBuffer):
-    """TensorDictReplayBuffer that takes the columns of its layout from the rows it is given, and leaves those alone."""
+    """TensorDictReplayBuffer that stores the columns of its layout, and does not change the rows it is given."""
 
     _storage: _PackedRows
 
@@ -145,7 +145,7 @@ class PackedReplayBuffer(TensorDictReplayBuffer):
         return int(self.extend(data.unsqueeze(0)))
 
     def __setitem__(self, index: Any, value: TensorDictBase) -> None:
-        """Raises TypeError: checkpoints take it that rows never change."""
+        """Raises TypeError: checkpoints assume that rows never change."""
         raise TypeError("rows of a replay buffer are not replaced in place: `extend` it.")
 
     def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
@@ -155,7 +155,7 @@ class PackedReplayBuffer(TensorDictReplayBuffer):
 
         Raises ValueError, and changes nothing, for rows that do not fit; see `Packing.pack`.
         """
-        # TorchRL's own goes on to write the positions into the rows, which takes as long as storing them.
+        # TorchRL's own also writes the positions into the rows, which takes as long as storing them.
         if tensordicts.ndim > 1:  # of several environments and steps, as TorchRL's Collector has them
             tensordicts = tensordicts.reshape(-1)
         packed = self._storage.packing.pack(tensordicts).to(self._storage.device, non_blocking=True)
@@ -167,12 +167,12 @@ class PackedReplayBuffer(TensorDictReplayBuffer):
     ) -> TensorDictBase:
         """Draw rows `(batch_size,)`, by default as many as the buffer was built for; `index` is where they are."""
         asked = batch_size is not None or return_info or include_info is not None
-        # What TorchRL's own then has to wait for, to make, or to refuse.
+        # Cases that TorchRL's own method has to handle.
         held = self._prefetch or self._delayed_init or self._service_shutdown or self._sample_dependency is not None
         if asked or held or self._batch_size is None:
             given: TensorDictBase = super().sample(batch_size, return_info, include_info)
             return given
-        # Without its other questions, which take as long as the rows do.
+        # Without its other checks, which take as long as reading the rows.
         rows, info = self._sample(self._batch_size)
         for name, value in info.items():
             rows.set(name, torch.as_tensor(value, device=self._storage.destination))

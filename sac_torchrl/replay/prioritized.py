@@ -15,7 +15,7 @@ from sac_torchrl.specs import ERROR
 
 
 class PrioritizedReplayBuffer(PackedReplayBuffer):
-    """PackedReplayBuffer whose new rows have the largest priority so far (Schaul et al. 2016, algorithm 1, line 6)."""
+    """PackedReplayBuffer that gives new rows the largest priority so far (Schaul et al. 2016, algorithm 1, line 6)."""
 
     def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
         """Write rows `(n,)` and return their positions `(n,)`."""
@@ -36,8 +36,8 @@ class PrioritizedReplayBuffer(PackedReplayBuffer):
 def prioritized_sampler(rows: int, *, exponent: float, correction: float) -> Sampler:
     """TorchRL's PrioritizedSampler, which draws row i in proportion to (|td_error_i| + 1e-8)^exponent.
 
-    Its trees are on the CPU, wherever the rows are: TorchRL's wheels have none for GPUs. Raises ConfigError where they
-    are not there.
+    Its trees are on the CPU, wherever the rows are: TorchRL's wheels have none for GPUs. Raises ConfigError without
+    TorchRL's C++ extension.
     """
     try:
         return PrioritizedSampler(rows, alpha=exponent, beta=correction, device=torch.device("cpu"))
@@ -50,7 +50,7 @@ def prioritized_sampler(rows: int, *, exponent: float, correction: float) -> Sam
 
 
 def priorities(buffer: TensorDictReplayBuffer) -> dict[str, Any]:
-    """The priorities of all rows, for a checkpoint; nothing where rows are drawn uniformly."""
+    """The priorities of all rows, for a checkpoint; empty where rows are drawn uniformly."""
     sampler = buffer.sampler
     if not isinstance(sampler, PrioritizedSampler):
         return {}
@@ -66,7 +66,7 @@ def priorities(buffer: TensorDictReplayBuffer) -> dict[str, Any]:
 
 
 def restore_priorities(buffer: TensorDictReplayBuffer, saved: dict[str, Any]) -> None:
-    """Give the rows of a buffer the priorities that `priorities` told."""
+    """Restore the priorities that `priorities` returned."""
     sampler = buffer.sampler
     if not isinstance(sampler, PrioritizedSampler) or not saved:
         return

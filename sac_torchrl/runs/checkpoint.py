@@ -25,14 +25,14 @@ SEGMENT_BYTES = 2**28  # bounds the memory that saving and restoring rows takes
 
 
 class Stateful(Protocol):
-    """A part whose whole state goes through these two; `Tree` says what may be in it."""
+    """A part that saves and restores its whole state through these two methods; `Tree` says what it may hold."""
 
     def state_dict(self) -> Tree:
-        """The whole state; what it refers to may go on changing."""
+        """The whole state; its tensors may change after the call."""
         ...
 
     def load_state_dict(self, state: Tree, /) -> object:
-        """Take over a saved state. Raises an exception if it does not fit."""
+        """Restore a saved state. Raises an exception if it does not fit."""
         ...
 
 
@@ -93,9 +93,9 @@ class Checkpoints:
     def restore(self) -> int | None:
         """Load the newest intact checkpoint and return its frames, or `None` if there is no checkpoint.
 
-        What a killed process left half written is removed.
-        Nothing is loaded before every file is verified and decoded. Raises `CheckpointError`, with all
-        parts as they were, if no checkpoint is intact or the newest intact one does not fit this run.
+        Files that a killed process left incomplete are removed. Nothing is loaded before every file is verified and
+        decoded. Raises `CheckpointError`, with all parts unchanged, if no checkpoint is intact or the newest intact
+        one does not fit this run.
         """
         found = list(snapshot.intact(self._folder))
         if found:

@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 def paired_difference(new: Sequence[float], old: Sequence[float]) -> dict[str, float | int | None]:
     """The mean of `new` minus `old`, episode by episode on the same seeds, and its 95 % interval by Student's t.
 
-    One pair tells nothing of its spread: the bounds are null.
+    One pair has no spread: the bounds are null.
     """
     differences = np.array(new, np.float64) - np.array(old, np.float64)
     if len(differences) < 2:
@@ -29,7 +29,7 @@ def paired_difference(new: Sequence[float], old: Sequence[float]) -> dict[str, f
 
 
 def interquartile_mean(scores: Array) -> float:
-    """The mean of the middle half: a quarter of the scores, rounded down, is left out at either end.
+    """The interquartile mean: a quarter of the scores, rounded down, is left out at either end.
 
     Agarwal et al. 2021 (arXiv 2108.13264); as scipy.stats.trim_mean(scores, 0.25) of all runs and tasks together.
     """
@@ -39,7 +39,7 @@ def interquartile_mean(scores: Array) -> float:
 
 
 def stratified_bootstrap(scores: Array, *, resamples: int = 10_000, seed: int = 0) -> Array:
-    """Interquartile means `(resamples,)` of scores `(runs, tasks)` whose runs are drawn anew for each task.
+    """Interquartile means `(resamples,)` of scores `(runs, tasks)`, with runs resampled for each task separately.
 
     Agarwal et al. 2021 (arXiv 2108.13264), section 4.2.
     """
@@ -52,7 +52,7 @@ def stratified_bootstrap(scores: Array, *, resamples: int = 10_000, seed: int = 
 
 
 def percentile_interval(resampled: Array, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval between the percentiles that leave out the same share at either end."""
+    """The percentile interval that leaves out the same share at either end."""
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(resampled, [tail, 100.0 - tail])
     return float(low), float(high)
@@ -69,9 +69,9 @@ def probability_of_improvement(new: Array, old: Array) -> float:
 
 @dataclass(frozen=True)
 class Group:
-    """Scores of the runs of a group, and what they say; `improvement` is that over the first group.
+    """Scores of the runs of a group and their statistics; `improvement` is the probability of it over the first group.
 
-    `interval` is the 95 % bootstrap interval of `iqm`, null for one or two runs, which tell nothing of how runs differ.
+    `interval` is the 95 % bootstrap interval of `iqm`, null for one or two runs, which are too few for it.
     """
 
     name: str

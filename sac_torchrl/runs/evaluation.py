@@ -1,4 +1,4 @@
-"""Whole deterministic episodes on environments of their own: returns, lengths and a video."""
+"""Evaluation: whole deterministic episodes in separate environments, with returns, lengths and a video."""
 
 import dataclasses
 import itertools
@@ -33,16 +33,16 @@ from sac_torchrl.files import replacing, write_whole
 from sac_torchrl.signals import time_limit
 
 LATE = "an evaluation took longer than {:g} s (evaluate.timeout)."
-LOOK = 50  # steps of tensor environments between two looks at whether all episodes ended: the host waits for each
-LONGEST = 100_000  # frames in an episode; one that goes on for longer is taken to have no end
+LOOK = 50  # steps of tensor environments between two checks whether all episodes ended: each waits for the device
+LONGEST = 100_000  # frames in an episode; a longer one is taken to have no end
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The undiscounted return and the length in frames of each episode, and whether its task was done at its end.
 
-    `successes` is empty where the environment does not say: its last step's info has no `is_success` or `success`.
-    Where every environment played one, `seeds` are those that they were reset with, once before their episode's reset.
+    `successes` is empty if the info of an episode's last step has no `is_success` or `success`. Where every environment
+    played one episode, `seeds` are the seeds of their resets.
     """
 
     returns: list[float]
@@ -62,7 +62,7 @@ class Evaluation:
 
     @property
     def success(self) -> tuple[float, float, float] | None:
-        """The share of episodes whose task was done, and the bounds of its 95 % interval (Wilson 1927)."""
+        """The share of episodes that ended with the task done, and the bounds of its 95 % interval (Wilson 1927)."""
         return wilson(sum(self.successes), len(self.successes)) if self.successes else None
 
     def metrics(self) -> dict[str, float]:
@@ -126,10 +126,10 @@ def evaluate(
 ) -> Evaluation:
     """Plays exactly `episodes` whole episodes with the actor's deterministic actions, or with ones drawn from `seed`.
 
-    `env` has batch size `(count,)` or `()` and may be another size than `episodes`: each of its environments plays a
-    number of episodes fixed beforehand, since taking whichever end first would prefer short ones. `env` is reseeded
-    with `seed`, and so are the global generators that it may draw from; they, the actor's mode, and what the
-    environment's classes and modules hold are afterward what they were. Raises EnvironmentFault where it takes longer
+    `env` has batch size `(count,)` or `()`, and `count` may differ from `episodes`: each environment plays a number of
+    episodes fixed beforehand, because taking whichever end first would prefer short ones. `env` is reseeded with
+    `seed`, and so are the global generators that it may draw from. Their state, the actor's mode, and the state of the
+    environment's classes and modules are restored afterward. Raises EnvironmentFault if the evaluation takes longer
     than `timeout` seconds or a return is not finite.
     """
     if episodes < 1:
@@ -242,7 +242,7 @@ def _play(actor: TensorDictModuleBase, env: EnvBase) -> Iterator[TensorDictBase]
         action = actor(seen if device is None else seen.to(device))["action"]
         root["action"] = action.to(root["done"].device)
         step = env.step(root)
-        # Before the reset, so that who draws a picture now draws the final state.
+        # Before the reset, so that a frame rendered now shows the final state.
         yield step
         length = (length + 1) * ~step["next", "done"].reshape(length.shape).to(length.device)
         if length.max() >= LONGEST:
@@ -251,7 +251,7 @@ def _play(actor: TensorDictModuleBase, env: EnvBase) -> Iterator[TensorDictBase]
 
 
 def _play_tensors(actor: TensorDictModuleBase, env: EnvBase, shares: list[int]) -> list[_Episode]:
-    """Play as `_play_episodes` does, with few looks at the device."""
+    """Play as `_play_episodes` does, and wait for the device only every LOOK steps."""
     assert isinstance(env, TensorEnv)
     count, device, most = env.batch_size[0], env.device, max(shares)
     share = torch.tensor(shares, device=device)

@@ -35,7 +35,7 @@ logger = logging.getLogger("sac_torchrl")
 
 
 class Closeable(Protocol):
-    """Whatever has to be closed."""
+    """A resource that has to be closed."""
 
     def close(self) -> object:
         """Close it; a second call does nothing."""
@@ -46,9 +46,9 @@ Closed = TypeVar("Closed", bound=Closeable)
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder that is locked by this process, and what the run is made on.
+    """A run folder that is locked by this process, with the run's device, seeds and signals.
 
-    `resumed` tells that the folder held a run already. `resume` is what a user does to resume it, with {folder} in it.
+    `resumed`: whether the folder held a run already. `resume`: the command that resumes it, with {folder} in it.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class Run:
     parts: ExitStack = dataclasses.field(default_factory=ExitStack)
 
     def closing(self, part: Closed) -> Closed:
-        """Return `part`, and close it when the run ends, however it ends."""
+        """Return `part`, and close it when the run ends, by whatever cause."""
         self.parts.callback(part.close)
         return part
 
@@ -70,7 +70,7 @@ class Run:
         return bool(self.signals.received)
 
     def stop_if_asked(self, frames: int) -> None:
-        """Raise Preempted if a signal came: call it where a checkpoint of `frames` frames is saved."""
+        """Raise Preempted if a signal came; call it after saving the checkpoint of `frames` frames."""
         if self.stopping:
             raise Preempted(
                 f"{self.signals.received} came; saved at {frames} frames. "
@@ -85,7 +85,7 @@ class RunConfig:
     folder: str | None = field(None, "a new folder, or a run to resume; null: a new one below runs/")
 
     def saved(self) -> Path | None:
-        """Find the config.yaml of the run to resume; raises ConfigError where the folder is another's."""
+        """Find the config.yaml of the run to resume; raises ConfigError for a folder of something else."""
         if self.folder is None:
             return None
         folder = Path(self.folder).expanduser()
@@ -198,7 +198,7 @@ def _log_to(folder: Path, stack: ExitStack) -> logging.Handler:
     screen.setLevel(logging.INFO)
     stack.callback(logger.setLevel, logger.level)
     logger.setLevel(logging.DEBUG)
-    # TorchRL remarks on every storage that it makes, on standard output.
+    # TorchRL logs every storage that it makes to standard output.
     torchrl = logging.getLogger("torchrl")
     stack.callback(torchrl.setLevel, torchrl.level)
     torchrl.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""What a run writes while it goes: metrics.csv, TensorBoard events, and a progress bar."""
+"""The loggers of a run: metrics.csv, TensorBoard events, and a progress bar."""
 
 import csv
 import io
@@ -24,8 +24,8 @@ class Logger:
     """Writes metrics to `<folder>/metrics.csv` and `<folder>/tensorboard`.
 
     The CSV has one row a call, `frames` first, and one column a metric; a cell is empty where a call did
-    not have that metric. `resumed_at` is the frames a resumed run goes on from: what was logged after it
-    is dropped from both. `None` starts anew.
+    not have that metric. A resumed run continues at `resumed_at` frames: later rows and events are dropped
+    from both. `None` starts empty files.
     """
 
     def __init__(self, folder: Path, *, resumed_at: int | None) -> None:
@@ -75,7 +75,7 @@ class Progress:
     """A bar on standard error: frames, the newest returns, frames per second and the time left.
 
     Where standard error is not a terminal it is a line every tenth of the run instead. `initial` is the
-    frames a resumed run goes on from.
+    frames a resumed run continues from.
     """
 
     def __init__(self, total: int, *, initial: int = 0, file: TextIO | None = None) -> None:
@@ -108,10 +108,10 @@ class Progress:
             try:
                 print(self._line(frames), file=self._file, flush=True)
             except OSError as error:  # A terminal that was closed is no reason to lose a run.
-                log.debug("nobody reads standard error any more: %s", error.strerror)
+                log.debug("standard error is closed: %s", error.strerror)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar, which stays on the screen."""
         self._bar.close()
 
     def _line(self, frames: int) -> str:

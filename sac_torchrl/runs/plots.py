@@ -61,7 +61,7 @@ def curve(folders: Sequence[Path], path: Path, *, title: str | None = None) -> P
 
 
 def refuse_different(folders: Sequence[Path]) -> None:
-    """Raise ConfigError for runs that differ in more than their seed, length and place: their mean is nobody's."""
+    """Raise ConfigError for runs that differ in more than seed, length and place: their mean has no meaning."""
     first: dict[str, Any] | None = None
     for folder in folders:
         path = folder / "config.yaml"

@@ -1,4 +1,4 @@
-"""When something is due: a question asked with the number of frames."""
+"""Schedules: what is due at a number of frames."""
 
 from fractions import Fraction
 
@@ -15,7 +15,7 @@ class Every:
         self._frames = frames
 
     def __call__(self, frames: int) -> bool:
-        """Tell whether a multiple lies after the frames last asked about and up to `frames`."""
+        """Whether a multiple lies after the frames of the last call and up to `frames`."""
         last, self._frames = self._frames, frames
         return self._period > 0 and frames // self._period > last // self._period
 

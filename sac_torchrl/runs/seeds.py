@@ -1,4 +1,4 @@
-"""The seeds of a run: one for each owner of randomness."""
+"""The seeds of a run: one for each consumer of random numbers."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Seeds:
-    """One seed for each owner of randomness, so that a draw more in one moves no other."""
+    """One seed for each consumer of random numbers, so that one more draw in one changes no other."""
 
     environments: int
     exploration: int

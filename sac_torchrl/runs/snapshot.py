@@ -1,4 +1,4 @@
-"""One checkpoint on disk: how it is written, verified, found and thrown away.
+"""One checkpoint on disk: writing, verifying, finding and removing it.
 
     <folder>/<frames>/state.safetensors   the tensors of the state
                       state.json          everything else, with placeholders for the tensors
@@ -162,7 +162,7 @@ def verify(path: Path) -> Snapshot:
 
 
 def digest(folder: Path, snapshot: Snapshot) -> str:
-    """The SHA-256 of everything a run goes on from: its state and the replay rows that its ring holds.
+    """The SHA-256 of everything a run resumes from: its state and the replay rows that its ring holds.
 
     Two runs have the same digest if they are the same to the last bit. It depends neither on library versions nor on
     how the rows are split into files.
@@ -219,7 +219,7 @@ def frames_in(folder: Path) -> list[int]:
 
 
 def discard(path: Path) -> None:
-    """Remove the checkpoint `path`, or what is left of it, so that no reader ever sees half of it."""
+    """Remove the checkpoint `path`, whole or partial, so that no reader ever sees half of it."""
     stage = temporary(path)
     if stage.exists():
         shutil.rmtree(stage)

@@ -125,7 +125,7 @@ def test_verify_looks_at_every_checkpoint_and_shows_digests(
     ("id", "code", "kind", "said"),
     [
         ("Sound-v0", 0, "note", "3 episodes of random actions took [10, 10, 10] frames"),
-        ("Sound-v0", 0, "note", "goes on in the middle of its episodes"),
+        ("Sound-v0", 0, "note", "continues in the middle of its episodes"),
         ("Opaque-v0", 0, "note", "episodes are cut at every checkpoint, because Opaque._socket"),
         ("Unseeded-v0", 0, "warning", "the same seed and actions give another episode"),
         ("Beyond-v0", 0, "warning", "outside of its space"),

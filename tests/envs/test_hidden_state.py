@@ -276,7 +276,7 @@ def test_the_resume_test_finds_that_all_of_it_is_put_back(name: str) -> None:
     finding, restorable = resume_finding(EnvConfig(f"{name}-v0"))
     cut = "episodes are cut at every checkpoint, because Partly.handle is a faulty.Handle"
     assert restorable and finding.kind is Kind.note
-    assert finding.text.startswith(cut if name == "Partly" else "a resumed run goes on in the middle")
+    assert finding.text.startswith(cut if name == "Partly" else "a resumed run continues in the middle")
 
 
 @pytest.mark.parametrize("name", ["Inside", "ClassHistory", "PartSpace"])
@@ -285,7 +285,7 @@ def test_the_resume_test_notices_state_that_is_left_out(name: str, monkeypatch: 
     monkeypatch.setattr("sac_torchrl.envs.encoding._constant", lambda holder, name, value: name in leave)
     monkeypatch.setattr("sac_torchrl.envs.encoding.Encoder.shared", lambda self, classes=(): {})
     finding, _ = resume_finding(EnvConfig(f"{name}-v0"))
-    assert finding.kind is Kind.warning and "goes on differently" in finding.text
+    assert finding.kind is Kind.warning and "continues differently" in finding.text
 
 
 def test_a_saved_state_makes_no_object_of_foreign_code() -> None:
