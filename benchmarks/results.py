@@ -1,34 +1,38 @@
 """Make docs/results.md again: `python benchmarks/results.py [--run] [NAME ...]`.
 
-Without `--run` the tables and pictures are made from the runs in docs/results. With it, runs of the named rows (all of
-them where none is named) that are not there are made first, one after the other, below runs/results; one that was
-stopped goes on. To share the work, start the command several times with other names.
+Without `--run` the tables and pictures are made from the evaluations in docs/results, one CSV a table. With it, runs of
+the named rows (all rows if none is named) that are not there are made first, one after the other, below runs/results;
+one that was stopped is resumed. To share the work, start the command several times with other names.
 """
 
 import argparse
+import csv
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from sac_torchrl.runs.plots import curve, evaluations, interval, label_axes, metric
+from sac_torchrl.runs.plots import interval, label_axes
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
 PICTURES = ROOT / "docs" / "pictures"
+PUBLISHED = KEPT / "published.csv"  # mean returns that others report
 MADE = Path("runs") / "results"
+COLUMNS = ("run", "seed", "frames", "return_mean", "return_std", "length_mean")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Runs of one command, and the frames at which their returns are told."""
+    """Runs of one command, and the frames at which the table has their returns."""
 
     name: str
     environment: str
@@ -145,6 +149,16 @@ ROWS = [
             ("async", "collector=async collector.workers=1"),
         )
     ),
+    Row(
+        "fastsac-pendulum",
+        "torch/pendulum",
+        "continuous preset=fastsac env.id=torch/pendulum env.count=256 batch_size=512 replay_ratio=0.03125 "
+        "variant.reward_scale=0.03 random_frames=2560 total_frames=51200 log_every=5120 evaluate.every=5120 "
+        "evaluate.episodes=20 checkpoint.every=51200 replay.capacity=100000",
+        (51_200,),
+        table="fastsac",
+        system="fastsac",
+    ),
     Row("pendulum", "Pendulum-v1", PENDULUM, (10_000,), FIVE, "precision", "float32"),
     Row(
         "pendulum-bfloat16",
@@ -168,77 +182,6 @@ ROWS = [
 ]
 
 
-@dataclass(frozen=True)
-class Published:
-    """Mean returns that others report, by frames: of SAC with a learned or a fixed temperature, or of DroQ."""
-
-    environment: str
-    version: str
-    returns: dict[int, float]
-    source: str
-    how: str = "automatic"
-
-
-PUBLISHED = [
-    Published(HALFCHEETAH, "HalfCheetah-v2", {50_000: 3_910, 100_000: 5_794}, "ikostrikov/jaxrl, learning curves"),
-    Published(HALFCHEETAH, "HalfCheetah-v2", {50_000: 2_877, 100_000: 5_233}, "sony/nnabla-rl, reproductions"),
-    Published(
-        HALFCHEETAH,
-        "HalfCheetah-v3",
-        {50_000: 3_044, 100_000: 4_961},
-        "DLR-RM/rl-trained-agents, one run of Stable-Baselines3",
-    ),
-    Published(HALFCHEETAH, "HalfCheetah-v2", {100_000: 5_174}, "LQNew/Continuous_Control_Benchmark"),
-    Published(HALFCHEETAH, "HalfCheetah-v4", {100_000: 6_156}, "DAVIAN-Robotics/SimbaV2, SAC baseline"),
-    Published(HALFCHEETAH, "HalfCheetah-v3", {100_000: 6_081}, "openai/spinningup, curves of sac-pytorch", "fixed"),
-    Published(HALFCHEETAH, "HalfCheetah-v3", {100_000: 6_285}, "openai/spinningup, curves of sac-tf1", "fixed"),
-    Published(HALFCHEETAH, "HalfCheetah-v3", {100_000: 6_213}, "thu-ml/tianshou", "fixed"),
-    Published(HALFCHEETAH, "HalfCheetah-v2", {100_000: 5_749}, "LQNew/Continuous_Control_Benchmark", "fixed"),
-    Published(
-        HALFCHEETAH,
-        "HalfCheetah-v4",
-        {33_333: 5_606, 100_000: 7_744},
-        "DAVIAN-Robotics/SimbaV2, DroQ baseline",
-        "DroQ",
-    ),
-    Published("Hopper-v5", "Hopper-v2", {500_000: 3_183}, "ikostrikov/jaxrl, learning curves"),
-    Published("Hopper-v5", "Hopper-v2", {500_000: 3_198}, "google/dopamine, learning curves"),
-    Published("Hopper-v5", "Hopper-v4", {500_000: 2_887}, "DAVIAN-Robotics/SimbaV2, SAC baseline"),
-    Published("Hopper-v5", "Hopper-v2", {500_000: 3_022}, "LQNew/Continuous_Control_Benchmark"),
-    Published("InvertedPendulum-v5", "InvertedPendulum-v2", {20_000: 1_000}, "thu-ml/tianshou, benchmark", "fixed"),
-    Published("Pendulum-v1", "Pendulum-v1", {20_000: -157}, "DLR-RM/rl-baselines3-zoo, benchmark"),
-    Published(
-        "dmc/cartpole-balance",
-        "dmc/cartpole-balance",
-        {100_000: 995},
-        "DAVIAN-Robotics/SimbaV2, SAC baseline (action repeat 2)",
-    ),
-    Published(
-        "dmc/cartpole-swingup",
-        "dmc/cartpole-swingup",
-        {100_000: 861},
-        "DAVIAN-Robotics/SimbaV2, SAC baseline (action repeat 2)",
-    ),
-    Published(
-        "dmc/cartpole-swingup",
-        "dmc/cartpole-swingup",
-        {100_000: 814},
-        "LQNew/Continuous_Control_Benchmark, Spinning Up",
-        "fixed",
-    ),
-    Published(
-        "dmc/cheetah-run",
-        "dmc/cheetah-run",
-        {40_000: 63, 100_000: 213},
-        "denisyarats/pytorch_sac, data/sac.csv (1,024 wide, batch 1,024)",
-    ),
-    Published(
-        "dmc/cheetah-run",
-        "dmc/cheetah-run",
-        {100_000: 329},
-        "SonyResearch/simba, SAC (action repeat 2, 2 updates per decision)",
-    ),
-]
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = {"automatic": "D", "fixed": "o", "DroQ": "s"}
 
@@ -259,56 +202,85 @@ def main() -> None:
                     make(row, seed)
     page = PAGE.read_text()
     for table in dict.fromkeys(row.table for row in ROWS):
-        page = put(page, table, tell(table))
-        picture(table)
+        page = put(page, table, write_table(table))
+        groups: dict[str, list[Row]] = {}
+        for row in ROWS:
+            if row.table == table and len(curves(row)[1]):
+                groups.setdefault(row.environment, []).append(row)
+        picture(PICTURES / f"{table}.png", groups, "DroQ" if table == "family" else "SAC")
     page = put(page, "published", published())
     page = put(page, "commands", commands())
     PAGE.write_text(page)
-    curve(there(ROWS[0]), PICTURES / "pendulum.png", title="Pendulum-v1, default")  # the README's
+    picture(PICTURES / "pendulum.png", {"Pendulum-v1": ROWS[:1]}, "none")  # the README's
+
+
+def file_of(row: Row) -> Path:
+    """The CSV that holds the evaluations of a row: that of the first table with runs of its name."""
+    return KEPT / f"{next(other.table for other in ROWS if other.name == row.name)}.csv"
+
+
+@cache
+def read(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV, by column; none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
 def make(row: Row, seed: int) -> None:
-    """Run one seed to its end and keep its configuration and metrics; does nothing for one that is kept."""
-    kept = KEPT / f"{row.name}-{seed}"
-    if kept.exists():
+    """Run one seed to its end and append its evaluations to the CSV; does nothing if they are there."""
+    if any((line["run"], line["seed"]) == (row.name, str(seed)) for line in read(file_of(row))):
         return
     recipe, *words = row.command.split()
-    folder = MADE / kept.name
+    folder = MADE / f"{row.name}-{seed}"
     command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), *words, f"seed={seed}", f"run.folder={folder}"]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    kept.mkdir(parents=True)
-    for name in ("config.yaml", "metrics.csv"):
-        shutil.copy(folder / name, kept)
+    new = not file_of(row).exists()
+    with file_of(row).open("a") as file:
+        write = csv.writer(file, lineterminator="\n").writerow
+        if new:
+            write(COLUMNS)
+        for line in read(folder / "metrics.csv"):
+            if line["eval/return_mean"]:
+                values = (line[f"eval/{name}"] for name in COLUMNS[3:])
+                write([row.name, seed, line["frames"], *values])
+    read.cache_clear()
 
 
-def there(row: Row) -> list[Path]:
-    """The kept runs of a row."""
-    return [folder for seed in row.seeds if (folder := KEPT / f"{row.name}-{seed}").exists()]
+def curves(row: Row) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The frames `(n,)` at which all seeds of a row were evaluated, and their mean returns there, `(seeds, n)`."""
+    lines = [line for line in read(file_of(row)) if line["run"] == row.name]
+    seeds = [
+        {float(line["frames"]): float(line["return_mean"]) for line in lines if line["seed"] == str(seed)}
+        for seed in row.seeds
+    ]
+    seeds = [seed for seed in seeds if seed]
+    common = sorted(set.intersection(*map(set, seeds))) if seeds else []
+    return np.array(common), np.array([[seed[frames] for frames in common] for seed in seeds])
 
 
-def tell(table: str) -> str:
-    """Write one table: every seed's return, their mean and its 95% interval."""
+def write_table(table: str) -> str:
+    """Write one table: the return of every seed, their mean and its 95% interval."""
     lines = ["| environment | settings | frames | each seed | mean |", "|---|---|---|---|---|"]
     for row in ROWS:
-        runs = [dict(zip(*metric(folder, "eval/return_mean"), strict=True)) for folder in there(row)]
+        common, values = curves(row)
         for frames in row.frames if row.table == table else ():
-            values = np.array([[run[frames]] for run in runs])
             if not len(values):
                 lines.append(f"| {row.environment} | {row.system} | {frames:,} | not run yet | |")
                 continue
-            form = ",.0f" if np.abs(values).max() >= 10 else ".2f"
-            each = ", ".join(f"{value:{form}}" for value in values[:, 0])
-            spread = f" ± {interval(values)[1][0]:{form}}" if len(values) > 1 else ""
-            lines.append(f"| {row.environment} | {row.system} | {frames:,} | {each} | {values.mean():{form}}{spread} |")
+            samples = values[:, common == frames]
+            form = ",.0f" if np.abs(samples).max() >= 10 else ".2f"
+            each = ", ".join(f"{value:{form}}" for value in samples[:, 0])
+            spread = f" ± {interval(samples)[1][0]:{form}}" if len(samples) > 1 else ""
+            lines.append(
+                f"| {row.environment} | {row.system} | {frames:,} | {each} | {samples.mean():{form}}{spread} |"
+            )
     return "\n".join(lines)
 
 
-def picture(table: str) -> None:
-    """Draw the curves of a table, a panel an environment, with what is published within its frames."""
-    groups: dict[str, list[Row]] = {}
-    for row in ROWS:
-        if row.table == table and there(row):
-            groups.setdefault(row.environment, []).append(row)
+def picture(path: Path, groups: dict[str, list[Row]], algorithm: str) -> None:
+    """Draw the curves of the rows, a panel an environment, with what is published of `algorithm` within its frames."""
     columns = min(3, len(groups))
     lines = -(-len(groups) // columns)
     figure = Figure(figsize=(6.4 if columns == 1 else 4.2 * columns, 3.4 * lines), dpi=110, layout="constrained")
@@ -317,18 +289,21 @@ def picture(table: str) -> None:
         for row, color in zip(rows, _COLORS, strict=False):
             draw(axes, row, color)
         last = max(line.get_xdata()[-1] for line in axes.lines)
-        for how, marker in _MARKERS.items():
+        for how in (how for how in _MARKERS if (how == "DroQ") == (algorithm == "DroQ") and algorithm != "none"):
             points = [
-                point
-                for one in PUBLISHED
-                if one.environment == environment and one.how == how and (table == "family") == (how == "DroQ")
-                for point in one.returns.items()
-                if point[0] <= last
+                (float(line["frames"]), float(line["return_mean"]))
+                for line in read(PUBLISHED)
+                if (line["environment"], line["temperature"]) == (environment, how) and float(line["frames"]) <= last
             ]
             if points:
                 label = "published, DroQ" if how == "DroQ" else f"published, {how} temperature"
                 axes.plot(
-                    *zip(*points, strict=True), marker, color="black", fillstyle="none", markersize=5, label=label
+                    *zip(*points, strict=True),
+                    _MARKERS[how],
+                    color="black",
+                    fillstyle="none",
+                    markersize=5,
+                    label=label,
                 )
         seen = np.concatenate([line.get_ydata() for line in axes.lines])
         margin = 0.05 * (seen.max() - seen.min())
@@ -336,12 +311,12 @@ def picture(table: str) -> None:
         axes.set_title(environment, fontsize="medium")
         label_axes(axes)
         axes.legend(frameon=False, fontsize="x-small")
-    figure.savefig(PICTURES / f"{table}.png")
+    figure.savefig(path)
 
 
 def draw(axes: Axes, row: Row, color: str) -> None:
-    """Draw the seeds of a row thin and their mean with its 95% interval, which says nothing for less than three."""
-    frames, values = evaluations(there(row))
+    """Draw the seeds of a row as thin lines and their mean with its 95% interval, from three seeds on."""
+    frames, values = curves(row)
     for seed in values:
         axes.plot(frames, seed, color=color, linewidth=0.5, alpha=0.5)
     axes.plot(frames, values.mean(axis=0), color=color, linewidth=1.6, label=f"{row.system}, {len(values)} seeds")
@@ -352,12 +327,16 @@ def draw(axes: Axes, row: Row, color: str) -> None:
 
 def published() -> str:
     """Write the table of what others report."""
+    sources: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for line in read(PUBLISHED):
+        sources.setdefault((line["version"], line["temperature"], line["source"]), []).append(line)
     lines = ["| environment | frames | mean return | SAC | source |", "|---|---|---|---|---|"]
-    for one in PUBLISHED:
-        frames = " / ".join(f"{frames:,}" for frames in one.returns)
-        returns = " / ".join(f"{value:,.0f}" for value in one.returns.values())
-        how = "DroQ" if one.how == "DroQ" else f"{one.how} temperature"
-        lines.append(f"| {one.version} | {frames} | {returns} | {how} | {one.source} |")
+    for (version, how, source), points in sources.items():
+        frames = " / ".join(f"{int(point['frames']):,}" for point in points)
+        returns = " / ".join(f"{float(point['return_mean']):,.0f}" for point in points)
+        lines.append(
+            f"| {version} | {frames} | {returns} | {how if how == 'DroQ' else f'{how} temperature'} | {source} |"
+        )
     return "\n".join(lines)
 
 
