@@ -13,7 +13,7 @@ from descendants import command_of
 
 from sac_torchrl import orphans
 
-pytestmark = [pytest.mark.limit(60), pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")]
+pytestmark = [pytest.mark.timeout(60), pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")]
 
 PARENT = """
 import os, signal, subprocess, sys

@@ -36,7 +36,7 @@ from sac_torchrl.errors import ConfigError, EnvironmentFault, LearnerFault
 from sac_torchrl.learner.finite import FiniteFlag, not_finite
 from sac_torchrl.specs import SPAN
 
-pytestmark = pytest.mark.limit(300)
+pytestmark = pytest.mark.timeout(300)
 CPU = torch.device("cpu")
 
 
@@ -133,7 +133,7 @@ def test_a_faulty_environment_in_a_worker_with_a_policy_is_named(
 
 
 @pytest.mark.slow
-@pytest.mark.limit(600)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("when", [1, 10_000])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("name", "complaint"), FAULTS, ids=[name for name, _ in FAULTS])

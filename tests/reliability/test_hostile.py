@@ -15,7 +15,7 @@ from sac_torchrl.config.layers import read
 from sac_torchrl.errors import CheckpointError, ConfigError
 from sac_torchrl.runs import snapshot
 
-pytestmark = pytest.mark.limit(10)
+pytestmark = pytest.mark.timeout(10)
 # What a checkpoint of no rows holds.
 STATE = {"parts": {"learner": {"weight": torch.zeros(3)}}, "rows": {"write_count": 0, "capacity": 5}}
 

@@ -114,13 +114,13 @@ def newest(folder: Path) -> int:
     return 0 if checkpoint is None else checkpoint.frames
 
 
-@pytest.mark.limit(600)
+@pytest.mark.timeout(600)
 def test_a_run_that_is_killed_twice_ends_in_the_same_digest(tmp_path: Path) -> None:
     drill(tmp_path, SETTINGS["short"], kills=2, seed=3, forked=False)
 
 
 @pytest.mark.slow
-@pytest.mark.limit(3 * 3600)
+@pytest.mark.timeout(3 * 3600)
 def test_a_run_that_is_killed_fifty_times_ends_in_the_same_digest(tmp_path: Path) -> None:
     path = os.pathsep.join([str(runs.ROOT), str(runs.ROOT / "tests")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

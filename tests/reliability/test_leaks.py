@@ -89,14 +89,14 @@ def repeat(kind: str, tmp_path: Path, *, count: int, settled: int) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-@pytest.mark.limit(300)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["direct", "processes", "pipelined", "async"])
 def test_fifteen_times_opened_and_closed_leaves_what_once_leaves(kind: str, tmp_path: Path) -> None:
     repeat(kind, tmp_path, count=15, settled=5)
 
 
 @pytest.mark.slow
-@pytest.mark.limit(3600)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", ["direct", "processes", "pipelined", "async"])
 def test_two_hundred_times_opened_and_closed_leaves_what_once_leaves(kind: str, tmp_path: Path) -> None:
     repeat(kind, tmp_path, count=200, settled=20)

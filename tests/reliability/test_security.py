@@ -22,7 +22,7 @@ from sac_torchrl.runs import snapshot
 from sac_torchrl.train import train
 
 __all__ = ["global_generator"]
-pytestmark = pytest.mark.limit(300)
+pytestmark = pytest.mark.timeout(300)
 PACKAGE = Path(sac_torchrl.__file__).parent
 
 

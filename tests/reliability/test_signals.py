@@ -30,7 +30,7 @@ def begun(folder: Path) -> bool:
     return log.exists() and log.read_text().count("\n") > 1
 
 
-@pytest.mark.limit(300)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_at_the_next_step_and_exits_with_75(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "run"
@@ -52,7 +52,7 @@ def test_a_signal_saves_at_the_next_step_and_exits_with_75(tmp_path: Path, numbe
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
 
 
-@pytest.mark.limit(300)
+@pytest.mark.timeout(300)
 def test_the_command_that_a_stopped_run_shows_resumes_it_its_plugins_too(tmp_path: Path) -> None:
     folder = tmp_path / "a run"
     task = ("env.id=Sound-v0", "env.plugins=[faulty,unruly]")
@@ -74,7 +74,7 @@ def hear_no_more(process: "subprocess.Popen[str]") -> None:
         stream.close()
 
 
-@pytest.mark.limit(300)
+@pytest.mark.timeout(300)
 def test_a_terminal_that_is_closed_costs_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     workers = ("collector=processes", "collector.workers=2")
@@ -88,7 +88,7 @@ def test_a_terminal_that_is_closed_costs_nothing(tmp_path: Path) -> None:
     assert f"SIGHUP came; saved at {frames} frames" in (folder / "run.log").read_text()
 
 
-@pytest.mark.limit(300)
+@pytest.mark.timeout(300)
 def test_a_run_below_nohup_that_nobody_listens_to_ends_well(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     few = ("total_frames=1500", "checkpoint.every=1500", *runs.SMALL)
@@ -100,7 +100,7 @@ def test_a_run_below_nohup_that_nobody_listens_to_ends_well(tmp_path: Path) -> N
     assert "finished: the results are in" in (folder / "run.log").read_text()
 
 
-@pytest.mark.limit(300)
+@pytest.mark.timeout(300)
 def test_a_signal_before_the_first_frame_saves_that_frame(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = runs.start("train", "continuous", f"run.folder={folder}", *LONG, cwd=tmp_path)
@@ -111,7 +111,7 @@ def test_a_signal_before_the_first_frame_saves_that_frame(tmp_path: Path) -> Non
     assert len(snapshot.frames_in(folder / "checkpoints")) == 1
 
 
-@pytest.mark.limit(300)
+@pytest.mark.timeout(300)
 def test_a_signal_before_there_is_a_folder_leaves_none(tmp_path: Path) -> None:
     process = runs.start("train", "continuous", f"run.folder={tmp_path / 'run'}", *LONG, cwd=tmp_path)
     time.sleep(0.3)
@@ -121,7 +121,7 @@ def test_a_signal_before_there_is_a_folder_leaves_none(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists() or code == 75
 
 
-@pytest.mark.limit(300)
+@pytest.mark.timeout(300)
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = runs.start(
@@ -160,7 +160,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.limit(300)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("moment", "number"), list(zip(MOMENTS, 2 * [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], strict=True))
 )
@@ -190,7 +190,7 @@ def test_a_signal_in_the_middle_of_anything_loses_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.limit(2 * 3600)
+@pytest.mark.timeout(2 * 3600)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_at_twenty_random_moments_saves_or_leaves_no_folder(tmp_path: Path, number: signal.Signals) -> None:
     draw = random.Random(number)

@@ -19,7 +19,7 @@ from sac_torchrl.runs import snapshot
 from sac_torchrl.train import train
 
 __all__ = ["global_generator"]
-pytestmark = pytest.mark.limit(300)
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_a_process_killed_at_any_moment_of_a_resume_changes_nothing(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_run_is_moved_packed_and_resumed_elsewhere(tmp_path: Path) -> None:
     assert snapshot.frames_in(moved / "checkpoints")[0] == 300
 
 
-@pytest.mark.limit(300)
+@pytest.mark.timeout(300)
 def test_a_full_disk_ends_the_run_with_74_and_it_goes_on_when_there_is_room(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -37,7 +37,7 @@ def check_nothing_is_left(session: int, members: list[int], tmp_path: Path) -> N
     assert left(session, members, tmp_path) == []
 
 
-@pytest.mark.limit(300)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("collector", ["processes", "async"])
 def test_nothing_outlives_a_killed_run_whose_worker_is_stuck(
     collector: str, tmp_path: Path, temporary: Mapping[str, str]
@@ -95,7 +95,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.limit(300)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("collector", "ending"),
     [("processes", "returns"), ("processes", "raises"), ("pipelined", "raises"), ("async", "returns")],
@@ -127,7 +127,7 @@ def test_a_script_that_closes_nothing_ends_by_itself_and_leaves_nothing(
     check_nothing_is_left(process.pid, members, tmp_path)
 
 
-@pytest.mark.limit(300)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("collector", "files", "hidden", "code", "said"),
     [
