@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,15 +37,17 @@ class Storage(Enum):
 class ReplayConfig:
     """A ring of the newest transitions, sampled with replacement.
 
-    Rows are drawn uniformly, or in proportion to their TD error (Schaul et al. 2016, arXiv 1511.05952, where the
-    exponent of the weights rises to 1).
+    Rows are drawn uniformly, or in proportion to their TD error (Schaul et al. 2016, arXiv 1511.05952, table 3). The
+    exponent of the weights then rises linearly with the frames of the run to 1 (section 3.4).
     """
 
     capacity: int = field(1_000_000, "newest rows that are kept", least=1)
     storage: Storage = field(Storage.disk, "where rows live: the run folder, main memory or the training device")
     prioritized: bool = field(False, "draw rows in proportion to their TD error")
     priority_exponent: float = field(0.6, "power of the TD error that rows are drawn by", least=0, most=1)
-    weight_exponent: float = field(0.4, "power of 1 / priority that weighs the critics' loss", least=0, most=1)
+    weight_exponent: float = field(
+        0.4, "power of 1 / priority that weighs the critics' loss; it rises to 1 at total_frames", least=0, most=1
+    )
 
     def __post_init__(self) -> None:
         check(self, "replay")
@@ -76,7 +79,8 @@ class ReplayConfig:
         else:
             _check_memory(place, size * row_bytes(specs), rows=size, storage=self.storage)
             storage = PackedTensorStorage(size, layout(specs), destination=device, device=place, compilable=True)
-        buffer = (PrioritizedReplayBuffer if self.prioritized else PackedReplayBuffer)(
+        kind = partial(PrioritizedReplayBuffer, rows=rows) if self.prioritized else PackedReplayBuffer
+        buffer = kind(
             storage=storage,
             sampler=sampler,
             # TorchRL's default writer wants a column for every row's index; `sample` adds it anyway.

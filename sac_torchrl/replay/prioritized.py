@@ -1,13 +1,13 @@
 """Prioritized replay: rows with large errors are drawn more often, and count for less in the critics' loss."""
 
 from importlib.metadata import version
+from math import inf
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import PrioritizedSampler, TensorDictReplayBuffer
-from torchrl.data.replay_buffers.samplers import Sampler
 
 from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault
 from sac_torchrl.replay.packing import PackedReplayBuffer
@@ -15,32 +15,81 @@ from sac_torchrl.specs import ERROR
 
 
 class PrioritizedReplayBuffer(PackedReplayBuffer):
-    """PackedReplayBuffer that gives new rows the largest priority so far (Schaul et al. 2016, algorithm 1, line 6)."""
+    """PackedReplayBuffer that gives new rows the largest priority so far (Schaul et al. 2016, algorithm 1, line 6).
+
+    `rows` is the number of rows after which the weights' exponent is 1.
+    """
+
+    _sampler: "PackedPrioritizedSampler"
+
+    def __init__(self, *, rows: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._rows = rows
+        self._first = self._sampler.beta
 
     def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
         """Write rows `(n,)` and return their positions `(n,)`."""
         positions = super().extend(tensordicts)
         self._sampler.mark_update(positions, storage=self._storage)
+        done = min(1.0, self.write_count / self._rows)
+        self._sampler.beta = self._first + (1 - self._first) * done
         return positions
 
-    def update_priority(self, index: Any, priority: Any) -> None:
-        """Give the rows at `index` the priorities `priority`, `(n,)`; raises LearnerFault where one is not finite.
+    def update_tensordict_priority(self, data: TensorDictBase) -> None:
+        """Give the rows of a batch that `sample` drew the priorities in its `td_error`, `(n,)`."""
+        self.update_priority(data["index"], data[ERROR])
 
-        TorchRL would draw nothing but the first row from then on.
+
+class PackedPrioritizedSampler(PrioritizedSampler):
+    """TorchRL's PrioritizedSampler in a third of its operations, for rows in one dimension and trees on the CPU."""
+
+    _max_priority: Any  # (largest, its position), or a pair of None: TorchRL's annotation says numbers
+
+    def sample(self, storage: Any, batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        """Draw positions `(batch_size,)`, and their `priority_weight`; equal to TorchRL's for the same generator."""
+        count = len(storage)
+        mass = torch.rand(batch_size, generator=self._rng).mul_(self._sum_tree.query(0, count))
+        index = self._sum_tree.scan_lower_bound(mass).clamp_max_(count - 1)
+        weight = self._sum_tree[index].div_(self._min_tree.query(0, count)).pow_(-self._beta)
+        return index, {"priority_weight": weight}
+
+    def update_priority(self, index: Any, priority: Any, *, storage: Any = None) -> None:
+        """Give the rows at `index` the priorities `priority`, both `(n,)`.
+
+        Raises LearnerFault where one is negative or not finite: TorchRL would draw nothing but the first row from then
+        on.
         """
-        if not torch.as_tensor(priority).isfinite().all():
+        index = torch.as_tensor(index, device="cpu")
+        priority = torch.as_tensor(priority, device="cpu").detach()
+        least, largest = map(float, priority.aminmax())
+        if not 0 <= least <= largest < inf:
             raise LearnerFault(f"{ERROR} is not finite: the priorities stay as they were. {RECOVER}")
-        super().update_priority(index, priority)
+        before: Any = self._max_priority[0]
+        if before is None or largest > before:
+            self._max_priority = priority.max(), index.flatten()[priority.argmax()]
+        self._write(index, priority.add(self._eps).pow_(self._alpha))
+
+    def mark_update(self, index: Any, *, storage: Any = None) -> None:
+        """Give the new rows at `index`, `(n,)`, the largest priority so far, or 1."""
+        index = torch.as_tensor(index, device="cpu")
+        if self._max_priority[0] is None:
+            self._max_priority = torch.tensor(1.0), index[0]
+        largest: Any = self._max_priority[0]
+        self._write(index, (largest + self._eps).pow_(self._alpha).expand(len(index)))
+
+    def _write(self, index: Tensor, powers: Tensor) -> None:
+        self._sum_tree[index] = powers
+        self._min_tree[index] = powers
 
 
-def prioritized_sampler(rows: int, *, exponent: float, correction: float) -> Sampler:
-    """TorchRL's PrioritizedSampler, which draws row i in proportion to (|td_error_i| + 1e-8)^exponent.
+def prioritized_sampler(rows: int, *, exponent: float, correction: float) -> PackedPrioritizedSampler:
+    """A sampler that draws row i in proportion to (|td_error_i| + 1e-8)^exponent.
 
     Its trees are on the CPU, wherever the rows are: TorchRL's wheels have none for GPUs. Raises ConfigError without
     TorchRL's C++ extension.
     """
     try:
-        return PrioritizedSampler(rows, alpha=exponent, beta=correction, device=torch.device("cpu"))
+        return PackedPrioritizedSampler(rows, alpha=exponent, beta=correction, device=torch.device("cpu"))
     except RuntimeError as error:
         raise ConfigError(
             "replay.prioritized=true needs TorchRL's C++ extension, which does not load here (torch "

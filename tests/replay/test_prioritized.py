@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchrl.data.replay_buffers.samplers.prioritized as trees
 from tensordict import TensorDict
-from torchrl.data import Bounded, Categorical, TensorDictReplayBuffer, Unbounded
+from torchrl.data import Bounded, Categorical, PrioritizedSampler, TensorDictReplayBuffer, Unbounded
 
 from sac_torchrl import SAC, TQC, CrossQ, DiscreteSAC, DroQ, FastSAC, NetworkConfig, ReplayConfig, SimBa, Specs, Storage
 from sac_torchrl.agents.normalization import with_normalization
@@ -53,7 +53,8 @@ def transitions(count: int, *, start: int = 0) -> TensorDict:
 
 def ring(folder: Path, *, capacity: int = 10, batch_size: int = 10, **fields: Any) -> TensorDictReplayBuffer:
     plan = ReplayConfig(capacity, Storage.ram, prioritized=True, **fields)
-    return plan.build(folder, SPECS, rows=capacity, batch_size=batch_size, seed=0, device=CPU)
+    # So many rows in all that the weights' exponent stays.
+    return plan.build(folder, SPECS, rows=10**9, batch_size=batch_size, seed=0, device=CPU)
 
 
 def drawn(buffer: TensorDictReplayBuffer, times: int) -> torch.Tensor:
@@ -75,6 +76,43 @@ def test_rows_are_drawn_by_their_error_and_weighed_against_it(tmp_path: Path) ->
     batch = buffer.sample()
     weights = (batch["index"] + 1.0) ** (-0.5 * 0.75)
     torch.testing.assert_close(batch["priority_weight"], weights, rtol=1e-4, atol=1e-5)
+
+
+def test_the_exponent_of_the_weights_rises_to_1_over_the_frames_of_the_run(tmp_path: Path) -> None:
+    buffer = ReplayConfig(10, Storage.ram, prioritized=True, priority_exponent=1.0, weight_exponent=0.4).build(
+        tmp_path, SPECS, rows=20, batch_size=10, seed=0, device=CPU
+    )
+    errors = torch.arange(1.0, 11.0)
+    for frames, exponent in ((10, 0.7), (15, 0.85), (20, 1.0), (25, 1.0)):
+        buffer.extend(transitions(frames - buffer.write_count))
+        buffer.update_priority(torch.arange(10), errors)
+        batch = buffer.sample()
+        torch.testing.assert_close(batch["priority_weight"], (batch["index"] + 1.0) ** -exponent)
+
+
+def test_draws_and_priorities_are_those_of_torchrls_sampler(tmp_path: Path) -> None:
+    ours: Any = ring(tmp_path, capacity=50)
+    theirs: Any = ring(tmp_path, capacity=50)
+    theirs._sampler = PrioritizedSampler(50, alpha=0.6, beta=0.4, device=CPU)
+    theirs._sampler._rng = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(30):
+        new = transitions(7)
+        for buffer in (ours, theirs):
+            buffer.extend(new)
+        # Below 1, the priority of new rows, and above it.
+        errors = 3 * torch.rand(10, generator=generator) ** 4
+        batches = []
+        for buffer in (ours, theirs):
+            batch = buffer.sample()
+            batches.append(batch)
+            buffer.update_tensordict_priority(batch.set("td_error", errors))
+        for key in ("index", "priority_weight", "observation"):
+            assert torch.equal(*(batch[key] for batch in batches))
+    everywhere = torch.arange(50)
+    for tree in ("_sum_tree", "_min_tree"):
+        assert torch.equal(*(getattr(buffer._sampler, tree)[everywhere] for buffer in (ours, theirs)))
+    assert ours._sampler._max_priority == theirs._sampler._max_priority
 
 
 def test_a_new_row_has_the_largest_priority_so_far_also_where_it_replaces_another(tmp_path: Path) -> None:
