@@ -25,8 +25,8 @@ from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
 
 RECOVER = (
-    "The last checkpoint predates this and is intact, but resuming it would likely diverge again: start a new run with "
-    "a smaller learner.lr or smaller rewards."
+    "None of it is saved, and resuming would likely diverge again: start a new run with a smaller learner.lr or "
+    "smaller rewards."
 )
 
 

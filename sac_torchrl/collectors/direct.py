@@ -81,7 +81,7 @@ class DirectExperience(Experience):
         if not self._watch.finite:
             raise EnvironmentFault(
                 f"{type(self._env).__name__} made an observation, action or reward that is not finite, in the "
-                f"{self.frames - self._logged_frames} frames up to {self.frames}. The last checkpoint is intact."
+                f"{self.frames - self._logged_frames} frames up to {self.frames}. No checkpoint holds it."
             )
 
     def _environments(self) -> dict[str, Any] | None:

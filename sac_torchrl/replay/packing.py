@@ -1,5 +1,6 @@
 """A replay buffer with packed rows: the columns of a transition lie side by side, as bytes."""
 
+import logging
 from typing import Any
 
 import torch
@@ -121,7 +122,13 @@ class _PackedRows(LazyTensorStorage):
         return self.packing.unpack(packed) if packed.ndim > 1 else self.packing.unpack(packed.unsqueeze(0))[0]
 
     def _init(self, data: Any = None) -> None:
-        super()._init(data)
+        torchrl = logging.getLogger("torchrl")
+        level = torchrl.level
+        torchrl.setLevel(logging.WARNING)  # it remarks on every storage, in color, on standard output
+        try:
+            super()._init(data)
+        finally:
+            torchrl.setLevel(level)
         if isinstance(self._storage, MemoryMappedTensor):
             # Indexing it as what it is, a tensor, saves 50 microseconds.
             self._storage = self._storage.as_subclass(Tensor)

@@ -60,13 +60,15 @@ class Checkpoints:
         self._parts = parts
         self._keep = keep
         self._segments: list[Segment] = []
+        self._stamps: dict[Segment, tuple[int, ...] | None] = {}
         self._intact: dict[int, list[Segment]] = {}
         self._restored = False
 
     def save(self, frames: int) -> Path:
         """Write the checkpoint `<folder>/<frames>` and remove the oldest; a second call does nothing.
 
-        Takes time in proportion to the rows added since the last save. Raises `DiskError` if it cannot be
+        Takes time in proportion to the rows added since the last save. A file of older rows that was damaged since is
+        written again from the buffer. Raises `DiskError` if it cannot be
         written and `CheckpointError` if the folder holds checkpoints that were not restored; those before
         it are intact then.
         """
@@ -83,10 +85,12 @@ class Checkpoints:
             self._intact[frames] = list(self._segments)
             self._intact = {kept: self._intact[kept] for kept in sorted(self._intact)[-self._keep :]}
             snapshot.prune(self._folder, self._intact)
+            self._note_stamps()
         except OSError as error:
+            before = "from the newest intact checkpoint" if self._intact else "over, there is none before it"
             raise DiskError(
-                f"cannot save the checkpoint {path}: {error.strerror}. Make room or give the permission, and "
-                "resume: the checkpoints before it are intact."
+                f"cannot save the checkpoint {path}: {error.strerror}. Make room or give the permission, and resume: "
+                f"it starts {before}."
             ) from error
         return path
 
@@ -104,6 +108,7 @@ class Checkpoints:
             self._load_rows(found[0])
             self._load_generators(found[0].state["generators"])
             self._segments = list(found[0].segments)
+            self._note_stamps()
             log.info("going on at %s frames", found[0].frames)
             here = snapshot.versions()
             other = [
@@ -137,20 +142,40 @@ class Checkpoints:
     def _save_rows(self) -> None:
         written, capacity = self._buffer.write_count, self._buffer.storage.max_size
         oldest = max(0, written - capacity)
-        if lost := [segment.path(self._folder) for segment in self._segments if not segment.exists(self._folder)]:
-            log.warning("%s is not as it was written: all rows are saved again", lost[0])
-            self._segments = []
         saved = self._segments[-1].end if self._segments else 0
         if saved > written or self._buffer.writer.state_dict()["_cursor"] != written % capacity:
             raise ValueError("the replay buffer was emptied or written out of order: only `extend` it.")
         self._segments = [segment for segment in self._segments if segment.end > oldest]
+        self._mend_rows(oldest)
         row_bytes = max(1, sum(column.nbytes for column in self._buffer.storage[:1].values(True, True)))
         step = max(1, SEGMENT_BYTES // row_bytes)
         for start in range(max(saved, oldest), written, step):
-            positions = torch.arange(start, min(start + step, written)) % capacity
-            rows = self._buffer.storage[positions].flatten_keys("/")
-            columns = {key: value.cpu().contiguous() for key, value in rows.items()}
-            self._segments.append(snapshot.write_segment(self._folder, start, columns))
+            self._segments.append(self._write_rows(start, min(start + step, written)))
+
+    def _write_rows(self, start: int, end: int) -> Segment:
+        positions = torch.arange(start, end) % self._buffer.storage.max_size
+        rows = self._buffer.storage[positions].flatten_keys("/")
+        return snapshot.write_segment(
+            self._folder, start, {key: value.cpu().contiguous() for key, value in rows.items()}
+        )
+
+    def _mend_rows(self, oldest: int) -> None:
+        """Write damaged files again, from the rows that the buffer still holds; all kept checkpoints share them."""
+        for number, segment in enumerate(self._segments):
+            stamp = segment.stamp(self._folder)
+            # Only a file that changed is read: to read all of them would take longer than a save.
+            if (stamp is not None and stamp == self._stamps.get(segment)) or segment.intact(self._folder):
+                continue
+            path, start = segment.path(self._folder), max(oldest, segment.start)
+            log.warning("%s is damaged: it is written again from the replay buffer", path)
+            self._segments[number] = again = self._write_rows(start, segment.end)
+            if start > segment.start:
+                log.warning("the buffer holds its rows from %d on: checkpoints before this one stay damaged", start)
+            elif again != segment:
+                log.warning("the buffer's rows %d to %d are not those that were saved", start, segment.end)
+
+    def _note_stamps(self) -> None:
+        self._stamps = {segment: segment.stamp(self._folder) for segment in self._segments}
 
     def _load_rows(self, saved: Snapshot) -> None:
         written, capacity = saved.state["rows"]["write_count"], self._buffer.storage.max_size

@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 # What a manifest or a state in JSON may take before it is read: those of long runs take some 100 kB.
 _MOST, _MOST_VALUES = 64_000_000, 2_000_000
+_TICK = 20_000_000  # nanoseconds; Linux's clock of files ticks every 1 to 10 ms
 _PACKAGES = ("torch", "torchrl", "tensordict", "safetensors", "numpy", "gymnasium", "mujoco", "dm_control")
 _THREADS = torch.get_num_threads()  # before a learner takes some of them
 _TENSORS, _SKELETON, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
@@ -63,10 +65,26 @@ class Segment:
         """Its file, where `folder` holds the checkpoints."""
         return folder / "rows" / f"{self.start}-{self.end}.safetensors"
 
-    def exists(self, folder: Path) -> bool:
-        """Whether that file is there, in its size; its content is not looked at."""
-        path = self.path(folder)
-        return path.is_file() and path.stat().st_size == self.size
+    def stamp(self, folder: Path) -> tuple[int, ...] | None:
+        """Numbers that differ after its file is written to or replaced; None where there is no telling.
+
+        Two writes within one tick of the file system's clock leave the same time, so a new file has no stamp yet.
+        """
+        try:
+            found = self.path(folder).lstat()
+        except OSError:
+            return None
+        if time.time_ns() - found.st_ctime_ns < _TICK:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+    def intact(self, folder: Path) -> bool:
+        """Read its file and say whether every byte is as it was written."""
+        try:
+            _check(self.path(folder), size=self.size, sha256=self.sha256)
+        except (OSError, CheckpointError):
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -126,7 +144,7 @@ def write_segment(folder: Path, start: int, columns: Mapping[str, torch.Tensor])
     segment = Segment(start, start + rows, len(data), hashlib.sha256(data).hexdigest())
     path = segment.path(folder)
     _check_room(folder, len(data))
-    # Only a damaged checkpoint that was passed over can have a file of this name already.
+    # A file of this name is damaged, or of a damaged checkpoint that was passed over.
     write_whole(path, data)
     return segment
 

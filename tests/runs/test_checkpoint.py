@@ -139,10 +139,100 @@ def test_checkpoints_that_somebody_removes_or_shortens_are_made_good_by_the_next
         os.truncate(path, 100)
     trial.advance(1)
     trial.save()
-    assert "0-4.safetensors is not as it was written: all rows are saved again" in caplog.text
+    assert "0-4.safetensors is damaged: it is written again from the replay buffer" in caplog.text
+    if lost:
+        snapshot.verify(trial.folder / "8")
     again = Trial(tmp_path)
     assert again.checkpoints.restore() == 9
     assert again.everything() == trial.everything()
+
+
+def flip_bit(path: Path, place: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1
+    with path.open("r+b") as file:
+        file.write(content)
+
+
+@pytest.mark.parametrize("storage", [Storage.disk, Storage.ram])
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("place", [0.0, 0.03, 0.5, 0.9, 1.0])
+def test_one_flipped_bit_in_rows_that_all_checkpoints_share_is_mended_at_the_next_save(
+    tmp_path: Path, storage: Storage, resumed: bool, place: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Trial(tmp_path, storage=storage, capacity=20)
+    for _ in range(3):
+        run.advance(4)
+        run.save()
+    if resumed:
+        run = Trial(tmp_path, storage=storage, capacity=20)
+        run.checkpoints.restore()
+    for name in ("0-4", "4-8"):
+        flip_bit(run.folder / "rows" / f"{name}.safetensors", place)
+    for frames in (8, 12):
+        with pytest.raises(CheckpointError, match=r"0-4\.safetensors: its SHA-256 differs"):
+            snapshot.verify(run.folder / str(frames))
+    run.advance(1)
+    run.save()
+    assert caplog.text.count("is damaged: it is written again") == 2
+    for frames in (12, 13):
+        snapshot.verify(run.folder / str(frames))
+    again = Trial(tmp_path, storage=storage, capacity=20)
+    assert again.checkpoints.restore() == 13
+    assert again.everything() == run.everything()
+
+
+def test_damaged_rows_that_the_ring_has_partly_overwritten_are_mended_for_the_checkpoints_to_come(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Trial(tmp_path, capacity=10)
+    run.advance(8)
+    run.save()
+    flip_bit(run.folder / "rows" / "0-8.safetensors", 0.5)
+    run.advance(6)
+    run.save()
+    assert "the buffer holds its rows from 4 on: checkpoints before this one stay damaged" in caplog.text
+    with pytest.raises(CheckpointError, match=r"0-8\.safetensors"):
+        snapshot.verify(run.folder / "8")
+    again = Trial(tmp_path, capacity=10)
+    assert again.checkpoints.restore() == 14
+    assert again.everything() == run.everything()
+
+
+def test_rows_that_changed_in_the_buffer_and_in_their_file_are_saved_as_trained_on_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Trial(tmp_path, storage=Storage.disk)
+    run.advance(4)
+    run.save()
+    flip_bit(run.folder / "rows" / "0-4.safetensors", 0.9)
+    run.buffer.storage._storage[2, 0] ^= 1
+    run.advance(2)
+    run.save()
+    assert "the buffer's rows 0 to 4 are not those that were saved" in caplog.text
+    again = Trial(tmp_path, storage=Storage.disk)
+    assert again.checkpoints.restore() == 6
+    assert again.everything() == run.everything()
+
+
+def test_a_save_reads_no_file_of_rows_that_nobody_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "_TICK", 0)
+    run, read = Trial(tmp_path, capacity=100), list[Path]()
+    check = snapshot._check
+
+    def counted(path: Path, **known: Any) -> None:
+        read.append(path)
+        check(path, **known)
+
+    monkeypatch.setattr(snapshot, "_check", counted)
+    for _ in range(3):
+        run.advance(4)
+        run.save()
+    assert not read
+    run.folder.joinpath("rows", "0-4.safetensors").touch()
+    run.advance(1)
+    run.save()
+    assert [path.name for path in read] == ["0-4.safetensors"]
 
 
 def test_a_tree_comes_back_exactly(tmp_path: Path) -> None:

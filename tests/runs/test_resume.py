@@ -22,6 +22,7 @@ from sac_torchrl import (
     TrainConfig,
     train,
 )
+from sac_torchrl.cli.main import main
 from sac_torchrl.collectors.experience import Experience
 from sac_torchrl.errors import Preempted
 from sac_torchrl.replay.packing import PackedReplayBuffer
@@ -160,3 +161,35 @@ def test_runs_of_another_seed_have_another_digest(tmp_path: Path) -> None:
     train(other)
     assert digest(tmp_path / "first") == digest(tmp_path / "second") != digest(tmp_path / "other")
     assert table(tmp_path / "first") == table(tmp_path / "second") != table(tmp_path / "other")
+
+
+def flip_bit(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+
+
+def test_a_bit_that_flips_during_a_run_is_mended_and_one_that_flips_afterwards_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    rows = folder / "checkpoints" / "rows"
+
+    def damage(frames: int, _: Any) -> None:
+        if frames == 70:
+            flip_bit(rows / "0-60.safetensors")
+
+    config = configuration(folder, "Pendulum-v1")
+    config.total_frames, config.checkpoint.keep = 140, 5
+    train(config, on_step=damage)
+    assert "0-60.safetensors is damaged: it is written again" in (folder / "run.log").read_text()
+    main(["verify", str(folder)])
+    assert capsys.readouterr().out.count("intact") == 3
+    flip_bit(rows / "0-60.safetensors")
+    for command in ("verify", "resume"):
+        with pytest.raises(SystemExit) as ended:
+            main([command, str(folder)])
+        assert ended.value.code == 65
+        assert "0-60.safetensors: its SHA-256 differs" in capsys.readouterr().err
