@@ -30,7 +30,9 @@ from torch import Tensor, nn
 
 import sac_torchrl as sac
 from sac_torchrl.agents.normalization import with_normalization
-from sac_torchrl.learner.learner import Execution, Order, Precision
+from sac_torchrl.learner.capture import Execution
+from sac_torchrl.learner.learner import Order
+from sac_torchrl.learner.precision import Precision
 from sac_torchrl.replay.buffer import Storage
 from sac_torchrl.runs.checkpoint import CheckpointConfig
 

@@ -17,7 +17,8 @@ from pretend_device import counting, pretending
 
 import sac_torchrl as sac
 from sac_torchrl.agents.normalization import with_normalization
-from sac_torchrl.learner.learner import Execution, Order
+from sac_torchrl.learner.capture import Execution
+from sac_torchrl.learner.learner import Order
 from sac_torchrl.replay.buffer import Storage
 
 COUNT = 64

@@ -38,13 +38,9 @@ if TYPE_CHECKING:
     from sac_torchrl.envs.config import EnvConfig as EnvConfig
     from sac_torchrl.envs.handed import register as register
     from sac_torchrl.errors import SacError as SacError
-    from sac_torchrl.learner.learner import (
-        Execution as Execution,
-        Learner as Learner,
-        LearnerConfig as LearnerConfig,
-        Order as Order,
-        Precision as Precision,
-    )
+    from sac_torchrl.learner.capture import Execution as Execution
+    from sac_torchrl.learner.learner import Learner as Learner, LearnerConfig as LearnerConfig, Order as Order
+    from sac_torchrl.learner.precision import Precision as Precision
     from sac_torchrl.replay.buffer import ReplayConfig as ReplayConfig, Storage as Storage
     from sac_torchrl.replay.offline import OfflineConfig as OfflineConfig
     from sac_torchrl.runs.callbacks import Stop as Stop
@@ -95,11 +91,11 @@ _EXPORTS = {
     "EnvConfig": "sac_torchrl.envs.config",
     "register": "sac_torchrl.envs.handed",
     "SacError": "sac_torchrl.errors",
-    "Execution": "sac_torchrl.learner.learner",
+    "Execution": "sac_torchrl.learner.capture",
     "Learner": "sac_torchrl.learner.learner",
     "LearnerConfig": "sac_torchrl.learner.learner",
     "Order": "sac_torchrl.learner.learner",
-    "Precision": "sac_torchrl.learner.learner",
+    "Precision": "sac_torchrl.learner.precision",
     "ReplayConfig": "sac_torchrl.replay.buffer",
     "Storage": "sac_torchrl.replay.buffer",
     "OfflineConfig": "sac_torchrl.replay.offline",

@@ -23,7 +23,9 @@ from sac_torchrl.collectors.experience import Experience
 from sac_torchrl.envs.classic import TORCH
 from sac_torchrl.envs.tensors import Pendulum
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.learner.learner import Execution, Learner, LearnerConfig, Precision
+from sac_torchrl.learner.capture import Execution
+from sac_torchrl.learner.learner import Learner, LearnerConfig
+from sac_torchrl.learner.precision import Precision
 from sac_torchrl.replay.buffer import ReplayConfig, Storage
 from sac_torchrl.runs import folder as run
 from sac_torchrl.runs.checkpoint import CheckpointConfig, Checkpoints

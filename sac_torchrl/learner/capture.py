@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from enum import Enum
 from functools import cache
 
 import torch
@@ -18,6 +19,21 @@ from sac_torchrl.errors import short
 from sac_torchrl.learner.passes import Parts, cut, hoist, keep_all, simplify, transpose_narrow
 
 log = logging.getLogger(__name__)
+
+
+class Execution(Enum):
+    """How losses and gradients are computed; the numbers are the same.
+
+    `eager` runs the loss module and autograd as they are, `captured` records them once as a flat list of tensor
+    operations and replays it without their overhead, `compiled` gives that list to torch.compile. On a GPU `captured`
+    holds the whole update, optimizers and targets included, in one CUDA graph. On a CPU where PyTorch has several
+    threads it computes losses that have nothing to do with each other (those of `Order.together`) side by side, on
+    half of the threads each.
+    """
+
+    eager = "eager"
+    captured = "captured"
+    compiled = "compiled"
 
 
 class Captured:

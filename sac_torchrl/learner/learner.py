@@ -1,10 +1,8 @@
-"""The update: a batch goes in, every loss takes one gradient step, metrics come out."""
+"""The update: every loss takes one gradient step on a batch."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import chain
 from typing import Any
 
 import torch
@@ -12,56 +10,18 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Adam, AdamW, Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchrl.objectives import LossModule
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault
 from sac_torchrl.fields import check, field
-from sac_torchrl.learner.capture import Captured, CudaGraph
+from sac_torchrl.learner.capture import Execution
 from sac_torchrl.learner.finite import not_finite
+from sac_torchrl.learner.precision import Precision
+from sac_torchrl.learner.programs import CRITICS, TRAINS, Plan, Programs
 from sac_torchrl.specs import ENTROPY, ERROR, SPAN, WEIGHT
 
 _TERMINATED = ("next", "terminated")
-
-# What each loss of a TorchRL loss module trains: the parameters whose names begin so.
-TRAINS = {
-    "loss_qvalue": "qvalue_network_params",
-    "loss_actor": "actor_network_params",
-    "loss_value": "value_network_params",
-    "loss_alpha": "log_alpha",
-}
-CRITICS = frozenset({"loss_qvalue", "loss_value"})
-
-Computation = Callable[..., Sequence[Tensor]]
-
-
-class Execution(Enum):
-    """How losses and gradients are computed; the numbers are the same.
-
-    `eager` runs the loss module and autograd as they are, `captured` records them once as a flat list of tensor
-    operations and replays it without their overhead, `compiled` gives that list to torch.compile. On a GPU `captured`
-    holds the whole update, optimizers and targets included, in one CUDA graph. On a CPU where PyTorch has several
-    threads it computes losses that have nothing to do with each other (those of `Order.together`) side by side, on
-    half of the threads each.
-    """
-
-    eager = "eager"
-    captured = "captured"
-    compiled = "compiled"
-
-
-class Precision(Enum):
-    """In what numbers matrix products of 8 million multiplications and more are computed; all else is float32.
-
-    `bfloat16` has 8 binary digits where a float32 has 24, and takes a quarter of the time on processors with
-    instructions for it; casts around it take back a part. `tf32`, which is for GPUs, has 11 digits inside every product
-    and float32 outside: no casts.
-    """
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    tf32 = "tf32"
 
 
 class Order(Enum):
@@ -115,7 +75,9 @@ class LearnerConfig:
         """Make an optimizer for each loss of the agent that has parameters to train."""
         self.check(next(agent.loss.parameters()).device)
         if self.resets and agent.rebuild is None:
-            raise ConfigError(f"learner.resets={list(self.resets)}: this agent does not say how to build it anew.")
+            raise ConfigError(
+                f"learner.resets={list(self.resets)}: this agent cannot be built again; set its `rebuild`."
+            )
         rates = {"loss_actor": self.actor_lr, "loss_alpha": self.alpha_lr}
         kind = AdamW if self.weight_decay else Adam
         optimizers: dict[str, Optimizer] = {}
@@ -128,21 +90,11 @@ class LearnerConfig:
                 eps=self.eps,
                 # A CUDA graph counts steps on the device.
                 capturable=parameters[0].is_cuda,
-                # A temperature is no weight: decay would pull it towards 1.
+                # Decay would pull the temperature towards 1.
                 weight_decay=0.0 if name == "loss_alpha" else self.weight_decay,
                 fused=True,
             )
-        return Learner(
-            agent,
-            optimizers,
-            order=self.order,
-            actor_every=self.actor_every,
-            actor_updates=self.actor_updates,
-            target_every=self.target_every,
-            resets=self.resets,
-            execution=self.execution,
-            precision=self.precision,
-        )
+        return Learner(agent, optimizers, self)
 
 
 def trained_parameters(loss: LossModule) -> dict[str, list[Parameter]]:
@@ -157,35 +109,15 @@ def trained_parameters(loss: LossModule) -> dict[str, list[Parameter]]:
 class Learner:
     """Trains an agent: losses, gradients, a step of every optimizer, a step of every target network.
 
-    `updates` counts the calls of `update`; the other arguments are those of `LearnerConfig`.
+    `updates` counts the calls of `update`.
     """
 
-    def __init__(
-        self,
-        agent: Agent,
-        optimizers: dict[str, Optimizer],
-        *,
-        order: Order = Order.together,
-        actor_every: int = 1,
-        actor_updates: int = 1,
-        target_every: int = 1,
-        resets: Sequence[int] = (),
-        execution: Execution = Execution.eager,
-        precision: Precision = Precision.float32,
-    ) -> None:
+    def __init__(self, agent: Agent, optimizers: dict[str, Optimizer], config: LearnerConfig) -> None:
         self.agent = agent
         self.optimizers = optimizers
         self.updates = 0
-        self._order = order
-        self._actor_every = actor_every
-        self._actor_updates = actor_updates
-        self._target_every = target_every
-        self._resets = frozenset(resets)
-        self._execution = execution
-        self._precision = precision
-        self._recordings: dict[object, tuple[Computation, list[str]]] = {}
-        self._programs: dict[object, tuple[Computation, list[list[str]]]] = {}
-        self._recorded_settings: list[Any] = []
+        self._config = config
+        self._programs = Programs(agent, optimizers, execution=config.execution, precision=config.precision)
         self._newest: dict[str, Tensor] = {}
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:
@@ -195,53 +127,42 @@ class Learner:
         from the newest update that computed it. Where the rows of `batch` are prioritized, their absolute TD errors
         `(batch,)` are written into it as `td_error`. Raises ValueError for a batch without `("next", "terminated")`.
         """
-        # TorchRL's losses read the last three without asking for them.
-        found = dict(_leaves(batch, [*self.agent.loss.in_keys, SPAN, WEIGHT, ENTROPY]))
-        if _TERMINATED not in found:  # TorchRL would take `done` for it, truncations too
+        # TorchRL's losses read the last three without declaring them.
+        columns = dict(_leaves(batch, [*self.agent.loss.in_keys, SPAN, WEIGHT, ENTROPY]))
+        if _TERMINATED not in columns:  # TorchRL would take `done` for it, truncations too
             raise ValueError("the batch has no ('next', 'terminated'): only its True ends the bootstrap.")
-        keys, inputs = list(found), list(found.values())
-        form = tuple((key, tensor.shape, tensor.dtype) for key, tensor in zip(keys, inputs, strict=True))
-        steps, self.updates = self._steps(), self.updates + 1
-        if (settings := self._settings()) != self._recorded_settings:  # A scheduler may have changed a learning rate.
-            self._programs.clear()
-            self._recorded_settings = settings
-        moving = self.updates % self._target_every == 0
-        if (form, *steps, moving) not in self._programs:
-            self._programs[form, *steps, moving] = self._program(steps, keys, inputs, moving=moving)
-        program, told = self._programs[form, *steps, moving]
-        with _tf32() if self._precision is Precision.tf32 else nullcontext():
-            values = program(*inputs)
-        metrics = dict(zip(chain.from_iterable(told), values, strict=True))
+        self.updates += 1
+        metrics = self._programs.run(self._plan(self.updates), columns)
         if ERROR in metrics:
             batch.set(ERROR, metrics.pop(ERROR))
         self._newest |= metrics
-        if self.updates in self._resets:
+        if self.updates in self._config.resets:
             self.reset()
         self.agent.temperature.step(self.updates)
         return TensorDict(self._newest)
 
     def __deepcopy__(self, memo: object) -> "Learner":
-        """Raises TypeError: a copy would go on training the tensors of this one."""
+        """Raises TypeError: a copy would train the tensors of this one."""
         raise TypeError(
             "a Learner cannot be deep-copied: the copy would train the original's tensors. Build another agent and "
-            "learner, and let it take over the state: other.load_state_dict(learner.state_dict())."
+            "learner, and copy the state: other.load_state_dict(learner.state_dict())."
         )
 
     def reset(self) -> None:
-        """Give networks, targets, statistics and temperature new initial values, and the optimizers no past.
+        """Give networks, targets, statistics and temperature new initial values, and clear the optimizers.
 
-        Draws from torch's global generator. Raises ValueError where the agent does not know how it was built.
+        Draws from torch's global generator. Raises ValueError for an agent without `rebuild`.
         """
         if self.agent.rebuild is None:
-            raise ValueError("this agent cannot be reset: build it with `anew`.")
+            raise ValueError("this agent cannot be reset: set its `rebuild`.")
         tensors = _tensors(self.agent.loss)
         with torch.no_grad():
-            # A normalizer of observations is not among them, and keeps what it has seen.
+            # A normalizer of observations is not part of the loss, and keeps its statistics.
             for name, tensor in _tensors(self.agent.rebuild().loss).items():
                 tensors[name].copy_(tensor)
         for optimizer in self.optimizers.values():
             optimizer.state.clear()
-        self._programs.clear()  # A CUDA graph would go on in the optimizers' old state.
+        self._programs.clear()
 
     def metrics(self) -> dict[str, float]:
         """The newest update's metrics as numbers, named for a log; waits for the device. Raises LearnerFault."""
@@ -277,18 +198,18 @@ class Learner:
                 tensor.copy_(saved[name])
         for name, optimizer in self.optimizers.items():
             part = state["optimizers"][name]
-            # Adam would go on in the very tensors it is given.
+            # The optimizer would update the tensors of `state` in place.
             moments = {
                 int(index): {key: value.clone() for key, value in moment.items()}
                 for index, moment in part["state"].items()
             }
             optimizer.load_state_dict({**part, "state": moments})
-        self._programs.clear()  # A CUDA graph would go on in the optimizers' old state.
+        self._programs.clear()
         self.updates = state["updates"]
         self._newest = {name: value.clone() for name, value in state["newest"].items()}
 
     def _check(self) -> None:
-        """Raise LearnerFault if a number is not finite: what a NaN has reached it never leaves again."""
+        """Raise LearnerFault if a number is not finite: a NaN in a parameter stays."""
         moments = (
             (f"the optimizer of {name}", value)
             for name, optimizer in self.optimizers.items()
@@ -299,128 +220,26 @@ class Learner:
         if (name := not_finite([*_tensors(self.agent.loss).items(), *moments])) is not None:
             raise LearnerFault(f"{name} is not finite after {self.updates} updates. {RECOVER}")
 
-    def _steps(self) -> list[tuple[str, ...]]:
-        """Name the losses of each step of this update, in order."""
+    def _plan(self, number: int) -> Plan:
+        """The plan of the update with this number, counted from 1."""
+        moves_targets = number % self._config.target_every == 0
         critics = tuple(name for name in self.optimizers if name in CRITICS)
         policy = tuple(name for name in self.optimizers if name not in CRITICS)
-        if (self.updates + 1) % self._actor_every:
-            return [critics]
-        match self._order:
+        if number % self._config.actor_every:
+            return Plan((critics,), moves_targets)
+        repeated = self._config.actor_updates
+        match self._config.order:
             case Order.together:
-                return [(*critics, *policy), *[policy] * (self._actor_updates - 1)]
+                steps = ((*critics, *policy), *[policy] * (repeated - 1))
             case Order.critics_first:
-                return [critics, *[policy] * self._actor_updates]
+                steps = (critics, *[policy] * repeated)
             case Order.one_by_one:
-                return [critics, *[(name,) for name in policy] * self._actor_updates]
-
-    def _program(
-        self, steps: list[tuple[str, ...]], keys: list[Any], inputs: list[Tensor], *, moving: bool
-    ) -> tuple[Computation, list[list[str]]]:
-        """All that an update does on the device, given the batch's tensors, and the names of what it returns."""
-        parts = [
-            (*self._losses(names, keys, inputs), *self._step(names, last=number == len(steps), moving=moving))
-            for number, names in enumerate(steps, start=1)
-        ]
-
-        def program(*tensors: Tensor) -> list[Tensor]:
-            values = list[Tensor]()
-            for losses_and_gradients, _, step, parameters in parts:
-                outputs = losses_and_gradients(*tensors)
-                step(*outputs[:parameters])
-                values += outputs[parameters:]
-            return values
-
-        graphed = self._execution is Execution.captured and inputs[0].is_cuda
-        return CudaGraph(program) if graphed else program, [told for _, told, *_ in parts]
-
-    def _losses(self, names: tuple[str, ...], keys: list[Any], inputs: list[Tensor]) -> tuple[Computation, list[str]]:
-        """Gradients of the losses `names`, then these losses, and the loss's metrics if they are the policy's.
-
-        The second value names what follows the gradients, once the first has been called.
-        """
-        form = (names, *((key, tensor.shape, tensor.dtype) for key, tensor in zip(keys, inputs, strict=True)))
-        if form in self._recordings:
-            return self._recordings[form]
-        parameters = self._parameters(names)
-        metrics, told = not CRITICS.issuperset(names), list[str]()
-
-        def losses_and_gradients(*tensors: Tensor) -> list[Tensor]:
-            batch = TensorDict(dict(zip(keys, tensors, strict=True)), batch_size=tensors[0].shape[:1])
-            with _PRODUCTS[self._precision]():
-                losses = self.agent.loss(batch)
-                total = sum(losses[name] for name in names)
-                gradients = torch.autograd.grad(total, parameters)
-            told[:] = [name for name in list(losses.keys()) if name in names or (name not in TRAINS and metrics)]
-            if WEIGHT in keys and CRITICS.intersection(names):
-                losses.set(ERROR, batch.get(ERROR))
-                told.append(ERROR)
-            return [*gradients, *(losses[name].detach() for name in told)]
-
-        compiled = self._execution is Execution.compiled
-        eager = self._execution is Execution.eager
-        computation = losses_and_gradients if eager else Captured(losses_and_gradients, compiled=compiled)
-        self._recordings[form] = computation, told
-        return self._recordings[form]
-
-    def _step(self, names: tuple[str, ...], *, last: bool, moving: bool) -> tuple[Computation, int]:
-        """What follows the gradients of the losses `names`, which it takes, and their number."""
-        parameters = self._parameters(names)
-
-        def step(*gradients: Tensor) -> list[Tensor]:
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            for name in names:
-                self.optimizers[name].step()
-                self.optimizers[name].zero_grad()
-            for statistics in self.agent.statistics if last else ():
-                statistics.step()
-            for target in self.agent.targets if last and moving else ():
-                target.step()
-            return []
-
-        return step if self._execution is Execution.eager else Captured(step), len(parameters)
-
-    def _settings(self) -> list[Any]:
-        return [
-            value
-            for optimizer in self.optimizers.values()
-            for group in optimizer.param_groups
-            for name, value in group.items()
-            if name != "params"
-        ]
-
-    def _parameters(self, names: tuple[str, ...]) -> list[Parameter]:
-        return [
-            parameter for name in names for group in self.optimizers[name].param_groups for parameter in group["params"]
-        ]
-
-
-class _BFloat16Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-    """Computes large matrix products of float32 in bfloat16, those of gradients and the adding of a bias too."""
-
-    _large = 2**23  # multiplications; a smaller product takes less time than the casts
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _MATRIX_PRODUCTS and args[-2].numel() * args[-1].shape[-1] >= self._large:
-            return func(*(factor.bfloat16() for factor in args), **(kwargs or {})).float()
-        return func(*args, **(kwargs or {}))
-
-
-_MATRIX_PRODUCTS = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten.baddbmm.default,
-}
-_PRODUCTS: dict[Precision, Callable[[], AbstractContextManager[Any]]] = {
-    Precision.float32: nullcontext,
-    Precision.bfloat16: _BFloat16Products,
-    Precision.tf32: nullcontext,
-}
+                steps = (critics, *[(name,) for name in policy] * repeated)
+        return Plan(steps, moves_targets)
 
 
 def _leaves(batch: TensorDictBase, keys: Sequence[Any]) -> Iterator[tuple[Any, Tensor]]:
-    """The columns `keys` of a batch that are there, one of several leaves leaf by leaf."""
+    """The columns `keys` that a batch has; the leaves of a nested column, one by one."""
     for key in keys:
         column = batch.get(key, None)
         if isinstance(column, TensorDictBase):
@@ -428,17 +247,6 @@ def _leaves(batch: TensorDictBase, keys: Sequence[Any]) -> Iterator[tuple[Any, T
             yield from (((*path, name), leaf) for name, leaf in column.items())
         elif column is not None:
             yield key, column
-
-
-@contextmanager
-def _tf32() -> Iterator[None]:
-    """Have products on GPUs computed in TF32, and as before afterwards."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 def _tensors(loss: LossModule) -> dict[str, Tensor]:

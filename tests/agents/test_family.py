@@ -26,7 +26,8 @@ from sac_torchrl.agents.simba import SimBa
 from sac_torchrl.agents.tqc import TQC
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.learner.learner import Execution, Learner, LearnerConfig, Order, trained_parameters
+from sac_torchrl.learner.capture import Execution
+from sac_torchrl.learner.learner import Learner, LearnerConfig, Order, trained_parameters
 from sac_torchrl.specs import Specs
 
 CPU = torch.device("cpu")
@@ -192,8 +193,8 @@ def test_a_reset_begins_anew_and_goes_on_after_a_resume(name: str, execution: Ex
     assert train(one, data[3:]) == train(other, data[3:])
 
 
-def test_resets_need_an_agent_that_can_be_built_anew() -> None:
-    with pytest.raises(ConfigError, match=r"learner\.resets=\[3\]: this agent does not say"):
+def test_resets_need_an_agent_that_can_be_rebuilt() -> None:
+    with pytest.raises(ConfigError, match=r"learner\.resets=\[3\]: this agent cannot be built again"):
         LearnerConfig(resets=(3,)).build(build("redq"))
     with pytest.raises(ConfigError, match=r"learner\.resets=\[0\]: "):
         LearnerConfig(resets=(0,))

@@ -25,7 +25,8 @@ from sac_torchrl.agents.policies import categorical_actor, tanh_normal_actor
 from sac_torchrl.agents.sac import SAC
 from sac_torchrl.agents.variant import assemble
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.learner.learner import Execution, LearnerConfig
+from sac_torchrl.learner.capture import Execution
+from sac_torchrl.learner.learner import LearnerConfig
 from sac_torchrl.specs import Specs
 
 CPU = torch.device("cpu")

@@ -20,7 +20,8 @@ from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.normalization import with_normalization
 from sac_torchrl.agents.sac import SAC
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.learner.learner import Execution, LearnerConfig
+from sac_torchrl.learner.capture import Execution
+from sac_torchrl.learner.learner import LearnerConfig
 from sac_torchrl.specs import Specs
 
 CPU = torch.device("cpu")

@@ -12,7 +12,8 @@ from sac_torchrl import SAC, Agent, NetworkConfig, ReplayConfig, SimBa, Specs, S
 from sac_torchrl.agents.normalization import Normalizer, with_normalization
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.learner.learner import Execution, LearnerConfig
+from sac_torchrl.learner.capture import Execution
+from sac_torchrl.learner.learner import LearnerConfig
 
 CPU = torch.device("cpu")
 SPECS = Specs(Unbounded(shape=torch.Size([3])), Bounded(-1, 1, shape=torch.Size([2])))

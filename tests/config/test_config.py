@@ -27,7 +27,7 @@ from sac_torchrl.config.recipes import configure, recipe_in
 from sac_torchrl.config.schema import TrainConfig, plan
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.learner.learner import Execution
+from sac_torchrl.learner.capture import Execution
 from sac_torchrl.replay.buffer import ReplayConfig, Storage
 from sac_torchrl.replay.offline import OfflineConfig
 

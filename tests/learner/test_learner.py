@@ -17,7 +17,9 @@ from sac_torchrl.agents.discrete_sac import DiscreteSAC
 from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.sac import SAC
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.learner.learner import Execution, Learner, LearnerConfig, Order, Precision, trained_parameters
+from sac_torchrl.learner.capture import Execution
+from sac_torchrl.learner.learner import Learner, LearnerConfig, Order, trained_parameters
+from sac_torchrl.learner.precision import Precision
 from sac_torchrl.specs import Specs
 
 CPU = torch.device("cpu")

@@ -12,7 +12,8 @@ from sac_torchrl import SAC, TQC, CrossQ, DiscreteSAC, DroQ, FastSAC, NetworkCon
 from sac_torchrl.agents.normalization import with_normalization
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.errors import ConfigError, LearnerFault
-from sac_torchrl.learner.learner import Execution, LearnerConfig, Order
+from sac_torchrl.learner.capture import Execution
+from sac_torchrl.learner.learner import LearnerConfig, Order
 from sac_torchrl.runs.checkpoint import CheckpointConfig
 
 CPU = torch.device("cpu")
