@@ -1,5 +1,6 @@
 """The update: every loss takes one gradient step on a batch."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -17,9 +18,11 @@ from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault
 from sac_torchrl.fields import check, field
 from sac_torchrl.learner.capture import Execution
 from sac_torchrl.learner.finite import not_finite
-from sac_torchrl.learner.precision import Precision
+from sac_torchrl.learner.precision import Precision, has_bfloat16
 from sac_torchrl.learner.programs import CRITICS, TRAINS, Plan, Programs
 from sac_torchrl.specs import ENTROPY, ERROR, SPAN, WEIGHT
+
+log = logging.getLogger(__name__)
 
 _TERMINATED = ("next", "terminated")
 
@@ -73,7 +76,13 @@ class LearnerConfig:
 
     def build(self, agent: Agent) -> "Learner":
         """Make an optimizer for each loss of the agent that has parameters to train."""
-        self.check(next(agent.loss.parameters()).device)
+        device = next(agent.loss.parameters()).device
+        self.check(device)
+        if self.precision is Precision.bfloat16 and device.type == "cpu" and not has_bfloat16():
+            log.warning(
+                "learner.precision=bfloat16: this processor has no instructions for it, and an update takes many times "
+                "as long as with float32"
+            )
         if self.resets and agent.rebuild is None:
             raise ConfigError(
                 f"learner.resets={list(self.resets)}: this agent cannot be built again; set its `rebuild`."

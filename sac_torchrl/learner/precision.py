@@ -30,6 +30,11 @@ class Precision(Enum):
         return _tf32() if self is Precision.tf32 else nullcontext()
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor has instructions for products in bfloat16 (AMX or AVX-512, or those of ARM)."""
+    return any("bf16" in name and has for name, has in torch.cpu.get_capabilities().items())
+
+
 class _BFloat16Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     """Computes large matrix products of float32 in bfloat16, those of gradients and the adding of a bias too."""
 

@@ -413,6 +413,15 @@ def test_a_state_of_another_learner_is_refused_and_changes_nothing(
     assert learner.updates == before["updates"]
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_without_instructions_for_it_is_a_warning(
+    has: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": has})
+    build(learning={"precision": Precision.bfloat16})
+    assert ("this processor has no instructions for it" in caplog.text) is not has
+
+
 @VARIANTS
 def test_a_fixed_temperature_stays(discrete: bool) -> None:
     learner = build(discrete=discrete, fixed_alpha=True, alpha=0.2)
