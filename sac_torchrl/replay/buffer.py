@@ -96,7 +96,8 @@ class ReplayConfig:
             try:
                 buffer.extend(first)
             except RuntimeError as error:  # PyTorch cannot make a file of this size
-                raise DiskError(f"cannot make the replay rows in {folder}: {short(error)}.") from error
+                reason = str(error).rpartition(": ")[2]  # PyTorch puts the whole path before it
+                raise DiskError(f"cannot make the replay rows in {folder}: {short(reason)}.") from error
             _reserve(folder)
         else:
             buffer.extend(first)
