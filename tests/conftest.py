@@ -3,6 +3,8 @@
 import faulthandler
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -29,3 +31,13 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder; for tests of reliability one with a short path, because sockets of worker processes lie below it."""
+    if "reliability" not in request.path.parts:
+        yield tmp_path
+        return
+    with TemporaryDirectory(prefix="sac-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
