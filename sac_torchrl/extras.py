@@ -37,6 +37,10 @@ PACKAGES = {
         Package("brax", "brax", "brax", "Brax", "env.id=brax/TASK"),
         Package("mujoco_playground", "playground", "playground", "MuJoCo Playground", "env.id=playground/TASK"),
         Package("envpool", "envpool", "envpool", "EnvPool", "env.id=envpool/TASK"),
+        Package("wandb", "wandb", "wandb", "Weights & Biases", "log.sinks=[wandb]"),
+        Package("mlflow", "mlflow-skinny", "mlflow", "MLflow", "log.sinks=[mlflow]"),
+        Package("alembic", "alembic", "mlflow", "Alembic", "log.sinks=[mlflow] in a local database"),
+        Package("trackio", "trackio", "trackio", "trackio", "log.sinks=[trackio]"),
         Package("ray", "ray", "ray", "Ray", "collector=ray"),
     )
 }

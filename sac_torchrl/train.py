@@ -22,6 +22,7 @@ from sac_torchrl.runs.evaluation import Evaluation, record_video, write_evaluati
 from sac_torchrl.runs.loggers import Logger, Progress
 from sac_torchrl.runs.plots import curve, metric
 from sac_torchrl.runs.schedule import Every, ReplayRatio
+from sac_torchrl.runs.sinks import Handed
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def train(
     preset: str | Sequence[str] = (),
     on_step: OnStep | None = None,
     on_evaluation: OnEvaluation | None = None,
+    sinks: Sequence[Handed] = (),
     **keys: Any,
 ) -> Result:
     """Train one agent from the first frame to the final evaluation; everything it writes is in the run folder.
@@ -52,7 +54,8 @@ def train(
     its values as on the command line: `seed=1`, `env={"id": "Hopper-v5"}`, `variant="redq"`. With `env=make`, or
     `env={"make": make, "count": 4}`, a function makes the environments; see EnvConfig. `on_step(frames, metrics)` is
     called after every iteration and `on_evaluation(frames, evaluation)` after every evaluation; a callback that raises
-    is logged and not called again, unless it raises `Stop`, which ends the run normally.
+    is logged and not called again, unless it raises `Stop`, which ends the run normally. `sinks` are functions of
+    frames and metrics or loggers of `torchrl.record`; each is called in its own thread with every row of metrics.csv.
 
     Raises ConfigError before a file is made, and any other SacError where the run fails.
     """
@@ -62,7 +65,7 @@ def train(
         raise TypeError("preset and keys change a recipe that is named; change the fields of a TrainConfig itself.")
     if make is not None:
         cfg.env = replace(cfg.env, make=make)
-    callbacks, evaluation = Callbacks(on_step, on_evaluation), None
+    evaluation = None
     specs = cfg.specs()
     with open_run(cfg) as run, half_the_threads():
         torch.manual_seed(run.seeds.initialization)
@@ -97,10 +100,11 @@ def train(
         log_now = Every(cfg.log_every, frames=start)
         evaluate_now = Every(cfg.evaluate.every, frames=start)
         save_now = Every(cfg.checkpoint.every, frames=start)
-        logger = run.closing(Logger(run.folder, resumed_at=start))
+        logger = run.closing(Logger(run.folder, resumed_at=start, sinks=cfg.log.build(run.folder, sinks)))
         progress = run.closing(Progress(cfg.total_frames, initial=start))
+        callbacks = Callbacks(on_step, on_evaluation, cfg.stop.build(metric(run.folder, "eval/return_mean")[1]))
 
-        for new_frames in experience:  # they are in the buffer already
+        for new_frames in () if callbacks.stopped else experience:  # they are in the buffer already
             agent.observe(buffer)
             for _ in range(replay_ratio.due(new_frames)):
                 batch = source.sample()
@@ -131,7 +135,9 @@ def train(
 
         progress.close()
         if evaluation is None:
-            log.info("this run is finished at %d frames: give a larger total_frames to train for longer", start)
+            log.info(
+                "this run is finished at %d frames: total_frames and the keys stop. decide how long it trains", start
+            )
             seed = run.seeds.evaluation + start
             evaluation = cfg.evaluate.run(agent.actor, test_env, seed=seed)
         curve([run.folder], run.folder / "curve.png", title=cfg.env.id)

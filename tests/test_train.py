@@ -149,6 +149,21 @@ def test_a_finished_run_says_so_and_keeps_its_evaluation(caplog: pytest.LogCaptu
     first = sac.train("continuous", **keys)
     text = (first.folder / "metrics.csv").read_text()
     again = sac.train("continuous", **keys)
-    assert "this run is finished at 120 frames: give a larger total_frames" in caplog.text
+    assert "this run is finished at 120 frames: total_frames and stop." in caplog.text
     assert again == first
     assert (first.folder / "metrics.csv").read_text() == text
+
+
+def test_a_run_stops_at_a_return_and_goes_on_when_that_is_raised(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings: dict[str, Any] = {**SMALL, "run": {"folder": tmp_path / "run"}}
+    with caplog.at_level("INFO"):
+        sac.train("continuous", stop={"at_return": -1e9}, **settings)
+    assert "stopping at 60 frames: the mean return" in caplog.text
+    assert frames_logged(tmp_path / "run")[-1] == 60
+    sac.train("continuous", stop={"at_return": -1e9}, **settings)
+    assert frames_logged(tmp_path / "run")[-1] == 60, "it is at the return already"
+    sac.train("continuous", stop={"at_return": 0}, **settings)
+    sac.train("continuous", **settings | {"run": {"folder": tmp_path / "whole"}})
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")

@@ -25,6 +25,8 @@ FREE_ON_RESUME = (
     "env.faults",
     "evaluate.",
     "checkpoint.",
+    "stop.",
+    "log.",
     "collector.workers",
     "collector.timeout",
     "collector.restarts",
@@ -66,6 +68,7 @@ def open_run(config: TrainConfig) -> AbstractContextManager[Run]:
     is not one of the device.
     """
     config.learner.check(resolve_device(config.device))
+    config.log.check()
     check_folder(config)
     return config.run.open(
         as_yaml(config), name=run_name(config), seed=config.seed, device=config.device, resume=_resume_command(config)
@@ -102,7 +105,9 @@ def _content(config: TrainConfig) -> dict[str, Any]:
 
 
 def _refuse_differences(saved: Layer, config: TrainConfig, *, folder: Path) -> None:
-    before: dict[str, Any] = {setting.key: setting.value for setting in saved.settings}
+    # A key that is younger than the run was at its default.
+    before = _flat(_content(type(config)(variant=type(config.variant)(), collector=type(config.collector)())))
+    before |= {setting.key: setting.value for setting in saved.settings}
     before |= {f"{key}.name": name for key, name in saved.names.items()}
     now = _flat(_content(config))
     differences = [

@@ -37,6 +37,8 @@ from sac_torchrl.runs.checkpoint import CheckpointConfig
 from sac_torchrl.runs.device import resolve_device
 from sac_torchrl.runs.evaluation import EvaluationConfig
 from sac_torchrl.runs.folder import RunConfig
+from sac_torchrl.runs.schedule import StopConfig
+from sac_torchrl.runs.sinks import LogConfig
 from sac_torchrl.specs import Specs
 
 T = TypeVar("T", bound="TrainConfig")
@@ -87,7 +89,9 @@ class TrainConfig:
     replay: ReplayConfig = field(ReplayConfig(), "the replay buffer")
     offline: OfflineConfig = field(OfflineConfig(), "offline data in every batch")
     evaluate: EvaluationConfig = field(EvaluationConfig(), "episodes with deterministic actions")
+    stop: StopConfig = field(StopConfig(), "the end before total_frames")
     checkpoint: CheckpointConfig = field(CheckpointConfig(), "what the run resumes from")
+    log: LogConfig = field(LogConfig(), "trackers of experiments")
     run: RunConfig = field(RunConfig(), "the run folder")
 
     def __post_init__(self) -> None:

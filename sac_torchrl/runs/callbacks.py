@@ -1,10 +1,11 @@
-"""Calls of the user's functions from the training loop."""
+"""What ends a run from inside its loop: the keys `stop.` and functions of the user."""
 
 import logging
 from collections.abc import Callable
 
 from sac_torchrl.errors import SacError, short
 from sac_torchrl.runs.evaluation import Evaluation
+from sac_torchrl.runs.schedule import Stopping
 
 log = logging.getLogger(__name__)
 
@@ -20,11 +21,14 @@ class Callbacks:
     """Calls `on_step(frames, metrics)` and `on_evaluation(frames, evaluation)`, where given.
 
     A callback that raises is logged once, with its traceback in run.log, and not called again; the run continues.
-    `stopped` says whether one raised Stop.
+    `stopped` says whether one raised Stop, or `stopping` has a reason to end the run.
     """
 
-    def __init__(self, on_step: OnStep | None, on_evaluation: OnEvaluation | None) -> None:
-        self.stopped = False
+    def __init__(
+        self, on_step: OnStep | None, on_evaluation: OnEvaluation | None, stopping: Stopping | None = None
+    ) -> None:
+        self._stopping = stopping or Stopping(None, None)
+        self.stopped = bool(self._stopping.reason)
         self._on_step = on_step
         self._on_evaluation = on_evaluation
 
@@ -35,6 +39,10 @@ class Callbacks:
 
     def evaluation(self, frames: int, evaluation: Evaluation) -> None:
         """Report an evaluation."""
+        self._stopping.evaluated(evaluation.mean)
+        if self._stopping.reason:
+            log.info("stopping at %d frames: %s", frames, self._stopping.reason)
+            self.stopped = True
         if self._on_evaluation is not None and not self._call("on_evaluation", self._on_evaluation, frames, evaluation):
             self._on_evaluation = None
 

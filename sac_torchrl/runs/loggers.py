@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from sac_torchrl.files import write_whole
+from sac_torchrl.runs.sinks import Sink, close
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +26,10 @@ class Logger:
 
     The CSV has one row a call, `frames` first, and one column a metric; a cell is empty where a call did
     not have that metric. A resumed run continues at `resumed_at` frames: later rows and events are dropped
-    from both. `None` starts empty files.
+    from both. `None` starts empty files. `sinks` receive every row once.
     """
 
-    def __init__(self, folder: Path, *, resumed_at: int | None) -> None:
+    def __init__(self, folder: Path, *, resumed_at: int | None, sinks: Sequence[Sink] = ()) -> None:
         self._path = folder / "metrics.csv"
         folder.mkdir(parents=True, exist_ok=True)
         self._columns, rows = ["frames"], list[dict[str, str]]()
@@ -38,6 +39,9 @@ class Logger:
         self._rewrite(rows)
         first = 0 if resumed_at is None else resumed_at + 1
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+        self._sinks = sinks
+        for sink in sinks:
+            sink.start([_numbers(row) for row in rows])
 
     def log(self, frames: int, metrics: Mapping[str, float]) -> None:
         """Add a row, on disk when this returns; no metrics, no row. An infinite value is written as nan."""
@@ -54,11 +58,14 @@ class Logger:
         self._file.flush()
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, frames)
+        for sink in self._sinks:
+            sink.log(frames, values)
 
     def close(self) -> None:
-        """Close both files."""
+        """Close both files, and the sinks, which is waited for as long as `sinks.CLOSING`."""
         self._file.close()
         self._tensorboard.close()
+        close(self._sinks)
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         """Replace the file by one of the present columns, so that a reader finds the old or the new one."""
@@ -127,6 +134,10 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
     rows = list(reader)
     return list(reader.fieldnames or ["frames"]), rows
+
+
+def _numbers(row: Mapping[str, str]) -> tuple[int, dict[str, float]]:
+    return int(row["frames"]), {name: float(text) for name, text in row.items() if text and name != "frames"}
 
 
 def _finite(value: float) -> float:

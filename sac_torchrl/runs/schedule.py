@@ -1,8 +1,50 @@
-"""Schedules: what is due at a number of frames."""
+"""Schedules: what is due at a number of frames, and the end of a run before its length."""
 
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from fractions import Fraction
 
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.fields import check, field
+
+
+@dataclass
+class StopConfig:
+    """What ends a run before total_frames, at an evaluation; the run saves and ends normally."""
+
+    at_return: float | None = field(None, "mean return of an evaluation that ends the run; null: none")
+    patience: int | None = field(None, "evaluations without a better mean return that end the run; null: none", least=1)
+
+    def __post_init__(self) -> None:
+        check(self, "stop")
+
+    def build(self, means: Iterable[float]) -> "Stopping":
+        """Begin after evaluations with these mean returns, those of a resumed run."""
+        stopping = Stopping(self.at_return, self.patience)
+        for mean in means:
+            stopping.evaluated(mean)
+        return stopping
+
+
+class Stopping:
+    """Says after every evaluation whether the run ends there; `reason` is empty where it does not."""
+
+    def __init__(self, at_return: float | None, patience: int | None) -> None:
+        self.reason = ""
+        self._at_return = at_return
+        self._patience = patience
+        self._best, self._since = -math.inf, 0
+
+    def evaluated(self, mean: float) -> None:
+        """Take note of the mean return of an evaluation."""
+        self._since = 0 if mean > self._best else self._since + 1
+        self._best = max(mean, self._best)
+        self.reason = ""
+        if self._at_return is not None and mean >= self._at_return:
+            self.reason = f"the mean return {mean:.6g} is at stop.at_return={self._at_return:g}"
+        elif self._patience is not None and self._since >= self._patience:
+            self.reason = f"{self._since} evaluations were no better than {self._best:.6g}, stop.patience"
 
 
 class Every:

@@ -21,7 +21,7 @@ from sac_torchrl.agents.sac import SAC
 from sac_torchrl.agents.sac_v1 import SACv1
 from sac_torchrl.cli.launch import launch
 from sac_torchrl.config.command_line import assignment
-from sac_torchrl.config.files import load, open_run
+from sac_torchrl.config.files import as_yaml, check_folder, load, open_run
 from sac_torchrl.config.layers import SHIPPED, read
 from sac_torchrl.config.recipes import configure, recipe_in
 from sac_torchrl.config.schema import TrainConfig, plan
@@ -30,6 +30,7 @@ from sac_torchrl.errors import ConfigError
 from sac_torchrl.learner.capture import Execution
 from sac_torchrl.replay.buffer import ReplayConfig, Storage
 from sac_torchrl.replay.offline import OfflineConfig
+from sac_torchrl.runs.folder import RunConfig
 
 ROOT = Path(sac_torchrl.__file__).parents[1]
 PRESETS = sorted(path.stem for path in (SHIPPED / "presets").glob("*.yaml"))
@@ -501,3 +502,13 @@ def test_a_script_has_help_and_exit_codes(tmp_path: Path) -> None:
     assert bug.stdout == "trained on Anything-v0\n"
     assert "ZeroDivisionError: a bug" in bug.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py"]
+
+
+def test_a_run_from_before_a_key_resumes_where_the_key_is_at_its_default(tmp_path: Path) -> None:
+    config = TrainConfig(run=RunConfig(str(tmp_path)))
+    lines = as_yaml(config).splitlines(keepends=True)
+    assert "n_steps: 1\n" in lines
+    (tmp_path / "config.yaml").write_text("".join(line for line in lines if line != "n_steps: 1\n"))
+    check_folder(config)
+    with pytest.raises(ConfigError, match="n_steps was 1 and is 3"):
+        check_folder(dataclasses.replace(config, n_steps=3))

@@ -3,7 +3,7 @@ from fractions import Fraction
 import pytest
 
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.runs.schedule import Every, ReplayRatio
+from sac_torchrl.runs.schedule import Every, ReplayRatio, StopConfig
 
 RATIOS = [
     (0.25, Fraction(1, 4)),
@@ -122,3 +122,22 @@ def test_a_period_of_nought_never_comes() -> None:
 def test_a_negative_period_is_refused() -> None:
     with pytest.raises(ConfigError, match="a period of -1 frames"):
         Every(-1)
+
+
+@pytest.mark.parametrize("resumed_after", range(6))
+def test_patience_ends_after_so_many_evaluations_without_a_better_one(resumed_after: int) -> None:
+    means = [1.0, 3.0, 2.0, 4.0, 4.0, 3.0]
+    stopping = StopConfig(patience=2).build(means[:resumed_after])
+    reasons = [bool(stopping.reason)]
+    for mean in means[resumed_after:]:
+        stopping.evaluated(mean)
+        reasons.append(bool(stopping.reason))
+    assert reasons == [False] * (6 - resumed_after) + [True]
+    assert stopping.reason == "2 evaluations were no better than 4, stop.patience"
+
+
+def test_a_return_that_is_reached_ends_a_run() -> None:
+    assert StopConfig(at_return=-5).build([-6.0]).reason == ""
+    assert StopConfig(at_return=-5).build([-6.0, -5.0]).reason == "the mean return -5 is at stop.at_return=-5"
+    with pytest.raises(ConfigError, match=r"stop.patience=0: give 1 or more or null"):
+        StopConfig(patience=0)
