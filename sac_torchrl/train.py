@@ -135,9 +135,7 @@ def train(
 
         progress.close()
         if evaluation is None:
-            log.info(
-                "this run is finished at %d frames: total_frames and the keys stop. decide how long it trains", start
-            )
+            log.info("this run is finished at %d frames: total_frames and stop. say how long it trains", start)
             seed = run.seeds.evaluation + start
             evaluation = cfg.evaluate.run(agent.actor, test_env, seed=seed)
         curve([run.folder], run.folder / "curve.png", title=cfg.env.id)

@@ -62,7 +62,7 @@ class Logger:
             sink.log(frames, values)
 
     def close(self) -> None:
-        """Close both files, and the sinks, which is waited for as long as `sinks.CLOSING`."""
+        """Close both files and the sinks; waits `sinks.CLOSING` seconds for these at most."""
         self._file.close()
         self._tensorboard.close()
         close(self._sinks)
