@@ -19,6 +19,7 @@ from sac_torchrl.deploy.saved import Policies
 from sac_torchrl.learner.capture import half_the_threads
 from sac_torchrl.runs.callbacks import Callbacks, OnEvaluation, OnStep
 from sac_torchrl.runs.evaluation import Evaluation, record_video, write_evaluation
+from sac_torchrl.runs.init import rows_of_run
 from sac_torchrl.runs.loggers import Logger, Progress
 from sac_torchrl.runs.plots import curve, metric
 from sac_torchrl.runs.schedule import Every, ReplayRatio
@@ -67,6 +68,7 @@ def train(
         cfg.env = replace(cfg.env, make=make)
     evaluation = None
     specs = cfg.specs()
+    weights, offline_rows = cfg.initial_weights(specs), rows_of_run(cfg.offline.dataset, specs)
     with open_run(cfg) as run, half_the_threads():
         torch.manual_seed(run.seeds.initialization)
         agent = cfg.agent(specs, device=run.device)
@@ -79,7 +81,7 @@ def train(
             seed=run.seeds.sampling,
             device=run.device,
         )
-        source = cfg.offline.build(buffer, specs, batch_size=cfg.batch_size, device=run.device)
+        source = cfg.offline.build(buffer, specs, batch_size=cfg.batch_size, device=run.device, rows=offline_rows)
         experience = cfg.collector.build(
             cfg.env,
             agent.actor,
@@ -93,6 +95,7 @@ def train(
         checkpoints = cfg.checkpoint.build(run.folder / "checkpoints", buffer, learner=learner, experience=experience)
         torch.manual_seed(run.seeds.exploration)
         start = checkpoints.restore() or 0
+        cfg.init.load(agent, weights, buffer)
         policies = Policies(run.folder / "policies", cfg, specs)
         policies.save(agent.actor, start)
 

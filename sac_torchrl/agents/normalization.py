@@ -17,7 +17,8 @@ from sac_torchrl.specs import ERROR, Specs
 class Normalizer(nn.Module):
     """(observation - mean) / sqrt(variance + 1e-8), over all rows that were ever stored.
 
-    The statistics are buffers in float64, and only `read` changes them: evaluation and training do not.
+    The statistics are buffers in float64, and only `read` changes them: evaluation and training do not. `elsewhere`
+    counts the rows they hold that were never in the buffer of this run.
     """
 
     mean: Tensor
@@ -27,6 +28,7 @@ class Normalizer(nn.Module):
     def __init__(self, features: int, *, device: torch.device, key: tuple[str, ...] = ("observation",)) -> None:
         super().__init__()
         self._key = key
+        self.elsewhere = 0
         self.register_buffer("mean", torch.zeros(features, dtype=torch.float64, device=device))
         self.register_buffer("var", torch.ones(features, dtype=torch.float64, device=device))
         # On the CPU, where it is read at every step.
@@ -40,16 +42,16 @@ class Normalizer(nn.Module):
     @torch.no_grad()
     def read(self, buffer: TensorDictReplayBuffer) -> None:
         """Take in the rows that were stored since the last call (Chan, Golub and LeVeque 1983, equation 2.1)."""
-        seen, written, capacity = int(self.seen), buffer.write_count, buffer.storage.max_size
+        seen, written, capacity = int(self.seen) - self.elsewhere, buffer.write_count, buffer.storage.max_size
         if written <= seen:
             return
         positions = torch.arange(max(seen, written - capacity), written, device=buffer.storage.device) % capacity
         new = buffer.storage.get(positions).get(self._key).to(self.mean.device, torch.float64)
-        shift, share = new.mean(0) - self.mean, (written - seen) / written
+        shift, share = new.mean(0) - self.mean, (written - seen) / (written + self.elsewhere)
         inside = (1 - share) * self.var + share * new.var(0, correction=0)
         self.var.copy_(inside + share * (1 - share) * shift**2)
         self.mean.add_(share * shift)
-        self.seen.fill_(written)
+        self.seen.fill_(written + self.elsewhere)
 
 
 class LeafNormalizers(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.crossq import CrossQ
@@ -37,8 +38,10 @@ from sac_torchrl.runs.checkpoint import CheckpointConfig
 from sac_torchrl.runs.device import resolve_device
 from sac_torchrl.runs.evaluation import EvaluationConfig
 from sac_torchrl.runs.folder import RunConfig
+from sac_torchrl.runs.init import InitConfig
 from sac_torchrl.runs.schedule import StopConfig
 from sac_torchrl.runs.sinks import LogConfig
+from sac_torchrl.runs.snapshot import frames_in
 from sac_torchrl.specs import Specs
 
 T = TypeVar("T", bound="TrainConfig")
@@ -87,6 +90,7 @@ class TrainConfig:
     device: str = field("auto", "auto, cpu, cuda or cuda:N")
     learner: LearnerConfig = field(LearnerConfig(), "losses and optimizers")
     replay: ReplayConfig = field(ReplayConfig(), "the replay buffer")
+    init: InitConfig = field(InitConfig(), "another run's weights to begin with")
     offline: OfflineConfig = field(OfflineConfig(), "offline data in every batch")
     evaluate: EvaluationConfig = field(EvaluationConfig(), "episodes with deterministic actions")
     stop: StopConfig = field(StopConfig(), "the end before total_frames")
@@ -164,6 +168,18 @@ class TrainConfig:
         build = partial(self.variant.build, specs, device=device)
         agent = replace(build(), rebuild=build)
         return with_normalization(agent, specs, device=device) if self.normalize else agent
+
+    def initial_weights(self, specs: Specs) -> dict[str, Tensor]:
+        """The weights that `init.run` gives a new run, by their names in the loss; empty for a run with checkpoints.
+
+        Raises ConfigError where they do not fit.
+        """
+        saved = self.run.saved()
+        if self.init.run is None or (saved is not None and frames_in(saved.parent / "checkpoints")):
+            return {}
+        with torch.random.fork_rng(devices=[]):
+            agent = self.agent(specs, device=torch.device("cpu"))
+        return self.init.prepare(agent, specs)
 
 
 def choices(config: TrainConfig) -> dict[str, dict[str, type[Any]]]:

@@ -33,19 +33,28 @@ class Source(Protocol):
 class OfflineConfig:
     """A part of each batch from offline data (Ball et al. 2023, arXiv 2302.02948, algorithm 1).
 
-    Datasets are those of Minari on this machine, below $MINARI_DATASETS_PATH or ~/.minari/datasets. Nothing is
-    downloaded.
+    A dataset is the folder of another run, or one of Minari on this machine, below $MINARI_DATASETS_PATH or
+    ~/.minari/datasets. Nothing is downloaded.
     """
 
-    dataset: str | None = field(None, "id of a Minari dataset on this machine; null: none")
+    dataset: str | None = field(None, "a run, or the id of a Minari dataset on this machine; null: none")
     fraction: float = field(0.5, "part of each batch from the dataset", above=0, below=1)
 
     def __post_init__(self) -> None:
         check(self, "offline")
 
-    def build(self, buffer: TensorDictReplayBuffer, specs: Specs, *, batch_size: int, device: torch.device) -> Source:
+    def build(
+        self,
+        buffer: TensorDictReplayBuffer,
+        specs: Specs,
+        *,
+        batch_size: int,
+        device: torch.device,
+        rows: TensorDict | None = None,
+    ) -> Source:
         """Mix the dataset's rows into the samples of `buffer`, or return `buffer` itself without a dataset.
 
+        `rows` are those of a dataset that is a run, as `runs.init.rows_of_run` reads them; one of Minari is read here.
         Raises ConfigError where the dataset is missing or is of other spaces than `specs`.
         """
         if self.dataset is None:
@@ -55,7 +64,8 @@ class OfflineConfig:
             raise ConfigError(
                 f"offline.fraction={self.fraction} of batch_size={batch_size} is {count} rows: give a larger batch."
             )
-        return Mixed(buffer, load_rows(self.dataset, specs).to(device), online=batch_size - count, offline=count)
+        rows = load_rows(self.dataset, specs) if rows is None else rows
+        return Mixed(buffer, rows.to(device), online=batch_size - count, offline=count)
 
 
 class Mixed:
