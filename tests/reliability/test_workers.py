@@ -20,7 +20,8 @@ STUCK = ("env.id=Stuck-v0", "env.plugins=[faulty]", "env.count=2", "collector.wo
 def temporary(tmp_path: Path) -> Mapping[str, str]:
     """Has a process keep its temporary files in a folder of its own."""
     (tmp_path / "tmp").mkdir()
-    return {"TMPDIR": str(tmp_path / "tmp")}
+    # PyTorch makes a folder for its compiler when it is imported.
+    return {"TMPDIR": str(tmp_path / "tmp"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
 
 
 def left(session: int, members: list[int], tmp_path: Path) -> list[object]:
