@@ -77,8 +77,8 @@ class Packing:
         assert packed is not None
         return packed
 
-    def unpack(self, packed: Tensor) -> TensorDict:
-        """View bytes `(n, width)` as rows `(n,)`."""
+    def unpack(self, packed: Tensor, others: dict[str, Tensor] | None = None) -> TensorDict:
+        """View bytes `(n, width)` as rows `(n,)`, with `others` as further columns."""
         count = len(packed)
         tree: dict[str, Any] = {}
         for (dtype, _, group), sizes in zip(self._groups, self._sizes, strict=True):
@@ -88,7 +88,7 @@ class Packing:
                 for step in path:
                     branch = branch.setdefault(step, {})
                 branch[name] = column if len(shape) == 1 else column.view(count, *shape)
-        return unchecked(tree, count)
+        return unchecked(tree | (others or {}), count)
 
 
 class _PackedRows(LazyTensorStorage):
@@ -112,12 +112,15 @@ class _PackedRows(LazyTensorStorage):
         else:
             super().set(cursor, data, **options)
 
-    def get(self, index: Any) -> TensorDict:
-        """Read rows `(n,)`: copies on `destination` where `index` is a tensor, views where it is a slice."""
+    def get(self, index: Any, others: dict[str, Tensor] | None = None) -> TensorDict:
+        """Read rows `(n,)`: copies on `destination` where `index` is a tensor, views where it is a slice.
+
+        `others` are further columns `(n,)`.
+        """
         if isinstance(index, Tensor) and self.initialized:
             packed = self._storage.index_select(0, index.to(self._storage.device))
             # All columns in one transfer.
-            return self.packing.unpack(packed.to(self.destination, non_blocking=True))
+            return self.packing.unpack(packed.to(self.destination, non_blocking=True), others)
         packed = super().get(index)
         return self.packing.unpack(packed) if packed.ndim > 1 else self.packing.unpack(packed.unsqueeze(0))[0]
 
@@ -176,11 +179,15 @@ class PackedReplayBuffer(TensorDictReplayBuffer):
         asked = batch_size is not None or return_info or include_info is not None
         # Cases that TorchRL's own method has to handle.
         held = self._prefetch or self._delayed_init or self._service_shutdown or self._sample_dependency is not None
-        if asked or held or self._batch_size is None:
+        changed = len(self._transform) or self._sample_unit is not None  # type: ignore[arg-type]  # it is a Compose
+        if asked or held or changed or self._batch_size is None:
             given: TensorDictBase = super().sample(batch_size, return_info, include_info)
             return given
         # Without its other checks, which take as long as reading the rows.
-        rows, info = self._sample(self._batch_size)
-        for name, value in info.items():
-            rows.set(name, torch.as_tensor(value, device=self._storage.destination))
-        return rows
+        with self._replay_lock, self._write_lock:
+            index, info = self._sampler.sample(self._storage, self._batch_size)
+            others = {"index": index, **info}
+            device = self._storage.destination
+            return self._storage.get(
+                index, {name: torch.as_tensor(value, device=device) for name, value in others.items()}
+            )

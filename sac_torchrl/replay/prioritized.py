@@ -36,8 +36,12 @@ class PrioritizedReplayBuffer(PackedReplayBuffer):
         return positions
 
     def update_tensordict_priority(self, data: TensorDictBase) -> None:
-        """Give the rows of a batch that `sample` drew the priorities in its `td_error`, `(n,)`."""
-        self.update_priority(data["index"], data[ERROR])
+        """Give the rows of a batch that `sample` drew the priorities in its `td_error`, `(n,)`; raises KeyError."""
+        error = data.get(ERROR, None)
+        if error is None:
+            raise KeyError(f"the batch has no {ERROR!r}: update the learner with it before.")
+        with self._replay_lock, self._write_lock:
+            self._sampler.update_priority(data.get("index"), error)
 
 
 class PackedPrioritizedSampler(PrioritizedSampler):
@@ -50,7 +54,7 @@ class PackedPrioritizedSampler(PrioritizedSampler):
         count = len(storage)
         mass = torch.rand(batch_size, generator=self._rng).mul_(self._sum_tree.query(0, count))
         index = self._sum_tree.scan_lower_bound(mass).clamp_max_(count - 1)
-        weight = self._sum_tree[index].div_(self._min_tree.query(0, count)).pow_(-self._beta)
+        weight = self._sum_tree[index].div_(self._min_tree.query(0, count)).pow_(-self.beta)
         return index, {"priority_weight": weight}
 
     def update_priority(self, index: Any, priority: Any, *, storage: Any = None) -> None:
@@ -67,7 +71,7 @@ class PackedPrioritizedSampler(PrioritizedSampler):
         before: Any = self._max_priority[0]
         if before is None or largest > before:
             self._max_priority = priority.max(), index.flatten()[priority.argmax()]
-        self._write(index, priority.add(self._eps).pow_(self._alpha))
+        self._write(index, priority.add(self._eps).pow_(self.alpha))
 
     def mark_update(self, index: Any, *, storage: Any = None) -> None:
         """Give the new rows at `index`, `(n,)`, the largest priority so far, or 1."""
@@ -75,7 +79,7 @@ class PackedPrioritizedSampler(PrioritizedSampler):
         if self._max_priority[0] is None:
             self._max_priority = torch.tensor(1.0), index[0]
         largest: Any = self._max_priority[0]
-        self._write(index, (largest + self._eps).pow_(self._alpha).expand(len(index)))
+        self._write(index, (largest + self._eps).pow_(self.alpha).expand(len(index)))
 
     def _write(self, index: Tensor, powers: Tensor) -> None:
         self._sum_tree[index] = powers
