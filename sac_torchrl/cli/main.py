@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sac_torchrl.cli import compare, evaluate, export, play
+from sac_torchrl.cli import compare, dataset, evaluate, export, play
 from sac_torchrl.errors import CheckpointError, ConfigError, exit_codes, nearest
 from sac_torchrl.orphans import marked
 
@@ -63,6 +63,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     export.add_arguments(
         command("export", export.run, "write a policy as NAME.onnx, NAME.pt2 or a folder, with a proof of its parity")
     )
+    dataset.add_arguments(command("dataset", dataset.run, "record episodes of a policy as a Minari dataset"))
     compare.add_arguments(command("compare", compare.run, "compare groups of runs of one task"))
     sound = command("verify", _verify, "check every byte of a run's checkpoints")
     sound.add_argument("folder", metavar="FOLDER", type=Path)

@@ -10,6 +10,9 @@ import pytest
 import runs
 
 from sac_torchrl.cli.main import main
+from sac_torchrl.config.files import load
+from sac_torchrl.deploy.policy import Policy
+from sac_torchrl.replay.offline import load_rows
 
 SHORT = (*runs.SMALL[:-3], "evaluate.every=200", "evaluate.episodes=3", "total_frames=400", "checkpoint.every=200")
 
@@ -109,3 +112,24 @@ def test_commands_print_json(run: Path, told: Any) -> None:
     assert all(len(one["digest"]) == 64 for one in told("verify", run, "--json", "--digest"))
     assert {"kind", "text"} == set(told("check-env", "Pendulum-v1", "--json")[0])
     assert {"state": "ok", "text": told("doctor", "--json")[0]["text"]} == told("doctor", "--json")[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:minari")
+def test_episodes_are_recorded_for_minari_and_read_back_as_rows(
+    run: Path, told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minari = pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    result = told("dataset", run, "mine/pendulum-v0", "--episodes", 2, "--seed", 3)
+    episodes = list(minari.load_dataset("mine/pendulum-v0").iterate_episodes())
+    assert [float(np.sum(one.rewards)) for one in episodes] == result["returns"]
+    assert [len(one.rewards) for one in episodes] == [200, 200]
+    policy = Policy.load(run)
+    assert np.array_equal(policy(episodes[0].observations[7]), episodes[0].actions[7])
+    config = load(run)
+    rows = load_rows("mine/pendulum-v0", config.specs())
+    assert len(rows) == 400
+    assert np.array_equal(rows["observation"][:200].numpy(), episodes[0].observations[:-1])
+    with pytest.raises(SystemExit) as refused:
+        main(["dataset", str(run), "mine/pendulum-v0"])
+    assert refused.value.code == 64
