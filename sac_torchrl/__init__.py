@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sac_torchrl.learner.capture import Execution as Execution
     from sac_torchrl.learner.learner import Learner as Learner, LearnerConfig as LearnerConfig, Order as Order
     from sac_torchrl.learner.precision import Precision as Precision
+    from sac_torchrl.learner.rates import Schedule as Schedule
     from sac_torchrl.replay.buffer import ReplayConfig as ReplayConfig, Storage as Storage
     from sac_torchrl.replay.offline import OfflineConfig as OfflineConfig
     from sac_torchrl.runs.callbacks import Stop as Stop
@@ -96,6 +97,7 @@ _EXPORTS = {
     "LearnerConfig": "sac_torchrl.learner.learner",
     "Order": "sac_torchrl.learner.learner",
     "Precision": "sac_torchrl.learner.precision",
+    "Schedule": "sac_torchrl.learner.rates",
     "ReplayConfig": "sac_torchrl.replay.buffer",
     "Storage": "sac_torchrl.replay.buffer",
     "OfflineConfig": "sac_torchrl.replay.offline",

@@ -72,7 +72,7 @@ def train(
     with open_run(cfg) as run, half_the_threads():
         torch.manual_seed(run.seeds.initialization)
         agent = cfg.agent(specs, device=run.device)
-        learner = cfg.learner.build(agent)
+        learner = cfg.learner.build(agent, updates=cfg.updates)
         buffer = cfg.replay.build(
             run.folder / "replay",
             specs,

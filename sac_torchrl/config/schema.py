@@ -39,7 +39,7 @@ from sac_torchrl.runs.device import resolve_device
 from sac_torchrl.runs.evaluation import EvaluationConfig
 from sac_torchrl.runs.folder import RunConfig
 from sac_torchrl.runs.init import InitConfig
-from sac_torchrl.runs.schedule import StopConfig
+from sac_torchrl.runs.schedule import ReplayRatio, StopConfig
 from sac_torchrl.runs.sinks import LogConfig
 from sac_torchrl.runs.snapshot import frames_in
 from sac_torchrl.specs import Specs
@@ -157,6 +157,11 @@ class TrainConfig:
     def updates_after(self) -> int:
         """The number of first frames without updates."""
         return self.random_frames if self.learning_starts is None else self.learning_starts
+
+    @property
+    def updates(self) -> int:
+        """The number of updates of the whole run."""
+        return ReplayRatio(self.replay_ratio, after=self.updates_after, every=self.update_every).due(self.total_frames)
 
     def specs(self) -> Specs:
         """The spaces of the environment and what a replay row spans; makes one environment, and closes it."""

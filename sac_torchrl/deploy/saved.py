@@ -235,7 +235,7 @@ def _from_checkpoint(path: Path) -> SavedPolicy:
     specs = spaces.specs()
     with torch.random.fork_rng(devices=[]):
         agent = config.agent(specs, device=_CPU)
-    config.learner.build(agent).load_state_dict(saved.state["parts"]["learner"])
+    config.learner.build(agent, updates=config.updates).load_state_dict(saved.state["parts"]["learner"])
     return SavedPolicy.of(agent.actor, config, specs, frames=saved.frames)
 
 

@@ -20,6 +20,7 @@ from sac_torchrl.learner.capture import Execution
 from sac_torchrl.learner.finite import not_finite
 from sac_torchrl.learner.precision import Precision, has_bfloat16
 from sac_torchrl.learner.programs import CRITICS, TRAINS, Plan, Programs
+from sac_torchrl.learner.rates import Rates, Schedule
 from sac_torchrl.specs import ENTROPY, ERROR, SPAN, WEIGHT
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ class LearnerConfig:
     actor_lr: float | None = field(None, "learning rate of the actor; null: lr", above=0)
     critic_lr: float | None = field(None, "learning rate of the critics; null: lr", above=0)
     alpha_lr: float | None = field(None, "learning rate of the temperature; null: lr", above=0)
+    lr_schedule: Schedule = field(Schedule.constant, "learning rates over the run: see learner.Schedule")
+    lr_warmup: int = field(0, "first updates, over which learning rates rise from 0", least=0)
+    max_grad_norm: float | None = field(None, "norm that each loss's gradient is clipped to; null: none", above=0)
     eps: float = field(1e-8, "Adam's epsilon", above=0, below=1)
     betas: tuple[float, float] = field((0.9, 0.999), "Adam's betas", least=0, below=1)
     weight_decay: float = field(0.0, "weight decay, for all but the temperature; above 0 it is AdamW", least=0)
@@ -74,8 +78,11 @@ class LearnerConfig:
         if self.precision is Precision.tf32 and device.type == "cpu":
             raise ConfigError("learner.precision=tf32 is for GPUs: give float32, bfloat16, or a device that is one.")
 
-    def build(self, agent: Agent) -> "Learner":
-        """Make an optimizer for each loss of the agent that has parameters to train."""
+    def build(self, agent: Agent, *, updates: int | None = None) -> "Learner":
+        """Make an optimizer for each loss of the agent that has parameters to train.
+
+        `updates` is the length of the run, which `lr_schedule` needs. Raises ConfigError without it.
+        """
         device = next(agent.loss.parameters()).device
         self.check(device)
         if self.precision is Precision.bfloat16 and device.type == "cpu" and not has_bfloat16():
@@ -103,7 +110,14 @@ class LearnerConfig:
                 weight_decay=0.0 if name == "loss_alpha" else self.weight_decay,
                 fused=True,
             )
-        return Learner(agent, optimizers, self)
+        return Learner(agent, optimizers, self, rates=self._rates(optimizers, updates))
+
+    def _rates(self, optimizers: dict[str, Optimizer], updates: int | None) -> Rates | None:
+        if self.lr_schedule is Schedule.constant and not self.lr_warmup:
+            return None
+        if updates is None and self.lr_schedule is not Schedule.constant:
+            raise ConfigError(f"learner.lr_schedule={self.lr_schedule.value}: give build the number of `updates`.")
+        return Rates(optimizers, self.lr_schedule, warmup=self.lr_warmup, updates=updates or 0)
 
 
 def trained_parameters(loss: LossModule) -> dict[str, list[Parameter]]:
@@ -118,15 +132,24 @@ def trained_parameters(loss: LossModule) -> dict[str, list[Parameter]]:
 class Learner:
     """Trains an agent: losses, gradients, a step of every optimizer, a step of every target network.
 
-    `updates` counts the calls of `update`.
+    `updates` counts the calls of `update`. `rates` change the optimizers' learning rates before each.
     """
 
-    def __init__(self, agent: Agent, optimizers: dict[str, Optimizer], config: LearnerConfig) -> None:
+    def __init__(
+        self, agent: Agent, optimizers: dict[str, Optimizer], config: LearnerConfig, *, rates: Rates | None = None
+    ) -> None:
         self.agent = agent
         self.optimizers = optimizers
         self.updates = 0
         self._config = config
-        self._programs = Programs(agent, optimizers, execution=config.execution, precision=config.precision)
+        self._rates = rates
+        self._programs = Programs(
+            agent,
+            optimizers,
+            execution=config.execution,
+            precision=config.precision,
+            max_grad_norm=config.max_grad_norm,
+        )
         self._newest: dict[str, Tensor] = {}
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:
@@ -141,6 +164,8 @@ class Learner:
         if _TERMINATED not in columns:  # TorchRL would take `done` for it, truncations too
             raise ValueError("the batch has no ('next', 'terminated'): only its True ends the bootstrap.")
         self.updates += 1
+        if self._rates is not None:
+            self._rates.set(self.updates)
         metrics = self._programs.run(self._plan(self.updates), columns)
         if ERROR in metrics:
             batch.set(ERROR, metrics.pop(ERROR))

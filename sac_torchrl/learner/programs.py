@@ -56,12 +56,19 @@ class Programs:
     """
 
     def __init__(
-        self, agent: Agent, optimizers: dict[str, Optimizer], *, execution: Execution, precision: Precision
+        self,
+        agent: Agent,
+        optimizers: dict[str, Optimizer],
+        *,
+        execution: Execution,
+        precision: Precision,
+        max_grad_norm: float | None = None,
     ) -> None:
         self._agent = agent
         self._optimizers = optimizers
         self._execution = execution
         self._precision = precision
+        self._max_grad_norm = max_grad_norm
         self._losses: dict[tuple[tuple[str, ...], Form], Losses] = {}
         self._updates: dict[tuple[Plan, Form], tuple[Computation, list[Losses]]] = {}
         self._settings: list[Any] = []
@@ -136,6 +143,8 @@ class Programs:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             for name in names:
+                if self._max_grad_norm is not None:
+                    _clip(self._parameters((name,)), self._max_grad_norm)
                 self._optimizers[name].step()
                 self._optimizers[name].zero_grad()
             for statistics in self._agent.statistics if last else ():
@@ -153,6 +162,17 @@ class Programs:
             for group in self._optimizers[name].param_groups
             for parameter in group["params"]
         ]
+
+
+def _clip(parameters: Sequence[Parameter], largest: float) -> None:
+    """Scale gradients to the norm `largest`, all parameters together, where it is larger (Pascanu et al. 2013).
+
+    As torch's `clip_grad_norm_`, but into new tensors: gradients may share memory.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    factor = (largest / (torch.nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient * factor
 
 
 def _settings(optimizers: dict[str, Optimizer]) -> list[Any]:

@@ -41,6 +41,7 @@ class System:
     gamma: float = 0.99
     tau: float = 0.005
     target_every: int = 1
+    clipped: float | None = None  # the norm of each loss's gradient
     alpha: float = 1.0
     learned: bool = True
     entropy_ratio: float | None = None  # of log(actions); None: minus the number of dimensions
@@ -145,6 +146,7 @@ SYSTEMS = {
         batch=64,
         tau=1.0,
         target_every=2_000,
+        clipped=5.0,
         entropy_ratio=0.98,
         order="critics_first",
         random=20_000,
@@ -200,6 +202,7 @@ def numbers(config: TrainConfig) -> System:
         gamma=variant.gamma,
         tau=variant.tau,
         target_every=learner.target_every,
+        clipped=learner.max_grad_norm,
         alpha=variant.alpha,
         learned=not isinstance(variant, SACv1) and not variant.fixed_alpha,
         reward_scale=variant.reward_scale,
@@ -374,7 +377,9 @@ class Derivation:
             losses = self.losses(batch)
             gradients = {name: torch.autograd.grad(losses[name], self.trained[name]) for name in names}
             for name in names:
-                self.optimizers[name].step(gradients[name])
+                norm = math.sqrt(sum(float((one**2).sum()) for one in gradients[name]))
+                factor = min(1.0, (system.clipped or torch.inf) / (norm + 1e-6))
+                self.optimizers[name].step(tuple(factor * one for one in gradients[name]))
         if self.updates % system.target_every == 0:
             with torch.no_grad():
                 for old, new in zip(self.targets, [self.value] if self.value else self.critics, strict=True):

@@ -38,6 +38,7 @@ def build(
     states: int | None = None,
     embedding: int | None = None,
     learning: dict[str, Any] | None = None,
+    updates: int | None = None,
     **fields: Any,
 ) -> Learner:
     torch.manual_seed(seed)
@@ -48,7 +49,7 @@ def build(
         agent = DiscreteSAC(network, **fields).build(Specs(observation, Categorical(4)), device=CPU)
     else:
         agent = SAC(network=network, **fields).build(Specs(observation, Bounded(-1, 1, shape=2)), device=CPU)
-    return LearnerConfig(lr=lr, execution=execution, **(learning or {})).build(agent)
+    return LearnerConfig(lr=lr, execution=execution, **(learning or {})).build(agent, updates=updates)
 
 
 def batches(count: int, *, discrete: bool = False, rows: int = 8, states: int | None = None) -> list[TensorDict]:
