@@ -13,29 +13,21 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array
 
 from sac_torchrl.collectors.direct import step_all
-from sac_torchrl.collectors.experience import CollectorConfig, Dropped, Experience, Job, Steps
-from sac_torchrl.collectors.policy_workers import PipelinedExperience
-from sac_torchrl.collectors.workers import (
-    RestartBudget,
-    Worker,
-    close,
-    default_workers,
-    listen,
-    log_new_episodes,
-    open_slice,
-    refuse_batched,
-    split,
-)
+from sac_torchrl.collectors.experience import Dropped, Experience, Job, Steps
+from sac_torchrl.collectors.pipelined import PipelinedExperience
+from sac_torchrl.collectors.slices import open_slice
+from sac_torchrl.collectors.worker_process import Worker, close, listen
+from sac_torchrl.collectors.workers import Workers, WorkersConfig, log_new_episodes, spread
 from sac_torchrl.envs import generators
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.vector import arrays, copied, put, seeds, wrapped
 from sac_torchrl.errors import WorkerDied
-from sac_torchrl.fields import check, field
+from sac_torchrl.fields import field
 from sac_torchrl.replay.buffer import rows
 
 
 @dataclass
-class Processes(CollectorConfig):
+class Processes(WorkersConfig):
     """Environments in worker processes, all stepped at once, one step of each per iteration.
 
     Where `pipelined`, the workers hold copies of the policy too, and make the next `steps` steps while the learner
@@ -44,36 +36,26 @@ class Processes(CollectorConfig):
     interrupted step. When `restarts` are used up the run ends with WorkerDied.
     """
 
-    workers: int | None = field(None, "worker processes; null: one a core", least=1)
     pipelined: bool = field(False, "workers act while the learner trains")
     steps: int = field(8, "steps of every environment per iteration, if pipelined", least=1)
-    timeout: float = field(10.0, "seconds that a worker may take for a step of its environments", above=0)
-    restarts: int = field(0, "failed workers that are replaced in a run; the next failure ends it", least=0)
-
-    def __post_init__(self) -> None:
-        check(self, "collector")
 
     def start(self, job: Job) -> Experience:
         """Connect them; the policy acts here with the very parameters that the learner trains, unless pipelined."""
-        refuse_batched(job.env)
-        workers = self.workers or default_workers()
-        if self.pipelined:
-            return PipelinedExperience(
-                job, steps=self.steps, workers=workers, timeout=self.timeout, restarts=self.restarts
-            )
-        return ProcessesExperience(job, workers=workers, timeout=self.timeout, restarts=self.restarts)
+        return PipelinedExperience(job, self, steps=self.steps) if self.pipelined else ProcessesExperience(job, self)
 
 
 class ProcessesExperience(Experience):
     """Environments in other processes, all stepped at once; the policy acts in this one."""
 
-    def __init__(self, job: Job, *, workers: int, timeout: float, restarts: int) -> None:
+    def __init__(self, job: Job, config: WorkersConfig) -> None:
         super().__init__(job)
-        self._opening = partial(ProcessVectorEnv, job.env, workers=workers, timeout=timeout, restarts=restarts)
+        self._open = partial(
+            ProcessVectorEnv, job.env, config.slices(job.env), timeout=config.timeout, restarts=config.restarts
+        )
 
     def _collect(self) -> Generator[list[Steps | Dropped], None, None]:
         log_new_episodes(self.frames)
-        with closing(self._opening()) as envs:
+        with closing(self._open()) as envs:
             env = wrapped(envs)
             with generators.preserve():  # TorchRL seeds torch's generator as well
                 env.set_seed(self._job.seed + self.frames)
@@ -101,20 +83,18 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
     autoreset_mode = AutoresetMode.DISABLED
     render_mode = None
 
-    def __init__(self, env: EnvConfig, *, workers: int, timeout: float, restarts: int) -> None:
+    def __init__(self, env: EnvConfig, slices: list[range], *, timeout: float, restarts: int) -> None:
         self.num_envs = env.count
         self.lost = np.zeros(env.count, np.bool_)
         self._env = env
         self._timeout = timeout
-        self._budget = RestartBudget(restarts)
         self._seed: int | None = None
-        self._incarnations = 0
         self._unstarted: set[int] = set()
-        self._workers: list[Worker] = []
+        self._workers = Workers(self._start, restarts=restarts)
         try:
-            for environments in split(env.count, workers):
-                self._workers.append(self._start(environments))
-            answers = self._answers(set(range(len(self._workers))))
+            for environments in slices:
+                self._workers.start(environments)
+            answers = self._answers(set(range(len(slices))))
         except BaseException:
             close(self._workers)
             raise
@@ -178,8 +158,16 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         """End the workers."""
         close(self._workers)
 
-    def _start(self, environments: range) -> Worker:
-        return Worker(_serve, environments, self._env, env=self._env, timeout=self._timeout)
+    def _start(self, environments: range, replaced: int) -> Worker:
+        worker = Worker(_serve, environments, self._env, env=self._env, timeout=self._timeout)
+        if replaced:  # The first workers start together: `__init__` waits for all of them.
+            try:
+                listen([worker])
+                worker.receive()
+            except BaseException:
+                worker.kill()
+                raise
+        return worker
 
     def _send(self, number: int, message: Any) -> None:
         if number not in self._unstarted:
@@ -202,26 +190,14 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         return answers
 
     def _replace(self, number: int, died: WorkerDied) -> None:
-        """Start another in its place; its environments begin when they are reset."""
-        while True:
-            self._budget.spend(died)
-            old = self._workers[number]
-            old.kill()
-            self._incarnations += 1
-            self._unstarted.add(number)
-            self._workers[number] = self._start(old.environments)
-            listen([self._workers[number]])
-            try:
-                self._workers[number].receive()
-            except WorkerDied as again:
-                died = again
-            else:
-                return
+        """Start another worker in its place; its environments begin when they are reset."""
+        self._workers.replace(self._workers[number], died)
+        self._unstarted.add(number)
 
     def _new_seeds(self) -> list[int | None]:
         if self._seed is None:
             return [None] * self.num_envs
-        return [*seeds([self._seed, self._incarnations], self.num_envs)]
+        return [*spread(self._seed, self.num_envs, self._workers.replaced)]
 
 
 def _serve(connection: Connection, environments: range, busy: Any, env: EnvConfig) -> None:

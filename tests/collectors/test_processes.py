@@ -32,7 +32,9 @@ from sac_torchrl import (
 )
 from sac_torchrl.collectors.experience import CollectorConfig
 from sac_torchrl.collectors.processes import _serve
-from sac_torchrl.collectors.workers import Worker, default_workers, listen, split
+from sac_torchrl.collectors.slices import split
+from sac_torchrl.collectors.worker_process import Worker, listen
+from sac_torchrl.collectors.workers import cores
 from sac_torchrl.errors import ConfigError, WorkerDied
 
 CPU = torch.device("cpu")
@@ -175,7 +177,7 @@ def test_a_learner_beside_workers_leaves_them_their_cores() -> None:
     try:
         for collector, left in ((Processes(workers=2), 8), (KINDS["pipelined"], 2), (KINDS["async"], 2)):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("sac_torchrl.collectors.policy_workers.default_workers", lambda: 4)
+                patch.setattr("sac_torchrl.collectors.policy_workers.cores", lambda: 4)
                 steps = iter(start(collector, count=2, frames=1000)[0])
                 next(steps)
                 assert torch.get_num_threads() == left
@@ -331,13 +333,13 @@ def test_a_policy_is_given_no_new_weights_before_it_has_taken_the_last() -> None
     steps = iter(experience)
     next(steps)
     (acting,) = cast(Any, experience)._workers
-    os.kill(acting.worker.pid, signal.SIGSTOP)
+    os.kill(acting.pid, signal.SIGSTOP)
     actor = cast(Any, experience)._job.actor
     for told in (0.5, 0.9):  # at the latest the second comes while others are on their way
         policy.told.data.fill_(told)
         acting.refresh(actor, learned=0)
     assert 0.9 not in [round(value.item(), 6) for value in acting._weights.state_dict().values()]
-    os.kill(acting.worker.pid, signal.SIGCONT)
+    os.kill(acting.pid, signal.SIGCONT)
     cast(Any, steps).close()
 
 
@@ -511,6 +513,6 @@ def test_there_are_as_many_workers_as_the_process_has_cores() -> None:
     mine = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(mine)})
     try:
-        assert default_workers() == 1
+        assert cores() == 1
     finally:
         os.sched_setaffinity(0, mine)

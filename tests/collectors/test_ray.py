@@ -181,7 +181,7 @@ def test_a_process_that_is_connected_already_is_told(monkeypatch: pytest.MonkeyP
 def test_a_ray_that_opens_its_ports_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A version in which loopback is asked for in another way fails closed."""
     monkeypatch.setattr(
-        "sac_torchrl.collectors.ray.ipaddress.ip_address", lambda address: SimpleNamespace(is_loopback=False)
+        "sac_torchrl.collectors.ray_cluster.ipaddress.ip_address", lambda address: SimpleNamespace(is_loopback=False)
     )
     with pytest.raises(ConfigError, match=r"keeps strangers from a local cluster in no way known here"):
         next(iter(make_collector(monkeypatch, Ray())))

@@ -1,0 +1,118 @@
+"""The Ray cluster of a run: a running one that asks for a token, or one of this machine alone."""
+
+import importlib
+import ipaddress
+import logging
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from sac_torchrl.errors import ConfigError
+from sac_torchrl.orphans import marked
+from sac_torchrl.signals import handlers_kept
+
+
+def has_token() -> bool:
+    """Whether Ray is told to ask for a token, and finds one where it looks."""
+    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return os.environ.get("RAY_AUTH_MODE") == "token" and (given or Path("~/.ray/auth_token").expanduser().is_file())
+
+
+@contextmanager
+def connected(address: str | None, *, cpus: int) -> Iterator[Any]:
+    """Ray, connected to the cluster at `address`, or to one of this machine alone that ends with the block.
+
+    Raises ConfigError where the process is connected already, and where the cluster has fewer than `cpus` CPUs.
+    """
+    ray: Any = importlib.import_module("ray")
+    if ray.is_initialized():
+        raise ConfigError(
+            "collector=ray: this process is connected to a Ray cluster already: call ray.shutdown() first."
+        )
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with _local_cluster(ray, cpus=cpus) if address is None else nullcontext({"address": address}) as place:
+        try:
+            with marked(), handlers_kept():
+                ray.init(**place, **quiet)
+            if address is None:
+                _check_loopback(ray)
+            if (there := available_cpus(ray)) < cpus:
+                raise ConfigError(
+                    f"collector.workers={cpus}: the Ray cluster has {there:g} CPUs; give it more, or fewer workers."
+                )
+            yield ray
+        finally:
+            with handlers_kept():
+                ray.shutdown()
+
+
+@contextmanager
+def _local_cluster(ray: Any, *, cpus: int) -> Iterator[dict[str, Any]]:
+    """What `ray.init` is given for a cluster of this machine that nobody else can use.
+
+    Ray takes a token from the process's environment and reads that once, when it is imported, as TorchRL does; its
+    option for the address of a node turns 127.0.0.1 into the machine's address in the network, unless it thinks that
+    clusters of several machines are not supported. What it does for its own tests is done here: read them again.
+    """
+    raylet: Any = importlib.import_module("ray._raylet")
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+    def reread() -> None:
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+    several = constants.ENABLE_RAY_CLUSTER
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        try:
+            with _environment(secret):
+                constants.ENABLE_RAY_CLUSTER = False
+                reread()
+                yield {
+                    "address": "local",
+                    "num_cpus": cpus,
+                    "include_dashboard": False,
+                    "_temp_dir": folder,
+                    "_node_ip_address": "127.0.0.1",
+                    "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
+                }
+        finally:
+            constants.ENABLE_RAY_CLUSTER = several
+            reread()
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the process's environment within the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _check_loopback(ray: Any) -> None:
+    """Raise ConfigError where Ray opened its ports to the network after all, or asks for no token."""
+    raylet: Any = importlib.import_module("ray._raylet")
+    addresses = [node["NodeManagerAddress"] for node in ray.nodes()]
+    asks = raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
+    if not (asks and all(ipaddress.ip_address(address).is_loopback for address in addresses)):
+        raise ConfigError(
+            f"collector=ray: Ray {ray.__version__} keeps strangers from a local cluster in no way known here (it is at "
+            f"{', '.join(addresses)}): start one with a token and give collector.address (docs/ray.md)."
+        )
+
+
+def available_cpus(ray: Any) -> float:
+    """How many the cluster has."""
+    return float(ray.cluster_resources().get("CPU", 0))
