@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space, create_empty_array
 
 from sac_torchrl.collectors.direct import step_all
 from sac_torchrl.collectors.experience import Dropped, Experience, Job, Steps
@@ -20,7 +18,7 @@ from sac_torchrl.collectors.worker_process import Worker, close, listen
 from sac_torchrl.collectors.workers import Workers, WorkersConfig, log_new_episodes, spread
 from sac_torchrl.envs import generators
 from sac_torchrl.envs.config import EnvConfig
-from sac_torchrl.envs.vector import arrays, copied, put, seeds, wrapped
+from sac_torchrl.envs.vector import AgentVectorEnv, arrays, put, wrapped
 from sac_torchrl.errors import WorkerDied
 from sac_torchrl.fields import field
 from sac_torchrl.replay.buffer import rows
@@ -71,20 +69,15 @@ class ProcessesExperience(Experience):
                         yield [Steps(new, done, slice(None))]
 
 
-class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
-    """`env.count` Gymnasium environments in worker processes as one vector environment, autoreset disabled.
+class ProcessVectorEnv(AgentVectorEnv):
+    """`env.count` Gymnasium environments in worker processes as one vector environment.
 
     Gymnasium's AsyncVectorEnv has one process an environment, hands a failure on without naming it and replaces
     nothing. `lost` says for which environments the last step did not happen: they are truncated, with the
     observation of before. Raises WorkerDied.
     """
 
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012 - as its base declares it
-    autoreset_mode = AutoresetMode.DISABLED
-    render_mode = None
-
     def __init__(self, env: EnvConfig, slices: list[range], *, timeout: float, restarts: int) -> None:
-        self.num_envs = env.count
         self.lost = np.zeros(env.count, np.bool_)
         self._env = env
         self._timeout = timeout
@@ -98,40 +91,35 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         except BaseException:
             close(self._workers)
             raise
-        spaces = next(answer for answer in answers if answer is not None)
-        self.single_observation_space, self.single_action_space = spaces
-        self.observation_space = batch_space(self.single_observation_space, env.count)
-        self.action_space = batch_space(self.single_action_space, env.count)
-        self._observations: Any = create_empty_array(self.single_observation_space, env.count)
+        super().__init__(env.count, *next(answer for answer in answers if answer is not None))
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start episodes, those of `options["reset_mask"]` or all; an integer seeds each environment differently."""
-        given: list[int | None] = [None] * self.num_envs
-        if isinstance(seed, int):
-            self._seed = seed
-            given = list(seeds(seed, self.num_envs))
-        elif seed is not None:
-            given = seed
-        mask = np.ones(self.num_envs, np.bool_) if options is None else options["reset_mask"]
+        """As for every vector environment; remembers an integer, for the workers that replace others."""
+        self._seed = seed if isinstance(seed, int) else self._seed
+        return super().reset(seed=seed, options=options)
+
+    def close_extras(self, **options: Any) -> None:
+        """End the workers."""
+        close(self._workers)
+
+    def _reset(self, seeds: list[int | None] | None, mask: Any) -> None:
         asked = set[int]()
         for number, worker in enumerate(self._workers):
-            whose = slice(worker.environments.start, worker.environments.stop)
-            if mask[whose].any():
+            part = slice(worker.environments.start, worker.environments.stop)
+            if mask[part].any():
                 asked.add(number)
-                new = self._new_seeds()[whose] if number in self._unstarted else given[whose]
+                new = self._new_seeds() if number in self._unstarted else seeds or [None] * self.num_envs
                 self._unstarted.discard(number)
-                self._send(number, (new, mask[whose]))
+                self._send(number, (new[part], mask[part]))
         answers = self._answers(asked)
         for number in asked:
             if (answer := answers[number]) is not None:
-                whose = slice(self._workers[number].environments.start, self._workers[number].environments.stop)
-                put(self._observations, whose, answer)
-        return copied(self._observations), {}
+                environments = self._workers[number].environments
+                put(self._observations, slice(environments.start, environments.stop), answer)
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Take an action in every environment."""
+    def _step(self, actions: Any) -> tuple[Any, Any, Any]:
         asked = set(range(len(self._workers))) - self._unstarted
         for number in asked:
             environments = self._workers[number].environments
@@ -141,22 +129,17 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
         self.lost[:] = False
-        for number, worker in enumerate(self._workers):
-            whose = slice(worker.environments.start, worker.environments.stop)
-            answer = answers[number]
+        for worker, answer in zip(self._workers, answers, strict=True):
+            part = slice(worker.environments.start, worker.environments.stop)
             if answer is None:
-                self.lost[whose] = truncated[whose] = True
+                self.lost[part] = truncated[part] = True
                 continue
             place = 0
             for column in (*arrays(self._observations), rewards, terminated, truncated):
-                part = column[whose]
-                part[...] = np.frombuffer(answer, part.dtype, part.size, place).reshape(part.shape)
-                place += part.nbytes
-        return copied(self._observations), rewards, terminated, truncated, {}
-
-    def close_extras(self, **options: Any) -> None:
-        """End the workers."""
-        close(self._workers)
+                values = column[part]
+                values[...] = np.frombuffer(answer, values.dtype, values.size, place).reshape(values.shape)
+                place += values.nbytes
+        return rewards, terminated, truncated
 
     def _start(self, environments: range, replaced: int) -> Worker:
         worker = Worker(_serve, environments, self._env, env=self._env, timeout=self._timeout)

@@ -7,12 +7,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
+from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 from torchrl.envs import EnvBase
 
 from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.observations import adapt_observation
-from sac_torchrl.envs.vector import copied, put, seeds
+from sac_torchrl.envs.vector import AgentVectorEnv, put
 from sac_torchrl.errors import ConfigError, EnvironmentFault, short
 
 Make = Callable[..., Any]
@@ -95,46 +95,38 @@ def refuse_unpicklable(make: Make | None, id: str) -> None:
         ) from error
 
 
-class VectorAdapter(VectorEnv[Any, Any, Any]):
+class VectorAdapter(AgentVectorEnv):
     """A Gymnasium vector environment without autoreset, at the agent's edge; raises EnvironmentFault."""
-
-    autoreset_mode = AutoresetMode.DISABLED
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], id: str, *, ignore: list[str]) -> None:
         self._envs, self._id = envs, id
-        self.num_envs = envs.num_envs
         self.metadata = envs.metadata
         self.render_mode = envs.render_mode
         self.native_spaces = envs.single_observation_space, envs.single_action_space
-        self.single_observation_space, self._observed = adapt_observation(envs.single_observation_space, id, ignore)
-        self.single_action_space, self._taken = adapt_action(envs.single_action_space, id)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._observations: Any = create_empty_array(self.single_observation_space, self.num_envs)
+        observed, self._observed = adapt_observation(envs.single_observation_space, id, ignore)
+        taken, self._taken = adapt_action(envs.single_action_space, id)
+        super().__init__(envs.num_envs, observed, taken)
 
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Start episodes, those of `options["reset_mask"]` or all; an integer seeds each environment differently."""
-        given: Any = list(seeds(seed, self.num_envs)) if isinstance(seed, int) else seed
-        observations, _ = self._envs.reset(seed=given, options=options)
-        return self._see(observations), {}
+    def close_extras(self, **options: Any) -> None:
+        """Close them."""
+        self._envs.close()
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Take an action in every environment."""
+    def _reset(self, seeds: list[int | None] | None, mask: Any) -> None:
+        given: Any = seeds  # Gymnasium's declaration has no list
+        observations, _ = self._envs.reset(seed=given, options=None if mask.all() else {"reset_mask": mask})
+        self._see(observations)
+
+    def _step(self, actions: Any) -> tuple[Any, Any, Any]:
         space = self._envs.single_action_space
         empty: Any = create_empty_array(space, self.num_envs)
         chosen = concatenate(space, [self._taken(action) for action in actions], empty)
         observations, rewards, terminated, truncated, _ = self._envs.step(chosen)
         if not np.isfinite(rewards).all():
             raise EnvironmentFault(f"env.id={self._id} returned the rewards {short(rewards)}, not all finite.")
-        return self._see(observations), np.asarray(rewards, np.float64), terminated, truncated, {}
+        self._see(observations)
+        return np.asarray(rewards, np.float64), terminated, truncated
 
-    def close_extras(self, **options: Any) -> None:
-        """Close them."""
-        self._envs.close()
-
-    def _see(self, observations: Any) -> Any:
+    def _see(self, observations: Any) -> None:
         for number, observation in enumerate(iterate(self._envs.observation_space, observations)):
             try:
                 put(self._observations, number, self._observed(observation))
@@ -142,4 +134,3 @@ class VectorAdapter(VectorEnv[Any, Any, Any]):
                 raise EnvironmentFault(
                     f"environment {number} of env.id={self._id} returned {short(repr(observation))}, {error}."
                 ) from error
-        return copied(self._observations)

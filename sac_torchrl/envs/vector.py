@@ -1,5 +1,6 @@
 """Gymnasium environments stepped together in one process."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,50 +95,62 @@ def seeds(seed: int | Sequence[int], count: int) -> list[int]:
     return [int(word) & (2**31 - 1) for word in np.random.SeedSequence(seed).generate_state(count)]
 
 
-class SequentialVectorEnv(VectorEnv[Any, Any, Any]):
-    """Gymnasium environments of the same spaces, stepped one after the other.
+class AgentVectorEnv(VectorEnv[Any, Any, Any], ABC):
+    """Environments of the same spaces, the agent's, that are stepped together and reset by mask.
 
-    Gymnasium's SyncVectorEnv takes twice the time, most of it when nothing is in the processor's caches, as after an
-    update. TorchRL resets the finished ones itself, by mask: every mode of Gymnasium's own autoreset either replaces
-    the final observation or inserts a transition that never happened.
+    TorchRL resets the finished ones: every mode of Gymnasium's own autoreset either replaces the final observation or
+    inserts a transition that never happened. A subclass writes what it observes into `_observations`.
     """
 
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012 - as its base declares it
     autoreset_mode = AutoresetMode.DISABLED
+    render_mode: str | None = None
 
-    def __init__(self, envs: Sequence[gym.Env[Any, Any]]) -> None:
-        self.envs = envs
-        self.num_envs = len(envs)
-        self.metadata = envs[0].metadata | {"autoreset_mode": self.autoreset_mode}
-        self.render_mode = envs[0].render_mode
-        self.native_spaces: tuple[Any, Any] = envs[0].get_wrapper_attr("native_spaces")
-        self.single_observation_space = envs[0].observation_space
-        self.single_action_space = envs[0].action_space
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._observations: Any = create_empty_array(self.single_observation_space, self.num_envs)
-        # Whether the last step of each says that its task was done; NaN where it says nothing.
-        self.success = np.full(self.num_envs, np.nan)
+    def __init__(self, count: int, observation_space: Space[Any], action_space: Space[Any]) -> None:
+        self.num_envs = count
+        self.single_observation_space = observation_space
+        self.single_action_space = action_space
+        self.observation_space = batch_space(observation_space, count)
+        self.action_space = batch_space(action_space, count)
+        self._observations: Any = create_empty_array(observation_space, count)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start episodes, those of `options["reset_mask"]` or all; `seed` is a list of one for each, or for all."""
-        given = list(seeds(seed, self.num_envs)) if isinstance(seed, int) else seed or [None] * self.num_envs
-        mask = [True] * self.num_envs if options is None else options["reset_mask"]
-        for number, (env, wanted, own) in enumerate(zip(self.envs, mask, given, strict=True)):
-            if wanted:
-                put(self._observations, number, env.reset(seed=own)[0])
+        """Start episodes, those of `options["reset_mask"]` or all; an integer seeds each environment differently."""
+        own = list[int | None](seeds(seed, self.num_envs)) if isinstance(seed, int) else seed
+        self._reset(own, np.ones(self.num_envs, np.bool_) if options is None else options["reset_mask"])
         return copied(self._observations), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Take an action in every environment."""
-        rewards = np.zeros(self.num_envs)
-        terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
-        for number, env in enumerate(self.envs):
-            observation, rewards[number], terminated[number], truncated[number], info = env.step(actions[number])
-            put(self._observations, number, observation)
-            self.success[number] = info.get("is_success", np.nan)
+        rewards, terminated, truncated = self._step(actions)
         return copied(self._observations), rewards, terminated, truncated, {}
+
+    @abstractmethod
+    def _reset(self, seeds: list[int | None] | None, mask: Any) -> None:
+        """Start episodes where `mask` `(count,)`, with a seed for each environment or none at all."""
+
+    @abstractmethod
+    def _step(self, actions: Any) -> tuple[Any, Any, Any]:
+        """Take an action in every environment: float64 rewards, terminations and truncations, all `(count,)`."""
+
+
+class SequentialVectorEnv(AgentVectorEnv):
+    """Gymnasium environments, stepped one after the other.
+
+    Gymnasium's SyncVectorEnv takes twice the time, most of it when nothing is in the processor's caches, as after an
+    update.
+    """
+
+    def __init__(self, envs: Sequence[gym.Env[Any, Any]]) -> None:
+        super().__init__(len(envs), envs[0].observation_space, envs[0].action_space)
+        self.envs = envs
+        self.metadata = envs[0].metadata | {"autoreset_mode": self.autoreset_mode}
+        self.render_mode = envs[0].render_mode
+        self.native_spaces: tuple[Any, Any] = envs[0].get_wrapper_attr("native_spaces")
+        # Whether the last step of each says that its task was done; NaN where it says nothing.
+        self.success = np.full(self.num_envs, np.nan)
 
     def render(self) -> tuple[Any, ...]:
         """Draw every one."""
@@ -147,3 +160,17 @@ class SequentialVectorEnv(VectorEnv[Any, Any, Any]):
         """Close them."""
         for env in self.envs:
             env.close()
+
+    def _reset(self, seeds: list[int | None] | None, mask: Any) -> None:
+        for number, env in enumerate(self.envs):
+            if mask[number]:
+                put(self._observations, number, env.reset(seed=seeds[number] if seeds else None)[0])
+
+    def _step(self, actions: Any) -> tuple[Any, Any, Any]:
+        rewards = np.zeros(self.num_envs)
+        terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
+        for number, env in enumerate(self.envs):
+            observation, rewards[number], terminated[number], truncated[number], info = env.step(actions[number])
+            put(self._observations, number, observation)
+            self.success[number] = info.get("is_success", np.nan)
+        return rewards, terminated, truncated
