@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from sac_torchrl.collectors.ray import Ray as Ray
     from sac_torchrl.config.files import open_run as open_run
     from sac_torchrl.config.schema import TrainConfig as TrainConfig
+    from sac_torchrl.deploy.policies import Policies as Policies
     from sac_torchrl.deploy.policy import Policy as Policy
-    from sac_torchrl.deploy.saved import Policies as Policies
     from sac_torchrl.envs.config import EnvConfig as EnvConfig
     from sac_torchrl.envs.handed import register as register
     from sac_torchrl.errors import SacError as SacError
@@ -50,13 +50,13 @@ if TYPE_CHECKING:
         Evaluation as Evaluation,
         EvaluationConfig as EvaluationConfig,
         evaluate as evaluate,
-        record_video as record_video,
         write_evaluation as write_evaluation,
     )
     from sac_torchrl.runs.folder import RunConfig as RunConfig
     from sac_torchrl.runs.loggers import Logger as Logger, Progress as Progress
     from sac_torchrl.runs.plots import curve as curve
     from sac_torchrl.runs.schedule import Every as Every, ReplayRatio as ReplayRatio
+    from sac_torchrl.runs.video import record_video as record_video
     from sac_torchrl.specs import Specs as Specs
     from sac_torchrl.train import Result as Result, train as train
 
@@ -88,7 +88,7 @@ _EXPORTS = {
     "open_run": "sac_torchrl.config.files",
     "TrainConfig": "sac_torchrl.config.schema",
     "Policy": "sac_torchrl.deploy.policy",
-    "Policies": "sac_torchrl.deploy.saved",
+    "Policies": "sac_torchrl.deploy.policies",
     "EnvConfig": "sac_torchrl.envs.config",
     "register": "sac_torchrl.envs.handed",
     "SacError": "sac_torchrl.errors",
@@ -107,7 +107,7 @@ _EXPORTS = {
     "Evaluation": "sac_torchrl.runs.evaluation",
     "EvaluationConfig": "sac_torchrl.runs.evaluation",
     "evaluate": "sac_torchrl.runs.evaluation",
-    "record_video": "sac_torchrl.runs.evaluation",
+    "record_video": "sac_torchrl.runs.video",
     "write_evaluation": "sac_torchrl.runs.evaluation",
     "RunConfig": "sac_torchrl.runs.folder",
     "Logger": "sac_torchrl.runs.loggers",

@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 from sac_torchrl.config.files import open_run
 from sac_torchrl.config.recipes import configure
 from sac_torchrl.config.schema import TrainConfig
-from sac_torchrl.deploy.saved import Policies
+from sac_torchrl.deploy.policies import Policies
 from sac_torchrl.learner.capture import half_the_threads
 from sac_torchrl.runs.callbacks import Callbacks, OnEvaluation, OnStep
-from sac_torchrl.runs.evaluation import Evaluation, record_video, write_evaluation
+from sac_torchrl.runs.evaluation import Evaluation, write_evaluation
 from sac_torchrl.runs.init import rows_of_run
 from sac_torchrl.runs.loggers import Logger, Progress
 from sac_torchrl.runs.plots import curve, metric
 from sac_torchrl.runs.schedule import Every, ReplayRatio
 from sac_torchrl.runs.sinks import Handed
+from sac_torchrl.runs.video import record_video
 
 log = logging.getLogger(__name__)
 

@@ -46,8 +46,8 @@ def run(given: argparse.Namespace) -> None:
 
 def _evaluated(given: argparse.Namespace) -> dict[str, Any]:
     from sac_torchrl.runs.comparison import paired_difference
-    from sac_torchrl.runs.evaluation import record_video
     from sac_torchrl.runs.seeds import Seeds
+    from sac_torchrl.runs.video import record_video
 
     policy = chosen_policy(given)
     env, *changed = environments(given, policy)

@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> None:
     """Record observations, write the file, print what it says of itself."""
     from sac_torchrl.deploy.export import check_output, export_policy
+    from sac_torchrl.deploy.policies import policy_path
     from sac_torchrl.deploy.policy import Policy
     from sac_torchrl.deploy.recorded import environment_of, record_observations
-    from sac_torchrl.deploy.saved import policy_path
 
     check_output(given.output)
     policy = Policy.load(policy_path(given.policy, given.checkpoint))

@@ -33,8 +33,8 @@ def add_environment(parser: argparse.ArgumentParser) -> None:
 
 def chosen_policy(given: argparse.Namespace) -> "Policy":
     """The policy that the arguments choose."""
+    from sac_torchrl.deploy.policies import policy_path
     from sac_torchrl.deploy.policy import Policy
-    from sac_torchrl.deploy.saved import policy_path
 
     return Policy.load(policy_path(given.policy, given.checkpoint))
 

@@ -15,7 +15,8 @@ from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.deploy.inputs import leaves_of
 from sac_torchrl.deploy.module import PolicyModule
-from sac_torchrl.deploy.saved import SavedPolicy, find_policy
+from sac_torchrl.deploy.policies import find_policy
+from sac_torchrl.deploy.saved import SavedPolicy
 from sac_torchrl.envs.observations import leaf_at
 from sac_torchrl.learner.capture import Captured
 

@@ -146,3 +146,17 @@ def _operations(code: CodeType) -> Iterator[tuple[str, str]]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _operations(constant)
+
+
+def find_code(name: str, packages: set[str]) -> Any:
+    """A builtin class, or a class or function of one of the packages, by the name of `name_of`; raises ValueError."""
+    module, _, path = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = vars(found).get(part) if hasattr(found, "__dict__") else None
+    builtin = found if module == "builtins" and isinstance(found, type) else None
+    if package(module) not in packages or package(found) != package(module) or name_of(found) != name:
+        found = builtin
+    if not isinstance(found, (type, FunctionType)):
+        raise ValueError(f"{name} is not there to be put back")
+    return found

@@ -124,15 +124,15 @@ class EnvConfig:
         count = self.count if count is None else count
         self._check(count)
         if self.id.startswith(_POOL):
-            return self._pooled(count, seed=seed, render_mode=render_mode)
-        if self.id.startswith((_TORCH, *_JAX)):
-            return self._simulator(count, device or torch.device("cpu"), seed=seed, render_mode=render_mode)
-        make = self._make()
-        if make is not None and is_batched(make, self.id, self.kwargs):
-            return self._handed(make, count, seed=seed)
-        env = wrapped(
-            SequentialVectorEnv([self.open(render_mode, tolerate_faults=tolerate_faults) for _ in range(count)])
-        )
+            env = self._pooled(count, render_mode)
+        elif self.id.startswith((_TORCH, *_JAX)):
+            env = self._simulator(count, device or torch.device("cpu"), render_mode)
+        elif (make := self._make()) is not None and is_batched(make, self.id, self.kwargs):
+            env = self._handed(make, count)
+        else:
+            env = wrapped(
+                SequentialVectorEnv([self.open(render_mode, tolerate_faults=tolerate_faults) for _ in range(count)])
+            )
         if seed is not None:
             env.set_seed(seed)
         return env
@@ -213,42 +213,32 @@ class EnvConfig:
         load_plugins(self.plugins)
         return find_make(self.id, self.make)
 
-    def _handed(self, make: Make, count: int, *, seed: int | None) -> EnvBase:
+    def _handed(self, make: Make, count: int) -> EnvBase:
         """Environments that a function makes together, or `count` times one of TorchRL's."""
         made = open_made(make, self.id, self.kwargs)
         if isinstance(made, VectorEnv):
-            env = wrapped(VectorAdapter(made, self.id, ignore=self.ignore))
-        else:
-            if not made.batch_size:
-                made.close()
-                made = SerialEnv(count, partial(make, **self.kwargs))
-            env = TorchRLEnv(made, self.id, ignore=self.ignore)
-        if seed is not None:
-            env.set_seed(seed)
-        return env
+            return wrapped(VectorAdapter(made, self.id, ignore=self.ignore))
+        if not made.batch_size:
+            made.close()
+            made = SerialEnv(count, partial(make, **self.kwargs))
+        return TorchRLEnv(made, self.id, ignore=self.ignore)
 
-    def _pooled(self, count: int, *, seed: int | None, render_mode: str | None) -> EnvBase:
+    def _pooled(self, count: int, render_mode: str | None) -> EnvBase:
         if render_mode is not None:
             raise ConfigError(f"env.id={self.id} cannot be rendered: EnvPool steps without pictures.")
-        env = wrapped(importlib.import_module("sac_torchrl.envs.envpool").Pool(self.id.removeprefix(_POOL), count))
-        if seed is not None:
-            env.set_seed(seed)
-        return env
+        return wrapped(importlib.import_module("sac_torchrl.envs.envpool").Pool(self.id.removeprefix(_POOL), count))
 
-    def _simulator(self, count: int, device: torch.device, *, seed: int | None, render_mode: str | None) -> EnvBase:
+    def _simulator(self, count: int, device: torch.device, render_mode: str | None) -> EnvBase:
         if render_mode is not None:
             raise ConfigError(f"env.id={self.id} cannot be rendered: its environments are tensors.")
         if family := _JAX.get(self.id.partition("/")[0] + "/"):
             load_plugins(self.plugins)
             # Importing JAX takes seconds.
             physics = importlib.import_module("sac_torchrl.envs.jax")
-            env: EnvBase = getattr(physics, family)(self.id, count, device)
-        else:
-            name = self.id.removeprefix(_TORCH)
-            if name not in TORCH:
-                known = [_TORCH + one for one in TORCH]
-                raise ConfigError(f"env.id={self.id} is not a tensor environment{nearest(self.id, known)}")
-            env = TORCH[name](count, device)
-        if seed is not None:
-            env.set_seed(seed)
-        return env
+            simulator: EnvBase = getattr(physics, family)(self.id, count, device)
+            return simulator
+        name = self.id.removeprefix(_TORCH)
+        if name not in TORCH:
+            known = [_TORCH + task for task in TORCH]
+            raise ConfigError(f"env.id={self.id} is not a tensor environment{nearest(self.id, known)}")
+        return TORCH[name](count, device)

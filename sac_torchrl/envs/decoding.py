@@ -1,21 +1,18 @@
 """Encoded attributes put back: in place where the environment holds the same thing, so that views stay views."""
 
-import random
-import sys
 from collections import deque
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
-from sac_torchrl.envs.attributes import DICTS, frozen, generators, name_of, package, plain, shared
+from sac_torchrl.envs.attributes import DICTS, find_code, frozen, generators, name_of, package, plain, shared
 from sac_torchrl.envs.encoding import CONTAINERS
 from sac_torchrl.envs.mujoco import from_bytes, physics, put_data, unpack
+from sac_torchrl.envs.random_state import write_state
 from sac_torchrl.trees import Tree
-
-_BIT_GENERATORS = {one.__name__: one for one in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937)}
 
 
 class Decoder:
@@ -193,7 +190,7 @@ class Decoder:
                 raise ValueError(f"{owner.__qualname__} has no method {encoded['name']}")
             return self._register(encoded, MethodType(function, holder))
         if not isinstance(current, (type, FunctionType, BuiltinFunctionType)) or name_of(current) != encoded["name"]:
-            current = self._find(encoded["name"])
+            current = find_code(encoded["name"], self._packages)
         self._register(encoded, current)
         if kind == "function" and isinstance(current, FunctionType):
             cells = dict(zip(current.__code__.co_freevars, current.__closure__ or (), strict=True))
@@ -209,16 +206,7 @@ class Decoder:
                 new: Any = None if saved is None else self._generator("generator", saved, space._np_random)
                 space._np_random = new
             return current
-        state = self.value(encoded["state"], None)
-        if isinstance(current, random.Random):
-            current.setstate(state)
-        elif isinstance(current, (torch.Generator, np.random.RandomState)):
-            current.set_state(cast(Any, state))
-        elif isinstance(current, np.random.Generator):
-            current.bit_generator.state = state
-        else:  # Gymnasium makes a generator when it is first asked for
-            return self._generator(kind, encoded, _new_generator(state))
-        return current
+        return write_state(current, self.value(encoded["state"], None))
 
     def _simulation(self, kind: str, encoded: Tree, current: Any) -> Any:
         if kind == "physics":
@@ -243,20 +231,7 @@ class Decoder:
         return made
 
     def _class(self, name: str, current: Any) -> Any:
-        return type(current) if name_of(type(current)) == name else self._find(name)
-
-    def _find(self, name: str) -> Any:
-        """A class or function of the environment's own packages, by name."""
-        module, _, path = name.partition(":")
-        found: Any = sys.modules.get(module)
-        for part in path.split("."):
-            found = vars(found).get(part) if hasattr(found, "__dict__") else None
-        builtin = found if module == "builtins" and isinstance(found, type) else None
-        if package(module) not in self._packages or package(found) != package(module) or name_of(found) != name:
-            found = builtin
-        if not isinstance(found, (type, FunctionType)):
-            raise ValueError(f"{name} is not there to be put back")
-        return found
+        return type(current) if name_of(type(current)) == name else find_code(name, self._packages)
 
     def _find_constants(self, value: Any) -> None:
         if id(value) in self._constants:
@@ -267,16 +242,6 @@ class Decoder:
         )
         for one in inside:
             self._find_constants(one)
-
-
-def _new_generator(state: Any) -> Any:
-    if isinstance(state, torch.Tensor):
-        return torch.Generator()
-    if isinstance(state, tuple):
-        return random.Random()  # noqa: S311 - an environment's own
-    if "has_gauss" in state:
-        return np.random.RandomState()
-    return np.random.Generator(_BIT_GENERATORS[state["bit_generator"]]())
 
 
 def _code_or_object(value: Any) -> Any:

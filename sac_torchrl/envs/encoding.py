@@ -1,10 +1,8 @@
 """Attributes as data: encoded by what they are, whatever they are called."""
 
 import enum
-import random
 from collections import defaultdict, deque
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
@@ -26,6 +24,7 @@ from sac_torchrl.envs.attributes import (
     slots,
 )
 from sac_torchrl.envs.mujoco import integration, mujoco_type, pack, physics, to_bytes
+from sac_torchrl.envs.random_state import read_state
 from sac_torchrl.trees import Tree
 
 CONTAINERS: dict[type, str] = {list: "list", tuple: "tuple", set: "set", deque: "deque", frozenset: "frozenset"}
@@ -219,16 +218,7 @@ class Encoder:
         return {"type": "constant"} if one is _UNCHANGED else one
 
     def _generator(self, value: Any) -> Tree | None:
-        state: Any = None
-        if isinstance(value, np.random.Generator):
-            state = value.bit_generator.state
-        elif isinstance(value, np.random.RandomState):
-            state = value.get_state(legacy=False)
-        elif isinstance(value, random.Random):
-            with suppress(NotImplementedError):  # SystemRandom has none
-                state = value.getstate()
-        elif isinstance(value, torch.Generator):
-            state = value.get_state()
+        state = read_state(value)
         return None if state is None else {"type": "generator", "state": self.value(state, "")}
 
 

@@ -1,40 +1,30 @@
-"""Evaluation: whole deterministic episodes in separate environments, with returns, lengths and a video."""
+"""Evaluation: whole deterministic episodes in separate environments, with returns and lengths."""
 
 import dataclasses
-import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-import imageio.v2 as imageio
-import torch
-from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.data import Bounded, Composite, Unbounded
-from torchrl.envs import EnvBase, GymWrapper
+from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from sac_torchrl.agents.policies import aligned
 from sac_torchrl.envs import generators
-from sac_torchrl.envs.config import EnvConfig
-from sac_torchrl.envs.quiet import rendering
 from sac_torchrl.envs.state import unshared
 from sac_torchrl.envs.tensors import TensorEnv
 from sac_torchrl.envs.vector import seeds
-from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError, short
-from sac_torchrl.extras import PACKAGES, require
+from sac_torchrl.errors import ConfigError, EnvironmentFault
 from sac_torchrl.fields import check, field
-from sac_torchrl.files import replacing, write_whole
+from sac_torchrl.files import write_whole
+from sac_torchrl.runs.episodes import deterministic_mode, play_episodes, play_tensors
 from sac_torchrl.signals import time_limit
 
 LATE = "an evaluation took longer than {:g} s (evaluate.timeout)."
-LOOK = 50  # steps of tensor environments between two checks whether all episodes ended: each waits for the device
-LONGEST = 100_000  # frames in an episode; a longer one is taken to have no end
 
 
 @dataclass(frozen=True)
@@ -137,9 +127,9 @@ def evaluate(
     refuse_other_actions(actor, env)
     count = env.batch_size.numel()
     shares = [episodes // count + (number < episodes % count) for number in range(count)]
-    play = _play_tensors if isinstance(env, TensorEnv) else _play_episodes
+    play = play_tensors if isinstance(env, TensorEnv) else play_episodes
     limit = time_limit(timeout, LATE.format(timeout))
-    with generators.preserve(), unshared(env), _deterministic(actor), limit, _drawing(not deterministic):
+    with generators.preserve(), unshared(env), deterministic_mode(actor), limit, _drawing(not deterministic):
         generators.seed_all(seed)
         env.set_seed(seed)
         played = play(actor, env, shares)
@@ -153,33 +143,6 @@ def evaluate(
         successes if len(successes) == len(played) else [],
         seeds(seed, count) if episodes == count else [],
     )
-
-
-class _Episode(NamedTuple):
-    total: float
-    length: int
-    success: bool | None = None
-
-
-def _play_episodes(actor: TensorDictModuleBase, env: EnvBase, shares: list[int]) -> list[_Episode]:
-    """Play as many episodes as `shares` has for each environment, in the order of the environments."""
-    finished: list[list[_Episode]] = [[] for _ in shares]
-    # TorchRL's wrapper has no public name for what it wraps.
-    success = getattr(env._env, "success", None) if isinstance(env, GymWrapper) else None
-    total = torch.zeros(len(shares), dtype=torch.float64)
-    length = torch.zeros(len(shares), dtype=torch.int64)
-    for step in _play(actor, env):
-        total += step["next", "reward"].reshape(len(shares)).to(total)
-        length += 1
-        done = step["next", "done"].reshape(len(shares)).to(total.device)
-        for number in done.nonzero().flatten().tolist():
-            if len(finished[number]) < shares[number]:
-                known = None if success is None or math.isnan(success[number]) else bool(success[number])
-                finished[number].append(_Episode(float(total[number]), int(length[number]), known))
-        total[done], length[done] = 0.0, 0
-        if all(len(played) == share for played, share in zip(finished, shares, strict=True)):
-            break
-    return [episode for episodes_of_one in finished for episode in episodes_of_one]
 
 
 def refuse_other_actions(actor: TensorDictModuleBase, env: EnvBase) -> None:
@@ -201,115 +164,10 @@ def _bounds(spec: Any) -> list[list[float]]:
     return [spec.space.low.flatten().tolist(), spec.space.high.flatten().tolist()]
 
 
-def record_video(actor: TensorDictModuleBase, plan: EnvConfig, path: Path, *, seed: int) -> Path:
-    """Films one deterministic episode, in real time, into the mp4 file `path`.
-
-    At most about 30 pictures a second are drawn. Raises SacError where nothing can be drawn.
-    """
-    require("imageio_ffmpeg", "evaluate.video")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    env: Any = plan.build(seed=seed, count=1, render_mode="rgb_array")
-    rate: float = env.metadata.get("render_fps", 30)
-    stride = max(1, round(rate / 30))
-    try:
-        with replacing(path) as draft:
-            video: Any = imageio.get_writer(draft, fps=rate / stride, macro_block_size=2)
-            with _deterministic(actor), video:
-                for number, step in enumerate(_play(actor, env), start=1):
-                    done = bool(step["next", "done"].any())
-                    if done or number % stride == 0:
-                        video.append_data(_picture(env, plan.id))
-                    if done:
-                        break
-    finally:
-        env.close()
-    return path
-
-
 def write_evaluation(evaluation: Evaluation, path: Path, *, env: str, frames: int, seed: int) -> None:
     """Writes the evaluation of environment id `env` after `frames` frames as JSON, whole or not at all."""
     content = {"env": env, "frames": frames, "seed": seed, **evaluation.as_json()}
     write_whole(path, json.dumps(content, indent=2) + "\n")
-
-
-def _play(actor: TensorDictModuleBase, env: EnvBase) -> Iterator[TensorDictBase]:
-    weight = next(actor.parameters(), None)
-    device = None if weight is None else weight.device
-    root = env.reset()
-    length = torch.zeros(env.batch_size.numel(), dtype=torch.int64)
-    while True:
-        seen = root.select(*actor.in_keys).apply(aligned)
-        action = actor(seen if device is None else seen.to(device))["action"]
-        root["action"] = action.to(root["done"].device)
-        step = env.step(root)
-        # Before the reset, so that a frame rendered now shows the final state.
-        yield step
-        length = (length + 1) * ~step["next", "done"].reshape(length.shape).to(length.device)
-        if length.max() >= LONGEST:
-            raise _endless()
-        root = env.maybe_reset(env.step_mdp(step))
-
-
-def _play_tensors(actor: TensorDictModuleBase, env: EnvBase, shares: list[int]) -> list[_Episode]:
-    """Play as `_play_episodes` does, and wait for the device only every LOOK steps."""
-    assert isinstance(env, TensorEnv)
-    count, device, most = env.batch_size[0], env.device, max(shares)
-    share = torch.tensor(shares, device=device)
-    returns = torch.zeros(count, most, dtype=torch.float64, device=device)
-    lengths = torch.zeros(count, most, dtype=torch.int64, device=device)
-    total, length, played = torch.zeros_like(returns[:, 0]), torch.zeros_like(lengths[:, 0]), torch.zeros_like(share)
-    there = next((weight.device for weight in actor.parameters()), device)
-    observation = env.reset()["observation"]
-    for number in itertools.count(1):
-        # A TensorDict that moves would wait for what it moved.
-        seen = TensorDict({"observation": observation.to(there)}, batch_size=env.batch_size)
-        action = actor(seen)["action"].to(device)
-        _, reward, terminated, truncated = env.take(action)
-        done = (terminated | truncated).reshape(-1)
-        total += reward.reshape(-1)
-        length += 1
-        new, slot = done & (played < share), played.clamp(max=most - 1).unsqueeze(1)
-        for table, value in ((returns, total), (lengths, length)):
-            table.scatter_(1, slot, torch.where(new, value, table.gather(1, slot)[:, 0]).unsqueeze(1))
-        played += new
-        total.masked_fill_(done, 0.0)
-        length.masked_fill_(done, 0)
-        if number % LOOK == 0 and (played == share).all():
-            break
-        if number % LONGEST == 0 and length.max() >= LONGEST:
-            raise _endless()
-        observation = env.restart(done)
-    kept = torch.arange(most) < torch.tensor(shares).unsqueeze(1)
-    return list(map(_Episode, returns.cpu()[kept].tolist(), lengths.cpu()[kept].tolist()))
-
-
-def _endless() -> EnvironmentFault:
-    return EnvironmentFault(
-        f"an episode of the evaluation had no end after {LONGEST:,} frames: set env.max_episode_steps."
-    )
-
-
-def _picture(env: Any, id: str) -> Any:
-    try:
-        with rendering():
-            return env.render()[0]
-    except Exception as error:  # every graphics library fails in its own way
-        raise SacError(
-            f"env.id={id} cannot be rendered here ({short(repr(error))}): {PACKAGES['pygame'].advice}, "
-            "for MuJoCo also a driver for EGL, or leave evaluate.video=false."
-        ) from error
-
-
-@contextmanager
-def _deterministic(actor: TensorDictModuleBase) -> Iterator[None]:
-    modes = [(module, module.training) for module in actor.modules()]
-    actor.eval()
-    try:
-        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _drawing(drawing: bool) -> AbstractContextManager[Any]:

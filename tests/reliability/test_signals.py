@@ -17,7 +17,7 @@ from test_resume import configuration, digest, global_generators, table
 
 from sac_torchrl import Checkpoints, Learner
 from sac_torchrl.errors import Preempted
-from sac_torchrl.runs import evaluation, snapshot
+from sac_torchrl.runs import episodes, snapshot
 from sac_torchrl.train import train
 
 __all__ = ["global_generators"]
@@ -146,7 +146,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
 MOMENTS: dict[str, tuple[Any, str]] = {
     "start": (Checkpoints, "restore"),
     "update": (Learner, "update"),
-    "evaluation": (evaluation, "_play"),
+    "evaluation": (episodes, "steps_of"),
     "save of rows": (snapshot, "write_segment"),
     "save": (snapshot, "_write"),
     "removal": (snapshot, "prune"),

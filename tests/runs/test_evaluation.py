@@ -16,8 +16,9 @@ from torchrl.modules import ProbabilisticActor, TanhNormal
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.vector import seeds
 from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError
-from sac_torchrl.runs import evaluation
-from sac_torchrl.runs.evaluation import Evaluation, EvaluationConfig, evaluate, record_video, write_evaluation
+from sac_torchrl.runs import episodes
+from sac_torchrl.runs.evaluation import Evaluation, EvaluationConfig, evaluate, write_evaluation
+from sac_torchrl.runs.video import record_video
 
 COUNTING = EnvConfig("Counting-v0", plugins=["counting"])
 
@@ -80,7 +81,7 @@ def test_actions_are_deterministic_and_nothing_global_moves() -> None:
 
 
 def test_an_episode_without_an_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "LONGEST", 30)
+    monkeypatch.setattr(episodes, "LONGEST", 30)
     with pytest.raises(EnvironmentFault, match=r"no end after 30 frames: set env\.max_episode_steps"):
         evaluate(still(1), EnvConfig("Endless-v0", plugins=["faulty"]).build(), episodes=1, seed=0)
 
