@@ -33,6 +33,16 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
+@pytest.fixture(autouse=True)
+def global_generators() -> Iterator[None]:
+    """Put torch's global generator back after every test, so that none depends on the tests before it."""
+    import torch  # after OMP_NUM_THREADS is set
+
+    state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(state)
+
+
 @pytest.fixture
 def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A folder; for tests of reliability one with a short path, because sockets of worker processes lie below it."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import configuration, digest, global_generators, table
+from short_runs import configuration, digest, table
 from training import tensors
 
 from sac_torchrl import train
@@ -21,8 +21,6 @@ from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError
 from sac_torchrl.replay.packing import PackedReplayBuffer
 from sac_torchrl.runs import snapshot
 from sac_torchrl.runs.evaluation import evaluate
-
-__all__ = ["global_generators"]
 
 
 @pytest.fixture(autouse=True)

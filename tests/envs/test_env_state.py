@@ -1,4 +1,3 @@
-import json
 from collections import deque
 from pathlib import Path
 from typing import Any, cast
@@ -8,31 +7,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from bits import play, through_json
 from gymnasium.spaces import Box
 from tensordict import TensorDictBase
-from torch import Tensor
 from torchrl.envs import EnvBase, StepCounter, TransformedEnv
 from torchrl.envs.custom.pendulum import PendulumEnv
 
 from sac_torchrl import EnvConfig
 from sac_torchrl.envs.state import capture, restore
-from sac_torchrl.trees import decode, encode
-
-
-def play(env: EnvBase, root: TensorDictBase, actions: list[Tensor]) -> tuple[list[bytes], TensorDictBase]:
-    """All bits of the transitions, and what the next one begins from."""
-    seen = []
-    for action in actions:
-        root["action"] = action.clone()
-        step, root = env.step_and_maybe_reset(root)
-        keys = (("observation",), ("next", "reward"), ("next", "done"), ("next", "terminated"))
-        seen.append(b"".join(step[key].numpy().tobytes() for key in keys if key in step.keys(include_nested=True)))
-    return seen, root
-
-
-def through_json(state: Any) -> Any:
-    skeleton, tensors = encode(state)
-    return decode(json.loads(json.dumps(skeleton)), tensors)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from bits import play, through_json
 from faulty import Handle
 from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward
-from test_env_state import play, through_json
 
 from sac_torchrl import EnvConfig
 from sac_torchrl.envs.check import Kind, resume_finding

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from test_checkpoint import Trial, global_generator
-from test_resume import configuration
+from short_runs import configuration
+from trial import Trial
 
 import sac_torchrl
 from sac_torchrl.cli.main import main
@@ -21,7 +21,6 @@ from sac_torchrl.errors import CheckpointError
 from sac_torchrl.runs import snapshot
 from sac_torchrl.train import train
 
-__all__ = ["global_generator"]
 pytestmark = pytest.mark.timeout(300)
 PACKAGE = Path(sac_torchrl.__file__).parent
 

@@ -13,14 +13,12 @@ from typing import Any
 
 import pytest
 import runs
-from test_resume import configuration, digest, global_generators, table
+from short_runs import configuration, digest, table
 
 from sac_torchrl import Checkpoints, Learner
 from sac_torchrl.errors import Preempted
 from sac_torchrl.runs import episodes, snapshot
 from sac_torchrl.train import train
-
-__all__ = ["global_generators"]
 
 LONG = ("total_frames=1000000", "replay.capacity=10000", "checkpoint.every=1000000", "env.count=2", *runs.SMALL)
 

@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import runs
-from test_checkpoint import Trial, global_generator, kill_at
-from test_resume import configuration
+from short_runs import configuration
+from trial import Trial, kill_at
 
 from sac_torchrl.errors import DiskError
 from sac_torchrl.runs import snapshot
 from sac_torchrl.train import train
 
-__all__ = ["global_generator"]
 pytestmark = pytest.mark.timeout(300)
 
 

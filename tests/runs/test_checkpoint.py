@@ -5,123 +5,26 @@ import json
 import logging
 import os
 import re
-import resource
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDict
-from torchrl.data import Bounded, TensorDictReplayBuffer, Unbounded
+from torchrl.data import Bounded
+from trial import CPU, SPECS, Trial, files_of_at_most, flip_bit, kill_at
 
 from sac_torchrl.errors import CheckpointError, ConfigError, DiskError
-from sac_torchrl.replay.buffer import ReplayConfig, Storage, generator, rows
+from sac_torchrl.replay.buffer import ReplayConfig, Storage
 from sac_torchrl.runs import checkpoint, snapshot
 from sac_torchrl.runs.checkpoint import CheckpointConfig
 from sac_torchrl.specs import Specs
 from sac_torchrl.trees import Tree, decode, encode
-
-CPU = torch.device("cpu")
-SPECS = Specs(Unbounded(shape=torch.Size([3])), Bounded(-1, 1, shape=torch.Size([2])))
-
-
-class Fitted:
-    """A part with weights, Adam's moments, a counter and a float that JSON must keep to the last bit."""
-
-    def __init__(self, width: int = 2) -> None:
-        self.linear = torch.nn.Linear(3, width, dtype=torch.float64)
-        self.adam = torch.optim.Adam(self.linear.parameters())
-        self.updates = 0
-        self.rest = 1 / 3
-
-    def update(self, batch: TensorDict) -> None:
-        loss = self.linear(batch["observation"].double() + torch.randn(4, 3)).square().sum()
-        self.adam.zero_grad()
-        loss.backward()
-        self.adam.step()
-        self.updates += 1
-        self.rest = (self.rest + 0.1) % 1
-
-    def state_dict(self) -> Tree:
-        adam = self.adam.state_dict()
-        moments = {str(index): moment for index, moment in adam["state"].items()}
-        return {
-            "linear": self.linear.state_dict(),
-            "adam": adam | {"state": moments},
-            "updates": self.updates,
-            "rest": self.rest,
-        }
-
-    def load_state_dict(self, state: Tree) -> None:
-        self.linear.load_state_dict(state["linear"])
-        moments = {int(index): moment for index, moment in state["adam"]["state"].items()}
-        self.adam.load_state_dict(state["adam"] | {"state": moments})
-        self.updates, self.rest = state["updates"], state["rest"]
-
-
-class Trial:
-    """A run in small: rows whose values are their number, a part that learns from samples of them."""
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        storage: Storage = Storage.ram,
-        capacity: int = 10,
-        keep: int = 2,
-        width: int = 2,
-    ) -> None:
-        torch.manual_seed(0)
-        self.folder = folder / "checkpoints"
-        self.buffer: TensorDictReplayBuffer = ReplayConfig(capacity, storage).build(
-            folder / "replay", SPECS, rows=10**6, batch_size=4, seed=0, device=CPU
-        )
-        self.fitted = Fitted(width)
-        self.checkpoints = CheckpointConfig(keep=keep).build(self.folder, self.buffer, fitted=self.fitted)
-
-    def collect(self, count: int) -> None:
-        first = self.buffer.write_count
-        number = torch.arange(first, first + count, dtype=torch.float32)
-        batch = TensorDict({"observation": number[:, None].expand(-1, 3)}, batch_size=[count])
-        batch["action"] = torch.zeros(count, 2)
-        batch["next", "observation"] = batch["observation"] + 1
-        batch["next", "reward"] = number[:, None]
-        batch["next", "terminated"] = number[:, None] % 2 == 1
-        self.buffer.extend(rows(batch, SPECS))
-
-    def advance(self, count: int) -> None:
-        self.collect(count)
-        for _ in range(3):
-            self.fitted.update(self.buffer.sample())
-
-    def save(self) -> Path:
-        return self.checkpoints.save(self.buffer.write_count)
-
-    def everything(self) -> list[Any]:
-        skeleton, tensors = encode(self.fitted.state_dict())
-        stored = self.buffer.storage[:].flatten_keys("/")
-        return [
-            skeleton,
-            {name: value.tolist() for name, value in tensors.items()},
-            {name: value.tolist() for name, value in stored.items()},
-            self.buffer.writer.state_dict(),
-            generator(self.buffer).get_state().tolist(),
-            torch.get_rng_state().tolist(),
-        ]
-
-
-@pytest.fixture(autouse=True)
-def global_generator() -> Any:
-    state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(state)
 
 
 @pytest.mark.parametrize("lost", ["", "rows", "rows/0-4.safetensors"])
@@ -145,13 +48,6 @@ def test_checkpoints_that_somebody_removes_or_shortens_are_made_good_by_the_next
     again = Trial(tmp_path)
     assert again.checkpoints.restore() == 9
     assert again.everything() == trial.everything()
-
-
-def flip_bit(path: Path, place: float) -> None:
-    content = bytearray(path.read_bytes())
-    content[int(place * (len(content) - 1))] ^= 1
-    with path.open("r+b") as file:
-        file.write(content)
 
 
 @pytest.mark.parametrize("storage", [Storage.disk, Storage.ram])
@@ -404,15 +300,6 @@ def test_old_checkpoints_and_rows_no_checkpoint_needs_are_removed(tmp_path: Path
     assert {path.suffix for path in run.folder.rglob("*.*")} == {".safetensors", ".json"}
 
 
-def flip(offset: float) -> Callable[[Path], None]:
-    def damage(file: Path) -> None:
-        data = bytearray(file.read_bytes())
-        data[int(offset * (len(data) - 1))] ^= 4
-        file.write_bytes(data)
-
-    return damage
-
-
 def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
@@ -427,9 +314,9 @@ def link(file: Path) -> None:
 
 
 DAMAGES = [
-    flip(0),
-    flip(0.5),
-    flip(1),
+    partial(flip_bit, place=0.0),
+    partial(flip_bit, place=0.5),
+    partial(flip_bit, place=1.0),
     truncate,
     lengthen,
     link,
@@ -469,7 +356,7 @@ def test_without_an_intact_checkpoint_restoring_fails_and_changes_nothing(tmp_pa
     for _ in range(2):
         run.advance(4)
         run.save()
-    flip(0.5)(run.folder / "rows" / "0-4.safetensors")
+    flip_bit(run.folder / "rows" / "0-4.safetensors", 0.5)
     fresh = Trial(tmp_path)
     fresh.advance(3)
     before = fresh.everything()
@@ -612,17 +499,6 @@ def test_a_buffer_written_out_of_order_is_not_saved(tmp_path: Path) -> None:
     run.buffer.empty()
     with pytest.raises(ValueError, match="emptied or written out of order"):
         run.checkpoints.save(5)
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Let this process write no file of more than `size` bytes, as `ulimit -f` does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_save_that_fails_leaves_the_last_one_and_no_debris(tmp_path: Path) -> None:
@@ -779,27 +655,6 @@ def walk(folder: Path) -> None:
         if os.waitpid(child, 0)[1] == 0:
             return
     raise RuntimeError("a save never finished")
-
-
-def kill_at(event: int, *, below: Path) -> None:
-    names = {"fsync", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
-    seen = 0
-
-    def count(name: str, arguments: tuple[object, ...]) -> None:
-        nonlocal seen
-        if name in names or (name == "open" and str(arguments[0]).startswith(str(below))):
-            seen += 1
-            if seen == event:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    fsync = os.fsync
-
-    def audited(fd: Any) -> None:  # Python does not announce this one itself
-        sys.audit("fsync", fd)
-        fsync(fd)
-
-    os.fsync = audited
-    sys.addaudithook(count)
 
 
 def test_a_process_killed_at_any_moment_of_a_save_leaves_an_intact_checkpoint(tmp_path: Path) -> None:

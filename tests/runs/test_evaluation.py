@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from tensordict.nn import NormalParamExtractor, TensorDictModule
-from test_checkpoint import files_of_at_most
 from torch import nn
 from torchrl.modules import ProbabilisticActor, TanhNormal
+from trial import files_of_at_most
 
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.vector import seeds

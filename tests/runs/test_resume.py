@@ -1,24 +1,14 @@
-import csv
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from short_runs import FRAMES, configuration, digest, table
+from trial import flip_bit
 
 from sac_torchrl import (
-    SAC,
-    CheckpointConfig,
-    DiscreteSAC,
-    EnvConfig,
-    EvaluationConfig,
-    Execution,
-    LearnerConfig,
-    NetworkConfig,
-    ReplayConfig,
-    RunConfig,
     TrainConfig,
     train,
 )
@@ -26,47 +16,6 @@ from sac_torchrl.cli.main import main
 from sac_torchrl.collectors.experience import Experience
 from sac_torchrl.errors import Preempted
 from sac_torchrl.replay.packing import PackedReplayBuffer
-from sac_torchrl.runs import snapshot
-
-FRAMES = 240
-
-
-@pytest.fixture(autouse=True)
-def global_generators() -> Iterator[None]:
-    state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(state)
-
-
-def configuration(folder: Path, id: str, *, ratio: float = 0.3, plugins: Sequence[str] = ()) -> TrainConfig:
-    discrete = id.startswith("CartPole")
-    small = NetworkConfig([8])
-    plugins = ["faulty"] if id == "Borrowing-v0" else plugins
-    return TrainConfig(
-        variant=DiscreteSAC(network=small) if discrete else SAC(network=small),
-        env=EnvConfig(id, 2, list(plugins)),
-        total_frames=FRAMES,
-        random_frames=40,
-        replay_ratio=ratio,
-        batch_size=16,
-        log_every=36,
-        device="cpu",
-        learner=LearnerConfig(execution=Execution.eager),
-        replay=ReplayConfig(capacity=150),
-        evaluate=EvaluationConfig(every=100 if id == "Pendulum-v1" else FRAMES, episodes=1),
-        checkpoint=CheckpointConfig(every=60),
-        run=RunConfig(str(folder)),
-    )
-
-
-def digest(folder: Path, frames: int = FRAMES) -> str:
-    folder = folder / "checkpoints"
-    return snapshot.digest(folder, snapshot.verify(folder / str(frames)))
-
-
-def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [{key: row[key] for key in row if not key.startswith("time/")} for row in csv.DictReader(file)]
 
 
 @pytest.fixture
@@ -163,14 +112,6 @@ def test_runs_of_another_seed_have_another_digest(tmp_path: Path) -> None:
     assert table(tmp_path / "first") == table(tmp_path / "second") != table(tmp_path / "other")
 
 
-def flip_bit(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        last = file.read(1)[0]
-        file.seek(-1, os.SEEK_END)
-        file.write(bytes([last ^ 1]))
-
-
 def test_a_bit_that_flips_during_a_run_is_mended_and_one_that_flips_afterwards_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,7 +120,7 @@ def test_a_bit_that_flips_during_a_run_is_mended_and_one_that_flips_afterwards_i
 
     def damage(frames: int, _: Any) -> None:
         if frames == 70:
-            flip_bit(rows / "0-60.safetensors")
+            flip_bit(rows / "0-60.safetensors", 1.0)
 
     config = configuration(folder, "Pendulum-v1")
     config.total_frames, config.checkpoint.keep = 140, 5
@@ -187,7 +128,7 @@ def test_a_bit_that_flips_during_a_run_is_mended_and_one_that_flips_afterwards_i
     assert "0-60.safetensors is damaged: it is written again" in (folder / "run.log").read_text()
     main(["verify", str(folder)])
     assert capsys.readouterr().out.count("intact") == 3
-    flip_bit(rows / "0-60.safetensors")
+    flip_bit(rows / "0-60.safetensors", 1.0)
     for command in ("verify", "resume"):
         with pytest.raises(SystemExit) as ended:
             main([command, str(folder)])
