@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Record, and print the returns."""
-    from sac_torchrl.deploy.episodes import record_episodes
+    from sac_torchrl.deploy.dataset import record_episodes
 
     policy = chosen_policy(given)
     *_, env = environments(given, policy)

@@ -11,7 +11,7 @@ from sac_torchrl.deploy.recorded import native_environment
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import ConfigError, EnvironmentFault
 from sac_torchrl.extras import require
-from sac_torchrl.runs.evaluation import LONGEST
+from sac_torchrl.runs.episodes import LONGEST
 
 _NAME = re.compile(r"([\w-]+/)*[\w-]+-v\d+")
 
