@@ -1,5 +1,6 @@
 """`sac.train`, as a script or a notebook calls it."""
 
+import base64
 import csv
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,10 @@ def test_a_call_and_the_command_end_in_the_same_digest(tmp_path: Path) -> None:
     assert (tmp_path / "called/config.yaml").read_text() == (tmp_path / "typed/config.yaml").read_text()
     frames, returns = result.curve()
     assert result.folder == tmp_path / "called"
+    assert result.policy.saved.frames == 120
+    assert base64.b64encode((result.folder / "curve.png").read_bytes()).decode() in result._repr_html_()
+    assert result.video().stat().st_size > 0
+    assert result.video().name == "120.mp4"
     assert frames.tolist() == [60, 120]
     assert returns[-1] == pytest.approx(result.evaluation.mean)
 

@@ -23,39 +23,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or patterns of them in quotes")
     parser.add_argument("--by", metavar="KEY", default="variant", help="what a group has in common, by default variant")
     parser.add_argument("--at", metavar="FRAMES", type=int, help="by default the last evaluation that all runs have")
-    parser.add_argument("--output", metavar="NAME.csv", type=Path, help="write the table to a file as well")
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        type=Path,
+        action="append",
+        default=[],
+        help="write the table to NAME.csv as well, or the curves to NAME.png or NAME.svg; may be repeated",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(given: argparse.Namespace) -> None:
     """Print a row for each group, and how likely each is better than the first."""
     from sac_torchrl.files import write_whole
-    from sac_torchrl.runs.comparison import compare_groups
-    from sac_torchrl.runs.plots import evaluations
+    from sac_torchrl.runs.comparison import compare_groups, draw_groups
+    from sac_torchrl.runs.plots import PICTURES, evaluations
 
-    if given.output is not None and given.output.suffix != ".csv":
-        raise ConfigError(f"--output {given.output}: give NAME.csv.")
-    folders = _folders(given.runs)
-    settings = {folder: _settings(folder) for folder in folders}
-    _refuse_other_tasks(settings)
+    for path in given.output:
+        if path.suffix not in (".csv", *PICTURES):
+            raise ConfigError(f"--output {path}: give NAME.csv, NAME.png or NAME.svg.")
+    grouped = grouped_runs(given.runs, given.by)
+    folders = [folder for group in grouped.values() for folder in group]
     common, returns = evaluations(folders)
     frames = int(common[-1]) if given.at is None else given.at
     if frames not in common:
         known = ", ".join(str(int(one)) for one in common)
         raise ConfigError(f"--at {frames}: all runs have evaluations at {known} frames.")
     scores = dict(zip(folders, returns[:, list(common).index(frames)], strict=True))
-    groups: dict[str, list[float]] = {}
-    for folder in folders:
-        if given.by not in settings[folder]:
-            raise ConfigError(f"--by {given.by}: {folder} has no such setting.")
-        groups.setdefault(str(settings[folder][given.by]), []).append(float(scores[folder]))
+    groups = {name: [float(scores[folder]) for folder in group] for name, group in grouped.items()}
     compared = compare_groups(groups)
-    if given.output is not None:
-        write_whole(given.output, _table(compared, frames))
+    for path in given.output:
+        if path.suffix == ".csv":
+            write_whole(path, _table(compared, frames))
+        else:
+            draw_groups(grouped, path)
     print(_json(compared, frames, given.by) if given.json else _text(compared, frames, given.by))
 
 
-def _folders(words: Sequence[str]) -> list[Path]:
+def grouped_runs(words: Sequence[str], by: str) -> dict[str, list[Path]]:
+    """The run folders, or patterns of them, by their value of the setting `by`; raises ConfigError for other tasks."""
+    folders = found_runs(words)
+    settings = {folder: _settings(folder) for folder in folders}
+    _refuse_other_tasks(settings)
+    groups: dict[str, list[Path]] = {}
+    for folder in folders:
+        if by not in settings[folder]:
+            raise ConfigError(f"--by {by}: {folder} has no such setting.")
+        groups.setdefault(str(settings[folder][by]), []).append(folder)
+    return groups
+
+
+def found_runs(words: Sequence[str]) -> list[Path]:
+    """The folders that words name, each a path or a pattern."""
     folders: dict[Path, None] = {}
     for word in words:
         # Quoted patterns are for shells that have none, and for more runs than a command line takes.

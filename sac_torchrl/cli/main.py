@@ -80,8 +80,14 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     for one in (sound, check, doctor):
         one.add_argument("--json", action="store_true", help="print JSON")
     plot = command("plot", _plot, "draw the learning curve of a run, or the mean curve of several")
-    plot.add_argument("folders", metavar="FOLDER", type=Path, nargs="+")
-    plot.add_argument("--output", metavar="PATH", type=Path, help="by default curve.png, in a single run's folder")
+    plot.add_argument("folders", metavar="FOLDER", nargs="+", help="run folders, or patterns of them in quotes")
+    plot.add_argument("--by", metavar="KEY", help="a curve for each value of this setting, as in compare")
+    plot.add_argument(
+        "--output",
+        metavar="PATH",
+        type=Path,
+        help="NAME.png or NAME.svg; by default curve.png, beside a single run",
+    )
     return parser, names
 
 
@@ -171,8 +177,10 @@ def _doctor(given: argparse.Namespace) -> None:
 
 
 def _plot(given: argparse.Namespace) -> None:
+    from sac_torchrl.cli.compare import found_runs, grouped_runs
+    from sac_torchrl.runs.comparison import draw_groups
     from sac_torchrl.runs.plots import curve
 
-    folders: list[Path] = given.folders
-    alone = Path("curve.png") if len(folders) > 1 else folders[0] / "curve.png"
-    print(curve(folders, given.output or alone))
+    folders = found_runs(given.folders)
+    path = given.output or (Path("curve.png") if len(folders) > 1 else folders[0] / "curve.png")
+    print(curve(folders, path) if given.by is None else draw_groups(grouped_runs(given.folders, given.by), path))

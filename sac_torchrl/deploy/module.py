@@ -49,15 +49,20 @@ class PolicyModule(nn.Module):
 
     def forward(self, *observations: Tensor) -> Tensor:
         """Return deterministic actions, with the batch dimensions of `observations`."""
+        return self._rescaled(self.choose(*observations))
+
+    def choose(self, *observations: Tensor) -> Tensor:
+        """Return the agent's deterministic actions: in [-1, 1], or indices from 0."""
         parameters = self._head_inputs(observations)
         if issubclass(self._distribution, SquashedNormal):
-            return self._rescaled(parameters[0].tanh())
+            return parameters[0].tanh()
         if issubclass(self._distribution, Categorical):
             # As Categorical.mode: probabilities may tie where logits do not.
             logits = parameters[0]
-            return self._rescaled((logits - logits.logsumexp(-1, keepdim=True)).softmax(-1).argmax(-1))
+            return (logits - logits.logsumexp(-1, keepdim=True)).softmax(-1).argmax(-1)
         distribution: Any = self._build(parameters)
-        return self._rescaled(distribution.deterministic_sample)
+        chosen: Tensor = distribution.deterministic_sample
+        return chosen
 
     def sample(self, *observations: Tensor) -> Tensor:
         """Return actions drawn from the policy with torch's global generator."""

@@ -17,7 +17,9 @@ from sac_torchrl.deploy.inputs import leaves_of
 from sac_torchrl.deploy.module import PolicyModule
 from sac_torchrl.deploy.policies import find_policy
 from sac_torchrl.deploy.saved import SavedPolicy
+from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.observations import leaf_at
+from sac_torchrl.errors import LearnerFault
 from sac_torchrl.learner.capture import Captured
 
 
@@ -44,8 +46,10 @@ class Policy:
         self.leaves = leaves_of(self.spec.observation, saved.env["ignore"])
         bins = saved.env.get("bins")
         self.module = PolicyModule(self.actor, self.leaves, self.spec.action, bins=bins).eval()
-        # One observation at a time is where the overhead of Python counts; the recording is equal bit for bit.
-        self._captured = Captured(torch.no_grad()(lambda *observations: (self.module(*observations),)))
+        # One observation at a time is where the overhead of Python counts; the recording is equal bit for bit. What
+        # follows the networks is the environment's edge of training, in NumPy.
+        self._captured = Captured(torch.no_grad()(lambda *observations: (self.module.choose(*observations),)))
+        _, self._edge = adapt_action(self.spec.action, self.spec.env, bins=bins)
         self._generator = torch.Generator().manual_seed(secrets.randbits(63)).get_state()
 
     @classmethod
@@ -69,9 +73,11 @@ class Policy:
         batches = {one.shape[: one.dim() - leaf.dimensions] for one, leaf in zip(seen, leaves, strict=True)}
         if len(batches) > 1:
             raise ValueError(f"the leaves of the observation have batches of different shapes: {sorted(batches)}.")
+        first = leaf_at(observation, leaves[0].path)
         if deterministic and not batches.pop():
-            (action,) = self._captured(*seen)
-        elif deterministic:
+            action = self._one(seen)
+            return torch.as_tensor(action, device=first.device) if isinstance(first, Tensor) else action
+        if deterministic:
             with torch.no_grad():
                 action = self.module(*seen)
         else:
@@ -79,10 +85,16 @@ class Policy:
                 action = self.module.sample(*seen)
         if action.is_floating_point() and not math.isfinite(action.sum()):
             raise ValueError("the policy has no finite action for this observation.")
-        first = leaf_at(observation, leaves[0].path)
-        if isinstance(first, Tensor):
-            return action.clone().to(first.device)  # a replayed recording returns tensors of inference mode
-        return action.numpy()[()]
+        return action.to(first.device) if isinstance(first, Tensor) else action.numpy()[()]
+
+    def _one(self, seen: list[Tensor]) -> Any:
+        """The action for one observation, in the environment's own space."""
+        # As a batch of one: networks would make one of it at each layer.
+        (chosen,) = self._captured(*(one.unsqueeze(0) for one in seen))
+        try:
+            return self._edge(chosen.numpy()[0])
+        except LearnerFault as error:
+            raise ValueError("the policy has no finite action for this observation.") from error
 
     @contextmanager
     def _drawing(self, seed: int | None) -> Iterator[None]:

@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sac_torchrl.runs.plots import interval
+from sac_torchrl.runs.plots import evaluations, interval, learning_curve
 
 Array = NDArray[np.float64]
+
+_FEWEST = 3  # runs that an interval needs
+_COLORS = "#1f5fa8", "#c8541e", "#2b8a57", "#8a4fa3", "#a8891f", "#5c6670"
+_MARKERS = "o", "s", "^", "D", "v", "P"
 
 
 def paired_difference(new: Sequence[float], old: Sequence[float]) -> dict[str, float | int | None]:
@@ -94,8 +99,29 @@ def compare_groups(scores: Mapping[str, Sequence[float]]) -> list[Group]:
                 [float(score) for score in own],
                 float(column.mean()),
                 interquartile_mean(column),
-                percentile_interval(stratified_bootstrap(column)) if len(own) > 2 else None,
+                percentile_interval(stratified_bootstrap(column)) if len(own) >= _FEWEST else None,
                 None if first is None else probability_of_improvement(column, first),
             )
         )
     return groups
+
+
+def draw_groups(groups: Mapping[str, Sequence[Path]], path: Path, *, title: str | None = None) -> Path:
+    """Draw the interquartile mean return of each group of run folders to `path`, a PNG or SVG file.
+
+    Each at the frames that all of its runs have, with its 95 % bootstrap interval where there are three runs or more.
+    """
+    with learning_curve(path, title=title) as axes:
+        for number, (name, folders) in enumerate(groups.items()):
+            frames, returns = evaluations(folders)
+            columns = [returns[:, [at]] for at in range(len(frames))]
+            color, marker = _COLORS[number % len(_COLORS)], _MARKERS[number % len(_MARKERS)]
+            label = f"{name} ({len(folders)} {'run' if len(folders) == 1 else 'runs'})"
+            middle = [interquartile_mean(column) for column in columns]
+            every = max(1, len(frames) // 10)
+            axes.plot(frames, middle, color=color, linewidth=1.8, marker=marker, markevery=every, label=label)
+            if len(folders) >= _FEWEST:
+                bounds = [percentile_interval(stratified_bootstrap(column, resamples=2_000)) for column in columns]
+                low, high = zip(*bounds, strict=True)
+                axes.fill_between(frames, low, high, color=color, alpha=0.2, linewidth=0)
+    return path

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,13 @@ from numpy.typing import NDArray
 from sac_torchrl.errors import ConfigError, short
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from matplotlib.axes import Axes
 
 Array = NDArray[np.float64]
 
+PICTURES = ".png", ".svg"
 _COLOR = "#1f5fa8"
 _GREY = "#9aa3ad"
 # Two-sided 95% quantiles of Student's t for 1 to 30 degrees of freedom; the normal one is within 4% beyond.
@@ -28,36 +32,50 @@ _T95 = (
 # fmt: on
 _NORMAL95 = 1.960
 _FEWEST = 3  # half the interval of two runs is six times their difference
-_BESIDES = {"seed", "run", "device", "total_frames", "log_every", "checkpoint"}
+_BESIDES = {"seed", "run", "device", "total_frames", "log_every", "checkpoint", "log", "stop"}
 
 
 def curve(folders: Sequence[Path], path: Path, *, title: str | None = None) -> Path:
-    """Draw the returns of one or several run folders against frames to the PNG `path`.
+    """Draw the returns of one or several run folders against frames to `path`, a PNG or SVG file.
 
     One folder: the mean evaluation return with one standard deviation over episodes, training returns
     behind. Several: the mean of their evaluations, at the frames all have, from three runs on with its 95% t-interval.
     Raises `ConfigError` for a folder without returns, folders without a common frame, or runs of different settings.
     """
+    refuse_different(folders)
+    with learning_curve(path, title=title) as axes:
+        if len(folders) == 1:
+            _one(axes, folders[0])
+        else:
+            _several(axes, folders)
+    return path
+
+
+@contextmanager
+def learning_curve(path: Path, *, title: str | None = None) -> "Iterator[Axes]":
+    """Axes to draw returns on, saved as the PNG or SVG file `path` afterward; text in an SVG stays text.
+
+    Raises ConfigError for another kind of file.
+    """
+    if path.suffix not in PICTURES:
+        raise ConfigError(f"{path}: give {' or '.join(f'NAME{suffix}' for suffix in PICTURES)}.")
     # Importing it takes a tenth of the time that a run takes to start.
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.8), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    refuse_different(folders)
-    if len(folders) == 1:
-        _one(axes, folders[0])
-    else:
-        _several(axes, folders)
+    yield axes
     label_axes(axes)
     axes.margins(x=0.01)
     axes.legend(frameon=False, fontsize="small", loc="lower right")
     if title:
         axes.set_title(title, fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.print_png(path)  # type: ignore[no-untyped-call]  # matplotlib leaves it unannotated
-    return path
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sac_torchrl"}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def refuse_different(folders: Sequence[Path]) -> None:

@@ -29,7 +29,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
             configs.append(config)
             act(config)
             assert config.run.folder is not None
-            return Result(Path(config.run.folder), Evaluation([float(config.seed)], [1]))
+            return Result(Path(config.run.folder), Evaluation([float(config.seed)], [1]), config.env)
 
         monkeypatch.setattr(sys, "argv", ["recipe.py", *words])
         try:

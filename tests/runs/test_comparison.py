@@ -83,6 +83,13 @@ def test_compare_prints_a_row_for_each_group(tmp_path: Path, capsys: pytest.Capt
     assert redq["low"] <= redq["iqm"] <= redq["high"] and tqc["low"] is None
     with (tmp_path / "table.csv").open() as file:
         assert [row["group"] for row in csv.DictReader(file)] == ["sac", "redq", "tqc"]
+    picture = tmp_path / "curves.svg"
+    main(["compare", *patterns, "--output", str(picture), "--output", str(tmp_path / "curves.png")])
+    assert all(f">{label}<" in picture.read_text() for label in ("sac (4 runs)", "redq (4 runs)", "tqc (1 run)"))
+    capsys.readouterr()
+    main(["plot", *patterns, "--by", "seed", "--output", str(tmp_path / "seeds.svg")])
+    assert capsys.readouterr().out == f"{tmp_path / 'seeds.svg'}\n"
+    assert ">3 (2 runs)<" in (tmp_path / "seeds.svg").read_text()
     main(["compare", *patterns, "--at", "100"])
     said = capsys.readouterr().out
     assert "returns at 100 frames" in said and "tqc: one or two runs tell nothing" in said
@@ -96,6 +103,7 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path, capsys: pytest.Capture
         ([one, "--at", "150"], "evaluations at 100, 200 frames"),
         ([one, "--by", "variant.size"], "no such setting"),
         ([str(tmp_path / "no-*")], "holds no run"),
+        ([one, "--output", "curves.pdf"], "give NAME.csv, NAME.png or NAME.svg"),
     ):
         with pytest.raises(SystemExit) as end:
             main(["compare", *words])
