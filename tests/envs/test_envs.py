@@ -303,7 +303,7 @@ def test_a_leaf_that_cannot_be_learned_from_is_named(register: Register) -> None
     env = EnvConfig(register(spaces.Dict(a=BOX, goal=BOX))).open()
     toy: Any = env.unwrapped
     toy.observation_space.sample = lambda: {"a": np.zeros(2, np.float32), "goal": np.array([0.0, np.nan], np.float32)}
-    with pytest.raises(EnvironmentFault, match=r"whose goal is array\(\[ 0., nan\].*not finite at index 1"):
+    with pytest.raises(EnvironmentFault, match=r"with goal array\(\[ 0., nan\].*not finite at index 1"):
         env.reset()
     toy.observation_space.sample = lambda: {"a": np.zeros(2, np.float32)}
     with pytest.raises(EnvironmentFault, match="which has no goal"):
