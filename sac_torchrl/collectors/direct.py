@@ -1,7 +1,7 @@
 """Collection in this process."""
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,20 +10,20 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, GymWrapper
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.agents.policies import acting
 from sac_torchrl.collectors.experience import CollectorConfig, Dropped, Experience, Job, Steps
 from sac_torchrl.collectors.gymnasium import GymnasiumCollector
+from sac_torchrl.collectors.tensors import RecordingCollector, TensorCollector
 from sac_torchrl.envs import generators, state as envstate
 from sac_torchrl.envs.check import Kind, resume_finding
 from sac_torchrl.envs.tensors import TensorEnv
 from sac_torchrl.errors import CheckpointError, EnvironmentFault, short
-from sac_torchrl.learner.capture import Captured, CudaGraph
 from sac_torchrl.learner.finite import FiniteFlag
-from sac_torchrl.replay.buffer import rows
-from sac_torchrl.replay.packing import unchecked
+from sac_torchrl.replay.buffer import layout, rows
+from sac_torchrl.replay.n_step import DelayedNStep
+from sac_torchrl.replay.packing import PackedReplayBuffer, Packing
 from sac_torchrl.trees import Tree
 
 log = logging.getLogger(__name__)
@@ -35,19 +35,22 @@ class Direct(CollectorConfig):
 
     def start(self, job: Job) -> Experience:
         """Connect them; the policy acts with the very parameters that the learner trains, so nothing is copied."""
-        return DirectExperience(job)
+        env = job.env.build(device=next(job.actor.parameters()).device, tolerate_faults=True)
+        if isinstance(env, TensorEnv) and env.in_place and not job.env.faults:
+            return TensorExperience(job, env)
+        return DirectExperience(job, env)
 
 
 class DirectExperience(Experience):
     """The environments stepped together by this process."""
 
-    def __init__(self, job: Job) -> None:
-        self._env = job.env.build(device=next(job.actor.parameters()).device, tolerate_faults=True)
-        super().__init__(job, device=self._env.device)
+    def __init__(self, job: Job, env: EnvBase) -> None:
+        super().__init__(job, device=env.device)
+        self._env = env
         self._running: TensorDictBase | None = None
         self._cutting = self._tested = False
         self._restorable = True
-        self._watch = FiniteFlag()
+        self._watch = FiniteFlag(env.device)
 
     def _collect(self) -> Generator[list[Steps | Dropped], None, None]:
         with generators.preserve():
@@ -117,7 +120,7 @@ class DirectExperience(Experience):
             log.log(level, "resume test of %s: %s", self._job.env.id, finding.text)
         return restorable
 
-    def _continue(self, collector: Collector) -> None:
+    def _continue(self, collector: Collector | TensorCollector) -> None:
         """Put the environments back into the middle of the episodes of a saved run, or where it began new ones."""
         if self._resumed is None:
             return
@@ -137,6 +140,53 @@ class DirectExperience(Experience):
         self._resumed = None
 
 
+class TensorExperience(DirectExperience):
+    """Tensor environments: each transition is counted and packed in the captured step that makes it.
+
+    The rows are stored by one copy outside of it, since their place in the buffer changes. Nothing waits for a GPU;
+    rows of several frames are stored `n_steps - 1` steps after their first, see `DelayedNStep`.
+    """
+
+    _env: TensorEnv
+
+    def __init__(self, job: Job, env: TensorEnv) -> None:
+        super().__init__(job, env)
+        specs = job.specs
+        self._n_step = DelayedNStep(specs.n_steps, gamma=specs.gamma, count=job.env.count, device=env.device)
+        self._packing = Packing(layout(specs))
+        # In one place: TorchScript, which replays the step on a CPU, does not view bytes as other types.
+        self._packed = torch.zeros(job.env.count, self._packing.width, dtype=torch.uint8, device=env.device)
+        self._buffer = cast(PackedReplayBuffer, job.buffer)
+
+    def __iter__(self) -> Iterator[int]:
+        """As for every Experience."""
+        count = self._job.env.count
+        with generators.preserve():
+            self._env.set_seed(self._job.seed + self.frames)
+            collector = RecordingCollector(
+                self._env,
+                self._job.actor,
+                random_frames=max(0, self._job.random_frames - self.frames),
+                record=self._record,
+            )
+            self._continue(collector)
+        steps = iter(collector)
+        while not self.finished:
+            packed = next(steps)
+            self._running = collector._carrier
+            if self.frames >= (self._job.specs.n_steps - 1) * count:  # before, no row is complete
+                self._buffer.extend_packed(packed)
+            self.frames += count
+            yield count
+
+    def _record(self, transition: TensorDictBase) -> Tensor:
+        """Count a transition `(count,)`; return the rows to store as bytes `(count, width)`."""
+        self._watch.see(value for value in transition.values(True, True) if value.is_floating_point())
+        done = transition["next", "done"].reshape(-1)
+        self._follow(transition["next", "reward"].reshape(-1), done, slice(None))
+        return self._packing.pack(self._n_step(rows(transition, self._job.specs), done, slice(None)), self._packed)
+
+
 def step_all(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> Generator[TensorDictBase, None, None]:
     """Step all environments of `env` once at a time, and close them at the end: transitions `(count, 1)`."""
     with generators.preserve():
@@ -148,7 +198,7 @@ def step_all(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> 
 
 
 def make_collector(env: EnvBase, actor: ProbabilisticActor, *, random_frames: int) -> Collector:
-    """TorchRL's collector, one step of every environment in a batch, or what goes for it with a simulator."""
+    """TorchRL's collector, one step of every environment in a batch, or ours with the same interface."""
     if isinstance(env, TensorEnv):
         return cast(Collector, TensorCollector(env, actor, random_frames=random_frames))
     kind = GymnasiumCollector if isinstance(env, GymWrapper) else Collector
@@ -164,60 +214,3 @@ def make_collector(env: EnvBase, actor: ProbabilisticActor, *, random_frames: in
         track_traj_ids=False,
         auto_register_policy_transforms=False,
     )
-
-
-class TensorCollector:
-    """The same for tensor environments: transitions `(count,)`, which hold until the next step.
-
-    TorchRL's Collector asks the host after every step whether any episode ended. Here the reset is computed for all
-    environments and taken where one ended, so that a GPU is never waited for. The policy is captured; on a GPU the
-    whole step is one graph where the environment consists of nothing but tensors.
-    """
-
-    _carrier: TensorDictBase
-
-    def __init__(self, env: TensorEnv, actor: ProbabilisticActor, *, random_frames: int) -> None:
-        self._env = env
-        self._policy = acting(actor)
-        self._random_frames = random_frames
-        self._act = Captured(self._choose)
-        self._step: Callable[..., Sequence[Tensor]] = self._transition
-        self.reset()
-        if env.in_place and self._carrier["observation"].is_cuda:
-            self._step = CudaGraph(self._transition, generators=[env.generator])
-
-    def __iter__(self) -> Iterator[TensorDictBase]:
-        made, count = 0, self._env.batch_size[0]
-        while True:
-            observation = self._carrier.get("observation")
-            random = made < self._random_frames
-            names = ["action"] if random else self._policy.out_keys
-            with torch.no_grad():
-                if random:
-                    results = self._transition(observation, self._env.random_action())
-                else:
-                    results = self._step(observation)
-            seen, *acted, following, reward, terminated, done, start = results
-            self._carrier.set("observation", start)
-            made += count
-            last = {"observation": following, "reward": reward, "terminated": terminated, "done": done}
-            yield unchecked({"observation": seen, **dict(zip(names, acted, strict=True)), "next": last}, count)
-
-    def reset(self) -> None:
-        """Start new episodes."""
-        self._carrier = self._env.reset().select("observation")
-
-    def shutdown(self) -> None:
-        """Nothing is open."""
-
-    def _transition(self, observation: Tensor, *actions: Tensor) -> Sequence[Tensor]:
-        """Act, or take the action given, and step: what was seen and done, what came of it, and what is seen next."""
-        acted = actions or self._act(observation)
-        following, reward, terminated, truncated = self._env.take(acted[0])
-        done = terminated | truncated
-        return [observation, *acted, following, reward, terminated, done, self._env.restart(done)]
-
-    def _choose(self, observation: Tensor) -> list[Tensor]:
-        with set_exploration_type(ExplorationType.RANDOM):
-            acted = self._policy(TensorDict({"observation": observation}, batch_size=self._env.batch_size))
-        return [acted.get(key) for key in self._policy.out_keys]

@@ -7,22 +7,21 @@ from torch import Tensor
 
 
 class FiniteFlag:
-    """Remembers on their device whether any of the numbers it was shown was NaN or infinite."""
+    """Remembers on `device` whether any of the numbers it has seen was NaN or infinite."""
 
-    def __init__(self) -> None:
-        self._seen: Tensor | None = None
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._seen = torch.zeros((), dtype=torch.float64, device=device)
 
     def see(self, numbers: Iterable[Tensor]) -> None:
-        """Look at some numbers, of any shape; waits for no device."""
-        for tensor in numbers:
-            # A NaN and an infinity outlive a sum, and nought times either is NaN: one flag without a branch.
-            total = tensor.detach().sum(dtype=torch.float64) * 0
-            self._seen = total if self._seen is None else self._seen + total
+        """Check numbers of any shape on that device; waits for nothing, and changes the flag in place."""
+        # A sum keeps a NaN or an infinity, and 0 times either is NaN: one flag without a branch.
+        everything = torch.cat([tensor.detach().reshape(-1) for tensor in numbers])
+        self._seen += everything.sum(dtype=torch.float64) * 0
 
     @property
     def finite(self) -> bool:
         """Whether all were finite; waits for the device."""
-        return self._seen is None or bool(self._seen == 0)
+        return bool(self._seen == 0)
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:

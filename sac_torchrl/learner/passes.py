@@ -84,8 +84,8 @@ def transpose_narrow(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def hoist(graph: fx.Graph, module: fx.GraphModule) -> list[Tensor]:
-    """Turn constants and views of them, which never move in memory, into placeholders; return their tensors."""
+def hoist(graph: fx.Graph, module: fx.GraphModule) -> list[Tensor | torch.Generator]:
+    """Turn constants and views of them, which never move in memory, into placeholders; return their values."""
     values: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in graph.nodes:
@@ -94,11 +94,12 @@ def hoist(graph: fx.Graph, module: fx.GraphModule) -> list[Tensor]:
             elif node.op == "call_function" and _is_view(node) and all(it in values for it in node.all_input_nodes):
                 values[node] = node.target(*map_arg(node.args, values.__getitem__), **node.kwargs)
     first = next(node for node in graph.nodes if node.op != "placeholder")
-    constants: list[Tensor] = []
+    constants: list[Tensor | torch.Generator] = []
     for node, value in reversed(values.items()):
         if any(user not in values for user in node.users):
+            kind = torch.Generator if isinstance(value, torch.Generator) else None  # TorchScript assumes tensors
             with graph.inserting_before(first):
-                placeholder = graph.placeholder(f"constant_{len(constants)}")
+                placeholder = graph.placeholder(f"constant_{len(constants)}", kind)
             placeholder.meta = node.meta
             node.replace_all_uses_with(placeholder, delete_user_cb=lambda user: user not in values)
             constants.append(value)

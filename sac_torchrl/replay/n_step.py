@@ -77,6 +77,45 @@ class NStep:
             self._held = TensorDict(held, batch_size=self._valid.shape).unflatten_keys("/")
 
 
+class DelayedNStep(NStep):
+    """The rows of NStep, each returned `steps - 1` calls after its frame: as many at every call, however many ended.
+
+    So nothing waits for the device, and a CUDA graph can hold the calls: the rows that grow are changed in place. What
+    the first `steps - 1` calls return is no row.
+    """
+
+    def __call__(self, rows: TensorDictBase, done: Tensor, environments: slice | Tensor) -> TensorDictBase:
+        """Return rows `(n,)`, given one frame `(n,)` of all environments, and `done` `(n,)`."""
+        if self._steps == 1:
+            return rows
+        if self._held is None:
+            self._held = rows.new_zeros(self._steps - 1, self._count)
+        growing = self._valid
+        powers = self._gamma ** torch.arange(1, self._steps, device=done.device)
+        grown: dict[Any, Tensor] = {}
+        for key, new in rows.items(include_nested=True, leaves_only=True):
+            held, wide = self._held.get(key), growing.view(*growing.shape, *[1] * (new.ndim - 1))
+            if key == SPAN:
+                held = held + wide
+            elif key == ("next", "reward"):
+                held = held + wide * powers.view(-1, *[1] * new.ndim) * new
+            elif isinstance(key, tuple) and key[0] == "next":
+                held = torch.where(wide, new, held)
+            grown[key] = torch.cat([new.unsqueeze(0), held])
+        for key, column in grown.items():
+            self._held.get(key).copy_(column[:-1])
+        goes_on = torch.cat([torch.ones_like(done).unsqueeze(0), growing]) & ~done
+        self._valid.copy_(goes_on[:-1])
+        complete: TensorDictBase = TensorDict(
+            {key: column[-1] for key, column in grown.items()}, batch_size=[self._count]
+        )
+        return complete
+
+    def cut(self, environments: slice | Tensor = slice(None)) -> TensorDictBase:
+        """Raises NotImplementedError: episodes that are stepped in this process continue."""
+        raise NotImplementedError("rows of several frames of tensor environments are not cut.")
+
+
 def _oldest_first(rows: TensorDictBase, wanted: Tensor) -> TensorDictBase:
     """Select rows `(slots, n)` environment by environment, the longest first."""
     order = torch.arange(len(wanted) - 1, -1, -1, device=wanted.device)

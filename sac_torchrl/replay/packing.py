@@ -44,15 +44,16 @@ class Packing:
             before, after = place.start // dtype.itemsize, (self.width - place.stop) // dtype.itemsize
             self._sizes.append([before, *sizes, after])
 
-    def pack(self, rows: TensorDictBase) -> Tensor:
+    def pack(self, rows: TensorDictBase, packed: Tensor | None = None) -> Tensor:
         """Write the columns of `rows`, `(n,)`, as bytes `(n, width)` on their device; other columns are left out.
+
+        With `packed` they are written there.
 
         Raises ValueError for a column that is missing or has another dtype or shape: TorchRL would zero-fill, cast or
         broadcast it, or fail after moving its cursor.
         """
         count = len(rows)
         branches: dict[Key, dict[str, Any]] = {(): dict(rows.items())}
-        packed: Tensor | None = None
         for dtype, place, group in self._groups:
             columns = []
             for key, shape in group:
@@ -120,7 +121,8 @@ class _PackedRows(LazyTensorStorage):
         if isinstance(index, Tensor) and self.initialized:
             packed = self._storage.index_select(0, index.to(self._storage.device))
             # All columns in one transfer.
-            return self.packing.unpack(packed.to(self.destination, non_blocking=True), others)
+            packed = packed.to(self.destination, non_blocking=self.destination.type != "cpu")
+            return self.packing.unpack(packed, others)
         packed = super().get(index)
         return self.packing.unpack(packed) if packed.ndim > 1 else self.packing.unpack(packed.unsqueeze(0))[0]
 
@@ -168,7 +170,13 @@ class PackedReplayBuffer(TensorDictReplayBuffer):
         # TorchRL's own also writes the positions into the rows, which takes as long as storing them.
         if tensordicts.ndim > 1:  # of several environments and steps, as TorchRL's Collector has them
             tensordicts = tensordicts.reshape(-1)
-        packed = self._storage.packing.pack(tensordicts).to(self._storage.device, non_blocking=True)
+        return self.extend_packed(self._storage.packing.pack(tensordicts))
+
+    def extend_packed(self, packed: Tensor) -> Tensor:
+        """As `extend`, with the bytes of rows, `(n, width)`, that the `packing` of the storage made."""
+        device = torch.device(self._storage.device)
+        # A copy to the host that does not block would be read before it arrives.
+        packed = packed.to(device, non_blocking=device.type != "cpu")
         positions: Tensor = self._extend(packed)  # type: ignore[arg-type]  # rows are enough
         return positions
 

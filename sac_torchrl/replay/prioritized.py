@@ -27,9 +27,9 @@ class PrioritizedReplayBuffer(PackedReplayBuffer):
         self._rows = rows
         self._first = self._sampler.beta
 
-    def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
-        """Write rows `(n,)` and return their positions `(n,)`."""
-        positions = super().extend(tensordicts)
+    def extend_packed(self, packed: Tensor) -> Tensor:
+        """Write rows `(n, width)` and return their positions `(n,)`."""
+        positions = super().extend_packed(packed)
         self._sampler.mark_update(positions, storage=self._storage)
         done = min(1.0, self.write_count / self._rows)
         self._sampler.beta = self._first + (1 - self._first) * done

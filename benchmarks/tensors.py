@@ -1,0 +1,117 @@
+"""Frames per second of tensor environments: one or more checkouts of this project beside a bare loop, in turn.
+
+python benchmarks/tensors.py FOLDER [FOLDER ...] --count 256            collection alone
+python benchmarks/tensors.py FOLDER [FOLDER ...] --count 256 --learn    an update with every step
+
+torch/pendulum, the default policy, rows in memory. The bare loop steps the same tensors with two layers of 256 in plain
+torch, and neither stores rows nor counts returns; with `--learn` it makes no update. Prints the median time of a step
+of all environments, its processor time, and the medians and quartiles of ratios of neighboring blocks.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from turns import Timed, in_turn, wait_for_turn
+
+CPU = torch.device("cpu")
+
+
+def bare(count: int) -> Iterator[object]:
+    """Act and step; start new episodes where some ended."""
+    from sac_torchrl.envs.tensors import Pendulum
+
+    env = Pendulum(count, CPU)
+    env.set_seed(0)
+    network = nn.Sequential(nn.Linear(3, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 2))
+    observation = env.restart(torch.ones(count, dtype=torch.bool))
+    with torch.no_grad():
+        while True:
+            mean, log_std = network(observation).chunk(2, -1)
+            action = torch.tanh(mean + log_std.exp() * torch.randn_like(mean))
+            _, _, terminated, truncated = env.take(action)
+            observation = env.restart(terminated | truncated)
+            yield observation
+
+
+def ours(count: int, learn: bool) -> Iterator[object]:
+    """Collect as the recipe does, and update if wanted."""
+    import sac_torchrl as sac
+
+    def config(*names: str) -> Any:  # the second name is that of older checkouts
+        return next(getattr(sac, name) for name in names if hasattr(sac, name))
+
+    env = config("EnvConfig", "Env")("torch/pendulum", count)
+    specs = env.specs()
+    storage = next(member for member in sac.Storage if member.name in ("ram", "memory"))
+    buffer = config("ReplayConfig", "Replay")(200_000, storage).build(
+        Path(), specs, rows=200_000, batch_size=256, seed=0, device=CPU
+    )
+    agent = sac.SAC().build(specs, device=CPU)
+    learner = config("LearnerConfig", "Learning")().build(agent)
+    for frames in sac.Direct().build(
+        env, agent.actor, buffer, specs=specs, total_frames=10**9, random_frames=0, seed=0
+    ):
+        if learn:
+            learner.update(buffer.sample())
+        yield frames
+
+
+def steps(loop: Iterator[object], number: int) -> None:
+    """Step in blocks, one a turn."""
+    for _ in range(20):
+        next(loop)
+    wall, cpu = time.perf_counter(), time.process_time()
+    while True:
+        for _ in range(number):
+            next(loop)
+        wall = wait_for_turn(time.perf_counter() - wall, cpu=time.process_time() - cpu)
+        cpu = time.process_time()
+
+
+def main() -> None:
+    """Compare, or be one of the loops."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--count", type=int, default=256, help="environments")
+    parser.add_argument("--learn", action="store_true")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=100, help="of a turn")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--loop", choices=["bare", "ours"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.loop:
+        torch.set_num_threads(options.threads)
+        loop = bare(options.count) if options.loop == "bare" else ours(options.count, options.learn)
+        steps(loop, options.steps)
+    script = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]]
+    newest = options.folders[-1]
+    names = ["bare", *map(str, options.folders)]
+    processes = [
+        Timed(
+            [*script, "--loop", "bare" if name == "bare" else "ours"],
+            folder=newest if name == "bare" else Path(name),
+            environment={"PYTHONPATH": str((newest if name == "bare" else Path(name)).resolve())},
+        )
+        for name in names
+    ]
+    rounds = in_turn(processes, options.rounds + 1)
+    walls = [[turn["seconds"] for turn in turns[1:]] for turns in rounds]
+    for name, times, turns in zip(names, walls, rounds, strict=True):
+        wall = statistics.median(times) / options.steps
+        cpu = statistics.median(turn["cpu"] for turn in turns[1:]) / options.steps
+        print(f"{name}: {wall * 1e3:.2f} ms a step ({cpu * 1e3:.2f} computing), {options.count / wall:,.0f} frames/s")
+    for other, name in enumerate(names):
+        ratios = [a / b for a, b in zip(walls[other], walls[-1], strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4)
+        print(f"speed of the last against {name}: {median:.2f} ({low:.2f} to {high:.2f})")
+
+
+if __name__ == "__main__":
+    main()
