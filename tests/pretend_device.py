@@ -2,8 +2,9 @@
 
 A machine without a GPU executes with it the path that a GPU takes. PyTorch lets Python register a backend; this one
 keeps a tensor of the CPU inside each of its own. As on a GPU, operators refuse tensors of two devices and generators of
-another device, and `numpy()` refuses. A CUDA graph runs nothing while it is captured, and everything in the memory of
-the capture when it is replayed. `counting` counts the operators that are launched and what would wait for the device.
+another device, and `numpy()` refuses. A copy to the CPU that does not block holds zeros until the host synchronizes. A
+CUDA graph runs nothing while it is captured, and everything in the memory of the capture when it is replayed.
+`counting` counts the operators that are launched and what would wait for the device.
 
 It cannot see streams and their order, the memory pool of a graph, the numbers of real kernels, `torch.compile`, JAX,
 or time.
@@ -32,6 +33,9 @@ class _Backend(_DummyBackendModule):
 
     def synchronize(self, device: Any = None) -> None:
         """TensorDict waits so after some of its copies."""
+        for copied, numbers in _under_way:
+            copied.copy_(numbers)
+        _under_way.clear()
         if _counts is not None:
             _counts.waits[f"synchronize at {_site()}"] += 1
 
@@ -67,6 +71,8 @@ class Counts:
 
 
 _counts: Counts | None = None
+# Copies from the device that do not block, and the numbers that arrive when the host synchronizes.
+_under_way: list[tuple[Tensor, Tensor]] = []
 
 
 class PretendTensor(Tensor):
@@ -127,6 +133,9 @@ class PretendTensor(Tensor):
             result = run(*bare_args, **bare_kwargs)
         else:
             result = Graph.capturing.record(func, run, bare_args, bare_kwargs)
+        if func is _ATEN._to_copy.default and here[0] and not arriving and kwargs.get("non_blocking"):
+            _under_way.append((result, result.clone()))
+            result.zero_()
         if func is _ATEN._local_scalar_dense.default or not arriving or (func is _ATEN.copy_.default and not here[0]):
             return args[0] if func is _ATEN.copy_.default else result
         wrapped = tree_map_only(Tensor, PretendTensor, result)

@@ -203,9 +203,9 @@ def test_the_first_command_takes_the_gpu(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "run" / "evaluation.json").is_file()
 
 
-@pytest.mark.parametrize("variant", ["sac", "fastsac"])
-def test_nothing_waits_for_the_gpu_between_two_log_lines(variant: str, tmp_path: Path) -> None:
-    setting = Setting(normalize=variant == "fastsac", variant=variant)
+@pytest.mark.parametrize(("variant", "n_steps"), [("sac", 1), ("sac", 3), ("fastsac", 1)])
+def test_nothing_waits_for_the_gpu_between_two_log_lines(variant: str, n_steps: int, tmp_path: Path) -> None:
+    setting = Setting(n_steps=n_steps, normalize=variant == "fastsac", variant=variant)
     with pretending() as device:
         parts = build(setting, tmp_path, device, Storage.device, Execution.captured)
         parts.go(1)

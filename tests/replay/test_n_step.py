@@ -1,4 +1,5 @@
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from sac_torchrl import (
 )
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.replay.n_step import NStep
+from sac_torchrl.replay.n_step import DelayedNStep, NStep
 from sac_torchrl.specs import SPAN
 
 CPU = torch.device("cpu")
@@ -206,3 +207,32 @@ def test_a_run_that_would_sample_before_there_is_a_row_is_refused() -> None:
         TrainConfig(env=EnvConfig(count=4), n_steps=3, random_frames=11)
     with pytest.raises(ConfigError, match="n_steps=0: give 1 or more"):
         TrainConfig(n_steps=0)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5])
+def test_delayed_rows_are_the_sums_of_their_frames_and_come_at_a_fixed_delay(steps: int) -> None:
+    """Against the sum written out, in float64, through a state that is saved and loaded halfway."""
+    count, length, generator = 6, 40, torch.Generator().manual_seed(1)
+    reward = torch.randn(length, count, 1, dtype=torch.float64, generator=generator)
+    done = torch.rand(length, count, generator=generator) < 0.2
+    terminated = done & (torch.rand(length, count, generator=generator) < 0.5)
+    delayed = DelayedNStep(steps, gamma=GAMMA, count=count)
+    found = []
+    for time in range(length):
+        frame = {"observation": torch.full((count, 1), time), "action": torch.full((count, 1), -time)}
+        after = {"observation": torch.full((count, 1), time + 1), "reward": reward[time]}
+        after["terminated"] = terminated[time].unsqueeze(-1)
+        rows = {**frame, SPAN: torch.ones(count, 1, dtype=torch.int32), "next": after}
+        found.append(delayed(TensorDict(rows, batch_size=[count]), done[time], slice(None)))
+        if time == length // 2:
+            state = copy.deepcopy(delayed.state_dict())
+            delayed = DelayedNStep(steps, gamma=GAMMA, count=count)
+            delayed.load_state_dict(state)
+    for time, env in itertools.product(range(length - steps + 1), range(count)):
+        span = next((k for k in range(1, steps) if done[time + k - 1, env]), steps)
+        row, last = found[time + steps - 1][env], time + span - 1
+        assert (row["observation"], row["action"], row[SPAN]) == (time, -time, span)
+        assert row["next", "observation"] == last + 1
+        assert row["next", "terminated"] == terminated[last, env]
+        value = sum(GAMMA**k * reward[time + k, env] for k in range(span))
+        torch.testing.assert_close(row["next", "reward"], value)
