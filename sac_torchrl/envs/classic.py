@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, TensorSpec
 
+from sac_torchrl.envs.quadrotor import Quadrotor
 from sac_torchrl.envs.tensors import CartPole, Pendulum, Physics, TensorEnv, wrapped
 
 
@@ -107,4 +108,5 @@ TORCH: dict[str, Callable[[int, torch.device], TensorEnv]] = {
     "acrobot": Acrobot,
     "mountain_car": MountainCar,
     "mountain_car_continuous": MountainCarContinuous,
+    "quadrotor": Quadrotor,
 }

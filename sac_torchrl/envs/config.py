@@ -35,10 +35,10 @@ class EnvConfig:
     """An environment and the way to open it.
 
     `id` is Gymnasium's, MODULE:ID with the plugin MODULE, or `dmc/DOMAIN-TASK` for DeepMind Control. `torch/pendulum`,
-    `torch/cartpole`, `torch/acrobot`, `torch/mountain_car`, `torch/mountain_car_continuous`, `brax/TASK` and
-    `playground/TASK` are simulators of tensors, for thousands of environments, and `envpool/TASK` is stepped by
-    EnvPool's threads. A step that raises, or returns what cannot be trained on, is not stored and cuts its episode, for
-    up to `faults` steps of an environment; the next one ends the run.
+    `torch/cartpole`, `torch/acrobot`, `torch/mountain_car`, `torch/mountain_car_continuous`, `torch/quadrotor`,
+    `brax/TASK` and `playground/TASK` are simulators of tensors, for thousands of environments, and `envpool/TASK` is
+    stepped by EnvPool's threads. A step that raises, or returns what cannot be trained on, is not stored and cuts
+    its episode, for     up to `faults` steps of an environment; the next one ends the run.
     In Python `make` is called for the environments instead, with `kwargs`: it returns a Gymnasium environment, a vector
     environment or an environment of TorchRL, batched or not. It is not saved; config.yaml says what it was called.
     """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.fx.node import map_arg
 
 _ATEN = torch.ops.aten
@@ -84,8 +84,8 @@ def transpose_narrow(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def hoist(graph: fx.Graph, module: fx.GraphModule) -> list[Tensor | torch.Generator]:
-    """Turn constants and views of them, which never move in memory, into placeholders; return their values."""
+def hoist(graph: fx.Graph, module: fx.GraphModule) -> list[Any]:
+    """Turn constants, views of them and generators, which never move in memory, into placeholders; return them."""
     values: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in graph.nodes:
@@ -94,7 +94,7 @@ def hoist(graph: fx.Graph, module: fx.GraphModule) -> list[Tensor | torch.Genera
             elif node.op == "call_function" and _is_view(node) and all(it in values for it in node.all_input_nodes):
                 values[node] = node.target(*map_arg(node.args, values.__getitem__), **node.kwargs)
     first = next(node for node in graph.nodes if node.op != "placeholder")
-    constants: list[Tensor | torch.Generator] = []
+    constants: list[Any] = []
     for node, value in reversed(values.items()):
         if any(user not in values for user in node.users):
             kind = torch.Generator if isinstance(value, torch.Generator) else None  # TorchScript assumes tensors

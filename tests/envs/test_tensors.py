@@ -87,6 +87,32 @@ def test_dynamics_are_gymnasiums(name: str, id: str, goal: list[float] | None) -
     assert goal is None or not running[0]
 
 
+def test_a_quadrotor_flies_as_its_equations_say() -> None:
+    """Against a thousandth of the step in float64, with thrust and gravity as complex numbers."""
+    count, substeps = 8, 1000
+    env: Any = TORCH["quadrotor"](count, CPU)
+    env.set_seed(4)
+    env.reset()
+    x, y, angle, *speeds = env._state.double().numpy().T
+    place, speed, turning = x + 1j * y, speeds[0] + 1j * speeds[1], speeds[2]
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        action = rng.uniform(-1, 1, (count, 2)).astype(np.float32)
+        seen, reward, terminated = env.advance(torch.as_tensor(action))
+        thrusts, small = 0.486 * 9.81 / 2 * (1 + action.astype(np.float64)), 0.02 / substeps
+        torque = 0.25 * (thrusts[:, 0] - thrusts[:, 1]) / 0.00383
+        for _ in range(substeps):
+            faster = thrusts.sum(1) / 0.486 * 1j * np.exp(1j * (angle + small / 2 * turning)) - 9.81j
+            place, angle = place + small * (speed + small / 2 * faster), angle + small * (turning + small / 2 * torque)
+            speed, turning = speed + small * faster, turning + small * torque
+        expected = [place.real, place.imag, np.cos(angle), np.sin(angle), speed.real, speed.imag, turning]
+        assert seen.numpy() == pytest.approx(np.stack(expected, -1), abs=2e-3)
+        assert reward.numpy() == pytest.approx(np.exp(-(abs(place) ** 2)) * np.cos(angle / 2) ** 2, abs=2e-3)
+        assert not terminated.any()
+    env._state[0, :2], env._state[1, :2] = torch.tensor([3.5, 0.0]), torch.tensor([0.0, -3.5])
+    assert env.advance(torch.zeros(count, 2))[2].tolist() == [True, True] + [False] * (count - 2)
+
+
 class Clock(TensorEnv):
     """Observes (environment, episode, step); ends as the other counting environment does, if within 7 steps."""
 
@@ -305,6 +331,7 @@ def test_playgrounds_physics_is_mujocos() -> None:
         ("torch/cartpole", 3),
         ("torch/acrobot", 3),
         ("torch/mountain_car", 3),
+        ("torch/quadrotor", 3),
         pytest.param("brax/inverted_pendulum", 64, marks=BRAX),
         pytest.param("playground/PendulumSwingup", 3, marks=PLAYGROUND),
     ],

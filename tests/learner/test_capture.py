@@ -82,6 +82,18 @@ def test_an_optimizer_goes_on_in_the_state_that_it_has() -> None:
     assert_same(make, (4,))
 
 
+def test_a_generator_of_ones_own_is_drawn_from_in_torchscript() -> None:
+    def make() -> Callable[..., Sequence[Tensor]]:
+        generator = torch.Generator().manual_seed(5)
+        return lambda x: [x + torch.rand(x.shape, generator=generator), torch.rand(2)]
+
+    assert_same(make, (3,))
+    recorded = Captured(make())
+    for _ in range(2):
+        recorded(torch.ones(3))
+    assert type(recorded._replay).__name__ == "ScriptMethod"
+
+
 def test_equal_numbers_of_other_types_are_other_operations() -> None:
     recorded = Captured(lambda x: [x + 1, x + 1.0])
     types = [[result.dtype for result in recorded(torch.ones(2, dtype=torch.int64))] for _ in range(3)]
