@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, MultiCategorical, TensorSpec, Unbounded
 from torchrl.objectives import LossModule
-from training import assert_equal_state, train
+from training import train
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.critics import action_value_critic, state_action_critic
@@ -290,35 +290,6 @@ def test_a_factored_policy_knows_its_probabilities() -> None:
     torch.testing.assert_close(drawn, log_probs.exp(), rtol=0.0, atol=0.005)
     assert JOINT[int(log_probs.argmax())] == tuple(policy.deterministic_sample[0].tolist())
     assert float(policy.entropy()[0]) == pytest.approx(-float((log_probs.exp() * log_probs).sum()), rel=1e-5)
-
-
-KINDS = pytest.mark.parametrize("kind", list(ActionCritic), ids=lambda kind: kind.value)
-
-
-@KINDS
-def test_captured_updates_are_the_eager_ones_bit_for_bit(kind: ActionCritic) -> None:
-    data = [transitions(SEVERAL, seed=seed) for seed in range(5)]
-    fields = {"enumerate_up_to": 0} if kind is ActionCritic.joint else {}
-    eager, captured = (
-        LearnerConfig(lr=1e-2, execution=execution).build(several(kind, **fields))
-        for execution in (Execution.eager, Execution.captured)
-    )
-    assert train(eager, data) == train(captured, data)
-    assert_equal_state(eager, captured)
-
-
-@KINDS
-def test_a_saved_state_goes_on_as_if_it_had_never_stopped(kind: ActionCritic) -> None:
-    data = [transitions(SEVERAL, seed=seed) for seed in range(6)]
-    whole, first, second = (
-        LearnerConfig(lr=1e-2, execution=Execution.eager).build(several(kind, seed=seed)) for seed in (3, 3, 5)
-    )
-    train(whole, data[:3])
-    expected_metrics = train(whole, data[3:], seed=9)
-    train(first, data[:3])
-    second.load_state_dict(first.state_dict())
-    assert train(second, data[3:], seed=9) == expected_metrics
-    assert_equal_state(whole, second)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What every member of the family must do: the same updates however they are executed, and after a resume."""
+"""What every variant and every policy must do: the same updates however they are executed, and after a resume."""
 
 import copy
 import re
@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import Bounded, Categorical, Unbounded
+from torchrl.data import Bounded, Categorical, MultiCategorical, TensorSpec, Unbounded
 from training import assert_equal_state, tensors, train
 
 import sac_torchrl
@@ -19,6 +19,9 @@ from sac_torchrl.agents.crossq import CrossQ
 from sac_torchrl.agents.discrete_sac import DiscreteSAC
 from sac_torchrl.agents.droq import DroQ
 from sac_torchrl.agents.fastsac import FastSAC
+from sac_torchrl.agents.heads import PolicyForm
+from sac_torchrl.agents.mixture import Gradient
+from sac_torchrl.agents.multi_discrete import ActionCritic
 from sac_torchrl.agents.redq import REDQ
 from sac_torchrl.agents.sac import SAC
 from sac_torchrl.agents.sac_v1 import SACv1
@@ -40,13 +43,27 @@ MEMBERS: dict[str, Variant] = {
     "simba": SimBa(actor_width=8, critic_width=8),
     "fastsac": FastSAC(network=SMALL, critic_hidden=[16], atoms=11),
 }
-EVERY = pytest.mark.parametrize("name", MEMBERS)
+LIKELIHOOD_RATIO = Gradient.likelihood_ratio
+POLICIES: dict[str, Variant] = {
+    "mixture": SAC(network=SMALL, policy=PolicyForm.mixture, components=3),
+    "likelihood_ratio": SAC(network=SMALL, policy=PolicyForm.mixture, components=3, gradient=LIKELIHOOD_RATIO),
+    "flow": SAC(network=SMALL, policy=PolicyForm.flow),
+    **{f"several_{kind.value}": DiscreteSAC(SMALL, critic=kind) for kind in ActionCritic},
+    "several_sampled": DiscreteSAC(SMALL, enumerate_up_to=0),
+}
+CASES = MEMBERS | POLICIES
+EVERY = pytest.mark.parametrize("name", CASES)
+
+
+def action_spec(name: str) -> TensorSpec:
+    if isinstance(CASES[name], DiscreteSAC):
+        return Categorical(ACTIONS) if name in MEMBERS else MultiCategorical([3, 2, 4])
+    return Bounded(-1, 1, shape=DIMENSIONS)
 
 
 def learner(name: str, execution: Execution, *, seed: int = 0, **settings: Any) -> Learner:
     torch.manual_seed(seed)
-    action = Categorical(ACTIONS) if name == "discrete_sac" else Bounded(-1, 1, shape=DIMENSIONS)
-    agent = MEMBERS[name].build(Specs(Unbounded(shape=OBSERVED), action), device=torch.device("cpu"))
+    agent = CASES[name].build(Specs(Unbounded(shape=OBSERVED), action_spec(name)), device=torch.device("cpu"))
     return LearnerConfig(**{"lr": 1e-2, **settings}, execution=execution).build(agent)
 
 
@@ -60,6 +77,8 @@ def batches(name: str, count: int) -> list[TensorDict]:
         following = {"observation": normal(OBSERVED), "reward": normal(1), "terminated": normal(1) > 1}
         if name == "discrete_sac":
             action = {"action": normal(ACTIONS).argmax(-1), "entropy": normal().abs()}
+        elif isinstance(CASES[name], DiscreteSAC):
+            action = {"action": torch.stack([normal(count).argmax(-1) for count in (3, 2, 4)], -1)}
         else:
             action = {"action": normal(DIMENSIONS).tanh()}
         return {"observation": normal(OBSERVED), **action, "next": following}
@@ -74,7 +93,7 @@ def test_every_variant_is_a_member() -> None:
 
 @pytest.mark.parametrize(
     ("name", "order"),
-    [*((name, Order.together) for name in MEMBERS), ("crossq", Order.critics_first), ("redq", Order.one_by_one)],
+    [*((name, Order.together) for name in CASES), ("crossq", Order.critics_first), ("redq", Order.one_by_one)],
 )
 def test_a_hundred_captured_updates_are_bit_for_bit_the_eager_ones(name: str, order: Order) -> None:
     eager, captured = (
@@ -122,7 +141,7 @@ def test_a_loaded_learner_continues_bit_for_bit(name: str, execution: Execution)
     assert_equal_state(one, other)
 
 
-@EVERY
+@pytest.mark.parametrize("name", MEMBERS)
 def test_every_member_has_a_page_with_the_same_parts(name: str) -> None:
     headings = re.findall(r"^## (\w+)", (PAGES / f"{name}.md").read_text(), re.MULTILINE)
     wanted = ["Idea", "Equations", "Metrics", "Deviations", "Results"]

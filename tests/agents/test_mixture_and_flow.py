@@ -10,7 +10,6 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 from torchrl.data import Bounded, Unbounded
-from training import assert_equal_state, train
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.flow import Couplings, SquashedFlow
@@ -20,7 +19,6 @@ from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.normalization import with_normalization
 from sac_torchrl.agents.sac import SAC
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.learner.capture import Execution
 from sac_torchrl.learner.learner import LearnerConfig
 from sac_torchrl.specs import Specs
 
@@ -223,23 +221,6 @@ def test_a_baseline_takes_what_all_actions_have_in_common_out_of_the_gradient() 
     torch.testing.assert_close(total, torch.ones(5))
     for gradient in torch.autograd.grad(total.sum(), parameters):
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0.0, atol=1e-5)
-
-
-@FORMS
-def test_captured_updates_are_the_eager_ones_bit_for_bit_and_resume(form: dict[str, Any]) -> None:
-    data = [transitions(seed=seed) for seed in range(6)]
-    eager, captured, resumed = (
-        LearnerConfig(lr=1e-2, execution=execution).build(build(seed=seed, **form))
-        for execution, seed in ((Execution.eager, 3), (Execution.captured, 3), (Execution.eager, 5))
-    )
-    train(eager, data[:3])
-    train(captured, data[:3])
-    assert_equal_state(eager, captured)
-    resumed.load_state_dict(eager.state_dict())
-    metrics = [train(learner, data[3:], seed=9) for learner in (eager, captured, resumed)]
-    assert metrics[0] == metrics[1] == metrics[2]
-    assert_equal_state(eager, captured)
-    assert_equal_state(eager, resumed)
 
 
 @FORMS

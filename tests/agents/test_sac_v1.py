@@ -1,12 +1,12 @@
-"""The first version as an agent: its networks, its updates in every execution, its state."""
+"""The first version as an agent: its networks, its updates, its state."""
 
-import shutil
 from itertools import pairwise
 
 import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.data import Bounded, Categorical, Unbounded
+from training import train
 
 from sac_torchrl import Execution, Learner, LearnerConfig, NetworkConfig, SACv1, Specs
 from sac_torchrl.errors import ConfigError
@@ -40,11 +40,6 @@ def batches(count: int) -> list[TensorDict]:
     ]
 
 
-def train(learner: Learner, data: list[TensorDict]) -> list[dict[str, float]]:
-    torch.manual_seed(7)
-    return [{name: float(value) for name, value in learner.update(batch).items()} for batch in data]
-
-
 def weights(learner: Learner) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in learner.agent.loss.state_dict().items() if tensor is not None}
 
@@ -56,15 +51,6 @@ def test_every_network_is_drawn_for_itself_and_the_target_value_starts_as_a_copy
     assert not torch.equal(first, second)
     assert value.shape == (16, 3)
     assert torch.equal(value, loss.target_value_network_params["module", "0", "weight"])
-
-
-@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_updates_are_the_eager_ones() -> None:
-    """But for the order in which sums are taken; the random numbers are the same."""
-    data = batches(3)
-    eager, compiled = (train(build(execution=it), data) for it in (Execution.eager, Execution.compiled))
-    for expected, found in zip(eager, compiled, strict=True):
-        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_the_temperature_is_fixed_and_the_networks_train() -> None:
