@@ -18,7 +18,6 @@ from sac_torchrl.agents.mixture import Gradient, SquashedMixture
 from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.normalization import with_normalization
 from sac_torchrl.agents.sac import SAC
-from sac_torchrl.errors import ConfigError
 from sac_torchrl.learner.learner import LearnerConfig
 from sac_torchrl.specs import Specs
 
@@ -234,13 +233,6 @@ def test_a_normalized_policy_acts_with_the_parameters_that_are_trained(form: dic
     assert not torch.allclose(before, after)
     trained = {id(leaf) for leaf in agent.actor.parameters()}
     assert trained == {id(leaf) for key, leaf in agent.loss.named_parameters() if key.startswith("actor_network")}
-
-
-@pytest.mark.parametrize("field", ["components", "couplings", "coupling_hidden"])
-def test_sizes_are_at_least_1(field: str) -> None:
-    fields: dict[str, Any] = {field: 0}
-    with pytest.raises(ConfigError, match=rf"variant.{field}=0: give 1 or more"):
-        build(**fields)
 
 
 GOALS = torch.tensor([[0.7, 0.0], [-0.7, 0.0], [0.0, 0.7], [0.0, -0.7]])

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torchrl.data import Categorical, TensorSpec, Unbounded
 
 from sac_torchrl.agents.networks import Init, NetworkConfig, OneHot
-from sac_torchrl.errors import ConfigError
 
 CPU = torch.device("cpu")
 VECTOR = Unbounded(shape=3)
@@ -73,20 +72,6 @@ def test_a_state_enters_through_a_learned_embedding(inputs: int) -> None:
 def test_a_state_without_a_batch_is_one_row() -> None:
     network = NetworkConfig([8]).build(STATES, outputs=4, device=CPU)
     assert torch.equal(network(torch.tensor(2)), network(torch.tensor([2]))[0])
-
-
-@pytest.mark.parametrize(
-    ("hidden", "embedding", "message"),
-    [
-        ([256, 0], None, r"network\.hidden=\[256, 0\]: give 1 or more"),
-        ([-3], None, r"network\.hidden=\[-3\]: give 1 or more"),
-        ([8], 0, r"network\.embedding=0: give 1 or more or null"),
-    ],
-)
-def test_bad_fields_are_refused_in_one_line(hidden: list[int], embedding: int | None, message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as raised:
-        NetworkConfig(hidden, embedding)
-    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("init", [Init.xavier_uniform, Init.orthogonal, Init.he_normal, Init.lecun_normal])

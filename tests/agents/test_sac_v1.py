@@ -2,14 +2,12 @@
 
 from itertools import pairwise
 
-import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.data import Bounded, Categorical, Unbounded
+from torchrl.data import Bounded, Unbounded
 from training import train
 
 from sac_torchrl import Execution, Learner, LearnerConfig, NetworkConfig, SACv1, Specs
-from sac_torchrl.errors import ConfigError
 
 CPU = torch.device("cpu")
 SPECS = Specs(Unbounded(shape=3), Bounded(-1, 1, shape=2))
@@ -61,14 +59,3 @@ def test_the_temperature_is_fixed_and_the_networks_train() -> None:
     assert {entry["alpha"] for entry in metrics} == {1.0}
     assert metrics[-1]["loss_qvalue"] < 0.5 * metrics[0]["loss_qvalue"]
     assert any(later["loss_value"] != earlier["loss_value"] for earlier, later in pairwise(metrics))
-
-
-def test_discrete_actions_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"variant=sac_v1 needs continuous actions.*recipes/discrete\.py"):
-        SACv1().build(Specs(Unbounded(shape=3), Categorical(4)), device=CPU)
-
-
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
-def test_a_reward_scale_that_is_no_positive_number_is_refused(scale: float) -> None:
-    with pytest.raises(ConfigError, match=rf"variant\.reward_scale={scale}: "):
-        SACv1(reward_scale=scale)

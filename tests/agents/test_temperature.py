@@ -12,7 +12,6 @@ from torchrl.data import Categorical, Unbounded
 
 from sac_torchrl import DiscreteSAC, Execution, Learner, LearnerConfig, NetworkConfig, Specs
 from sac_torchrl.agents.temperature import BoundedTemperature
-from sac_torchrl.errors import ConfigError
 
 ACTIONS = 4
 EXECUTIONS = pytest.mark.parametrize("execution", [Execution.eager, Execution.captured])
@@ -147,22 +146,3 @@ def test_a_target_out_of_reach_is_told_where_a_run_looks_at_its_metrics(caplog: 
     assert learner.metrics()["train/entropy"] < 0.9 * math.log(ACTIONS)
     [said] = caplog.messages
     assert "variant.max_alpha=0.01" in said
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"target_entropy_ratio_end": 1.0, "target_entropy_updates": 5}, "target_entropy_ratio_end=1.0"),
-        ({"target_entropy_ratio_end": -0.1, "target_entropy_updates": 5}, "target_entropy_ratio_end=-0.1"),
-        ({"target_entropy_ratio_end": 0.5}, "belong together"),
-        ({"target_entropy_updates": 5}, "belong together"),
-        ({"target_entropy_ratio_end": 0.5, "target_entropy_updates": -5}, "target_entropy_updates=-5"),
-        ({"alpha": 1.0, "min_alpha": 2.0}, "variant.alpha=1.0 does not lie from variant.min_alpha=2.0"),
-        ({"alpha": 1.0, "max_alpha": 0.5}, "variant.max_alpha=0.5"),
-        ({"min_alpha": -1.0}, "variant.min_alpha=-1.0"),
-        ({"q_clip": 0.0}, "variant.q_clip=0.0"),
-    ],
-)
-def test_fields_that_cannot_be_are_refused(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        DiscreteSAC(**fields)

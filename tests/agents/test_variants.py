@@ -1,6 +1,5 @@
 import math
 from itertools import combinations
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from sac_torchrl.agents.discrete_sac import DiscreteSAC
 from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.sac import SAC
 from sac_torchrl.agents.variant import Variant
-from sac_torchrl.errors import ConfigError
 from sac_torchrl.specs import Specs
 
 CPU = torch.device("cpu")
@@ -119,53 +117,6 @@ def test_the_discrete_entropy_target_is_a_part_of_the_uniform_entropy(actions: i
 def test_the_temperature_starts_where_asked(fixed_alpha: bool) -> None:
     variant = SAC(network=SMALL, alpha=0.3, fixed_alpha=fixed_alpha)
     assert float(variant.build(CONTINUOUS, device=CPU).loss.log_alpha.detach().exp()) == pytest.approx(0.3)
-
-
-def test_discrete_actions_are_refused_by_sac() -> None:
-    message = r"variant=sac needs continuous actions.*4 discrete.*recipes/discrete\.py"
-    with pytest.raises(ConfigError, match=message) as it:
-        SAC(network=SMALL).build(DISCRETE, device=CPU)
-    assert "\n" not in str(it.value)
-
-
-def test_continuous_actions_are_refused_by_discrete_sac() -> None:
-    message = r"variant=discrete_sac needs discrete actions.*2 continuous.*recipes/continuous\.py"
-    with pytest.raises(ConfigError, match=message) as it:
-        DiscreteSAC(SMALL).build(CONTINUOUS, device=CPU)
-    assert "\n" not in str(it.value)
-
-
-@pytest.mark.parametrize("variant", [SAC, DiscreteSAC])
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("critics", 0),
-        ("gamma", -0.1),
-        ("gamma", 1.01),
-        ("gamma", math.nan),
-        ("tau", 0.0),
-        ("tau", 1.5),
-        ("alpha", 0.0),
-        ("alpha", -1.0),
-        ("alpha", math.inf),
-    ],
-)
-def test_a_bad_field_is_named_in_one_line(variant: type[Variant], field: str, value: float) -> None:
-    fields: dict[str, Any] = {field: value}
-    with pytest.raises(ConfigError, match=f"variant.{field}={value}: ") as raised:
-        variant(**fields)
-    assert "\n" not in str(raised.value)
-
-
-def test_all_bad_fields_are_named_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"variant\.critics=0: .*\. variant\.tau=2\.0: "):
-        SAC(critics=0, tau=2.0)
-
-
-@pytest.mark.parametrize("ratio", [-0.1, 1.0, math.nan])
-def test_an_entropy_target_out_of_reach_is_refused(ratio: float) -> None:
-    with pytest.raises(ConfigError, match=f"target_entropy_ratio={ratio}: "):
-        DiscreteSAC(target_entropy_ratio=ratio)
 
 
 @pytest.mark.parametrize("variant", [SAC(gamma=1.0, tau=0.5), SAC(gamma=0.0), DiscreteSAC(gamma=1.0, critics=1)])

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -25,11 +24,9 @@ from sac_torchrl.config.files import as_yaml, check_folder, load, open_run
 from sac_torchrl.config.layers import SHIPPED, read
 from sac_torchrl.config.recipes import configure, recipe_in
 from sac_torchrl.config.schema import TrainConfig, plan
-from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.learner.capture import Execution
-from sac_torchrl.replay.buffer import ReplayConfig, Storage
-from sac_torchrl.replay.offline import OfflineConfig
+from sac_torchrl.replay.buffer import Storage
 from sac_torchrl.runs.folder import RunConfig
 
 ROOT = Path(sac_torchrl.__file__).parents[1]
@@ -208,25 +205,6 @@ def test_all_mistakes_are_in_one_message(recipe: Recipe, tmp_path: Path) -> None
     ):
         assert said in line
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ({"total_frames": 0}, "total_frames=0: give 1 or more."),
-        (
-            {"env": EnvConfig(count=300), "replay": ReplayConfig(256)},
-            "env.count=300: a step of all environments does not fit into",
-        ),
-        (
-            {"variant": DiscreteSAC(entropy_penalty=0.5), "offline": OfflineConfig("some/data-v0")},
-            "it does not store the behavior policy's entropy",
-        ),
-    ],
-)
-def test_what_does_not_go_together_is_refused(wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        TrainConfig(**wrong)
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, 1_000), (0, 0), (700, 700)])

@@ -12,7 +12,7 @@ from torchrl.data import MultiCategorical
 
 from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.config import EnvConfig
-from sac_torchrl.errors import ConfigError, LearnerFault
+from sac_torchrl.errors import LearnerFault
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,6 @@ def test_bins_lie_evenly_between_the_bounds() -> None:
     choices, take = adapt_action(Box(np.array([-2, 0], np.float32), np.array([2, 8], np.float32)), "Toy-v0", bins=5)
     assert isinstance(choices, MultiDiscrete) and choices.nvec.tolist() == [5, 5]
     assert [take(np.array([k, 4 - k])).tolist() for k in range(5)] == [[-2, 8], [-1, 6], [0, 4], [1, 2], [2, 0]]
-
-
-@pytest.mark.parametrize("env", [{"id": "CartPole-v1", "bins": 3}, {"bins": 1}, {"id": "torch/pendulum", "bins": 3}])
-def test_bins_that_make_no_sense_are_refused(env: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=rf"env.bins={env['bins']}: "):
-        EnvConfig(**env).specs()
 
 
 @pytest.mark.parametrize("count", [1, 3])

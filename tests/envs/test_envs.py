@@ -352,12 +352,6 @@ def test_an_episode_is_truncated_after_as_many_steps_as_are_given(id: str, limit
     assert not any(step["next", "terminated"].any() for step in steps)
 
 
-@pytest.mark.parametrize(("id", "limit"), [("CartPole-v1", 0), ("torch/pendulum", 9), ("envpool/Pendulum-v1", 9)])
-def test_a_limit_of_steps_that_cannot_be_is_refused(id: str, limit: int) -> None:
-    with pytest.raises(ConfigError, match=rf"env\.max_episode_steps={limit}: .*give .*null"):
-        EnvConfig(id, max_episode_steps=limit).build()
-
-
 def test_all_environments_are_closed_with_the_one_they_make(
     register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,11 +24,9 @@ from sac_torchrl import (
     ReplayConfig,
     Specs,
     Storage,
-    TrainConfig,
     tanh_normal_actor,
 )
 from sac_torchrl.agents.variant import Variant
-from sac_torchrl.errors import ConfigError
 from sac_torchrl.replay.n_step import DelayedNStep, NStep
 from sac_torchrl.specs import SPAN
 
@@ -200,13 +198,6 @@ def test_a_row_that_spans_k_frames_is_discounted_by_gamma_to_the_k(variant: Call
         torch.manual_seed(3)
         losses.append(loss(batch.clone().set(SPAN, torch.full((6, 1), span, dtype=torch.int32)))["loss_qvalue"])
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=0)
-
-
-def test_a_run_that_would_sample_before_there_is_a_row_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"n_steps=3 with env.count=4: give random_frames of at least 12"):
-        TrainConfig(env=EnvConfig(count=4), n_steps=3, random_frames=11)
-    with pytest.raises(ConfigError, match="n_steps=0: give 1 or more"):
-        TrainConfig(n_steps=0)
 
 
 @pytest.mark.parametrize("steps", [2, 3, 5])

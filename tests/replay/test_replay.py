@@ -207,9 +207,7 @@ def test_the_cost_is_logged_and_never_more_rows_than_the_run_makes(
     assert f"2,000 rows, 80 kB on disk in {tmp_path}" in caplog.text
 
 
-def test_a_capacity_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="capacity=0"):
-        ReplayConfig(0)
+def test_a_batch_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch_size=11 is larger"):
         ReplayConfig(10).build(tmp_path, BOX, rows=100, batch_size=11, seed=0, device=CPU)
 
