@@ -72,10 +72,11 @@ class AlwaysUp(nn.Module):
         return torch.cat([self.height.expand(*observation.shape[:-1], 1), torch.zeros(*observation.shape[:-1], 1)], -1)
 
 
-def check(rows: TensorDictBase, *, environments: int | None) -> set[int]:
+def check(rows: TensorDictBase, *, environments: int | None, limit: int | None = None) -> set[int]:
     """Check that `rows`, in the order they came, hold every transition of each environment once; return their numbers.
 
-    The first episode is number 0, or 1 where a collector reset the environments after they were seeded.
+    The first episode is number 0, or 1 where a collector reset the environments after they were seeded. With a `limit`
+    it alone truncates episodes.
     """
     at: dict[int, tuple[int, int]] = {}
     for row in rows:
@@ -83,8 +84,10 @@ def check(rows: TensorDictBase, *, environments: int | None) -> set[int]:
         assert (episode, step) == at.get(number, (min(episode, 1), 0))
         assert row["next", "observation"].int().tolist() == [number, episode, step + 1]
         assert row["next", "reward"].item() == step + 1
-        last = step + 1 == length(number, episode)
-        assert row["next", "terminated"].item() == (last and not truncates(number, episode))
+        longest = length(number, episode)
+        truncated = truncates(number, episode) if limit is None else longest > limit
+        last = step + 1 == min(longest, limit or longest)
+        assert row["next", "terminated"].item() == (last and not truncated)
         at[number] = (episode + 1, 0) if last else (episode, step + 1)
     assert environments is None or len(at) == environments
     return set(at)

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import re
+import select
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -196,30 +197,34 @@ def test_a_pipelined_run_comes_out_again() -> None:
 
 
 def test_free_running_workers_stay_within_their_slack(faulty: Callable[..., EnvConfig], tmp_path: Path) -> None:
-    made = tmp_path / "made"
-    made.touch()
-    env = faulty(at_step=f"file = open({str(made)!r}, 'a'); file.write('x'); file.close()", count=3)
-    policy = Told()
+    os.mkfifo(tmp_path / "made")
+    steps = os.open(tmp_path / "made", os.O_RDWR)
+    env = faulty(at_step=f"file = open({str(tmp_path / 'made')!r}, 'w'); file.write('x'); file.close()", count=3)
     experience, _ = start(
-        Async(workers=2, slack=13, timeout=100), count=3, frames=1_000_000, env=env, policy=policy, random_frames=0
+        Async(workers=2, slack=13, timeout=100), count=3, frames=1_000_000, env=env, policy=Told(), random_frames=0
     )
-    made.write_text("")  # an environment without a time limit is stepped before a run, to see whether it ends
-    learned = checked = 0
+
+    def read(seconds: float) -> int:
+        """The number of steps that were made since the last call, as soon as there are any."""
+        return len(os.read(steps, 10_000)) if select.select([steps], [], [], seconds)[0] else 0
+
+    read(0)  # an environment without a time limit is stepped before a run, to see whether it ends
+    made = learned = checked = 0
     running = False
     for new_frames in experience:
-        until = time.monotonic() + 100
         # Four steps of three environments: the fifth would be more than 13 frames.
-        while running and made.stat().st_size < learned + 12 and time.monotonic() < until:
-            time.sleep(0.01)
-        time.sleep(0.05)
-        assert made.stat().st_size <= learned + 12
-        checked += running and made.stat().st_size == learned + 12
+        while running and made < learned + 12 and (new := read(100)):
+            made += new
+        made += read(0.05)
+        assert made <= learned + 12
+        checked += running and made == learned + 12
         learned += new_frames
         assert 0 <= experience.metrics()["train/policy_lag"] <= 13
         # One worker may have begun long before the other; from here on both have been told to run.
         running = all(acting.ready for acting in cast(Any, experience)._workers)
         if checked == 15:
             break
+    os.close(steps)
 
 
 def test_a_slow_environment_holds_up_no_other_worker(faulty: Callable[..., EnvConfig]) -> None:
