@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import sac_torchrl
+from sac_torchrl.cli import doctor
 from sac_torchrl.cli.main import main
 
 ROOT = Path(sac_torchrl.__file__).parents[1]
@@ -155,12 +156,15 @@ def test_check_env_tells_what_it_finds(
     assert told.err.count("\n") == (1 if code else 0)
 
 
-def test_doctor_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["doctor"])
-    lines = capsys.readouterr().out.splitlines()
-    assert {line.split()[0] for line in lines} <= {"ok", "missing"}
+def test_doctor_has_a_line_for_everything(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    main(["doctor", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert {line["state"] for line in found} <= {"ok", "missing"}
     for thing in ("Python", "torchrl", "C++ extension", "threads", "GPU", "disk", "pictures of Pendulum-v1"):
-        assert any(thing in line for line in lines)
+        assert any(thing in line["text"] for line in found)
+    monkeypatch.setattr(doctor, "diagnose", lambda: iter(["ok      one", "missing another"]))
+    main(["doctor"])
+    assert capsys.readouterr().out == "ok      one\nmissing another\n"
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,7 @@ def test_play_shows_episodes_on_screen(run: Path, told: Any, monkeypatch: pytest
 def test_commands_print_json(run: Path, told: Any) -> None:
     assert [(one["frames"], one["intact"]) for one in told("verify", run, "--json")] == [(400, True), (200, True)]
     assert all(len(one["digest"]) == 64 for one in told("verify", run, "--json", "--digest"))
-    assert {"kind", "text"} == set(told("check-env", "Pendulum-v1", "--json")[0])
-    assert {"state": "ok", "text": told("doctor", "--json")[0]["text"]} == told("doctor", "--json")[0]
+    assert {"kind", "text"} == set(told("check-env", "CartPole-v1", "--json")[0])
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:minari")

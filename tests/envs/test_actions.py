@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, MultiBinary, MultiDiscrete, Space
-from runs import SMALL, command
 from torchrl.data import MultiCategorical
 
+from sac_torchrl import train
 from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import LearnerFault
@@ -58,9 +58,18 @@ def test_the_agent_sees_how_many_values_each_action_has(count: int) -> None:
 
 
 def test_a_run_in_processes_learns_to_press_a_button(tmp_path: Path) -> None:
-    code, _, errors = command(
-        "train", "discrete", "env.id=Buttons-v0", "env.plugins=[buttons]", *SMALL, "total_frames=400",
-        "learner.lr=0.01", "run.folder=run", "env.count=2", "collector=processes", "n_steps=2", cwd=tmp_path,
-    )  # fmt: skip
-    assert code == 0, errors
-    assert '"return_mean": 10.0' in (tmp_path / "run" / "evaluation.json").read_text()
+    result = train(
+        "discrete",
+        env={"id": "Buttons-v0", "plugins": ["buttons"], "count": 2},
+        collector={"name": "processes", "workers": 2},
+        variant={"network": {"hidden": [8]}},
+        learner={"lr": 0.01, "execution": "eager"},
+        n_steps=2,
+        total_frames=400,
+        random_frames=40,
+        batch_size=16,
+        evaluate={"every": 400, "episodes": 1},
+        run={"folder": tmp_path / "run"},
+        device="cpu",
+    )
+    assert result.evaluation.mean == 10.0

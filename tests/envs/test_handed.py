@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from runs import command, digest
+from runs import digest
 from tensordict import TensorDict
 from torchrl.data import Bounded, Categorical, Composite, OneHot, Unbounded
 from torchrl.envs import EnvBase, GymEnv, SerialEnv, StepCounter, TransformedEnv
 
 import sac_torchrl
 from sac_torchrl import EnvConfig
+from sac_torchrl.cli.main import main
 from sac_torchrl.envs.handed import register
 from sac_torchrl.errors import ConfigError
 
@@ -165,7 +166,7 @@ def test_a_registered_id_is_made_by_its_function() -> None:
     assert config.build(seed=0).rollout(10)["next", "truncated"].sum() == 1
 
 
-def test_a_run_resumes_with_its_function_and_not_without(tmp_path: Path) -> None:
+def test_a_run_resumes_with_its_function_and_not_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys: dict[str, Any] = {"random_frames": 20, "batch_size": 8, "checkpoint": {"every": 20}, "device": "cpu"}
     keys |= {"variant": {"name": "sac", "network": {"hidden": [8]}}, "learner": {"execution": "eager"}}
     keys |= {"evaluate": {"every": 1000, "episodes": 1}}
@@ -175,5 +176,6 @@ def test_a_run_resumes_with_its_function_and_not_without(tmp_path: Path) -> None
             sac_torchrl.train("continuous", env=pendulum, total_frames=frames, run=folder, **keys)
     assert digest(tmp_path / "whole") == digest(tmp_path / "parts")
     assert "test_handed.pendulum" in (tmp_path / "whole" / "config.yaml").read_text()
-    code, _, errors = command("resume", str(tmp_path / "whole"), "total_frames=80", cwd=tmp_path)
-    assert code == 64 and "give it again, as in sac.train(..., env=make)" in errors
+    with pytest.raises(SystemExit) as ended:
+        main(["resume", str(tmp_path / "whole"), "total_frames=80"])
+    assert ended.value.code == 64 and "give it again, as in sac.train(..., env=make)" in capsys.readouterr().err
