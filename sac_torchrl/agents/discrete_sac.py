@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torchrl.modules import ValueOperator
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.critics import action_value_critic, state_action_critic
@@ -159,25 +160,12 @@ class DiscreteSAC(Variant):
         sizes = action_sizes(specs.action)
         several = head_of(specs.action) is Head.multi_discrete
         self._check_head(sizes, several=several)
-        network, seen = with_hidden(self.network, self.critic_hidden), self.critic_sees(specs)
         policy = self.network.build(self.actor_sees(specs), outputs=sum(sizes), device=device)
         if several:
             actor = factored_actor(policy, specs, sizes=sizes, critic=self.critic, enumerate_up_to=self.enumerate_up_to)
         else:
             actor = categorical_actor(policy, specs, distribution_class=EnumeratedCategorical)
-        joint = several and self.critic is ActionCritic.joint
-        if joint:
-            critics = [
-                state_action_critic(
-                    OneHotActions(network.build(seen, inputs=sum(sizes), outputs=1, device=device), sizes)
-                )
-                for _ in range(self.critics)
-            ]
-        else:
-            outputs = math.prod(sizes) if self.critic is ActionCritic.enumerated else sum(sizes)
-            critics = [
-                action_value_critic(network.build(seen, outputs=outputs, device=device)) for _ in range(self.critics)
-            ]
+        critics = [self._head_critic(specs, sizes, several=several, device=device) for _ in range(self.critics)]
         most = sum(math.log(size) for size in sizes)
         loss = HeadLoss(
             actor,
@@ -199,6 +187,17 @@ class DiscreteSAC(Variant):
         ).to(device)
         agent = assemble(actor, loss, critics, gamma=self.gamma, tau=self.tau)
         return self.with_temperature(agent, loss.log_alpha, loss.target_entropy, most=most)
+
+    def _head_critic(
+        self, specs: Specs, sizes: tuple[int, ...], *, several: bool, device: torch.device
+    ) -> ValueOperator:
+        """Build one critic: of an observation and a joint action, or of an observation for every action."""
+        network, seen = with_hidden(self.network, self.critic_hidden), self.critic_sees(specs)
+        if several and self.critic is ActionCritic.joint:
+            joint = network.build(seen, inputs=sum(sizes), outputs=1, device=device)
+            return state_action_critic(OneHotActions(joint, sizes))
+        outputs = math.prod(sizes) if self.critic is ActionCritic.enumerated else sum(sizes)
+        return action_value_critic(network.build(seen, outputs=outputs, device=device))
 
     def _check_head(self, sizes: tuple[int, ...], *, several: bool) -> None:
         why = "several discrete actions" if several else "variant.critic_entropy=false"

@@ -26,14 +26,7 @@ def adapt_action(
     if bounds is not None:
         space = _bounded(space, id, bounds)
     if isinstance(space, Discrete):
-        first, count = int(space.start), int(space.n)
-
-        def shifted(index: Any) -> np.int64:
-            if not 0 <= int(index) < count:
-                raise LearnerFault(f"the action {index} in env.id={id} is not one of 0 to {count - 1}.")
-            return np.int64(int(index) + first)  # as action_space.sample() gives it: some call its methods
-
-        return Discrete(count), shifted
+        return _discrete(space, id)
     if isinstance(space, (MultiDiscrete, MultiBinary)) and len(space.shape) == 1 and space.shape[0] > 0:
         return _several(space, id)
     problem = _action_problem(space)
@@ -47,6 +40,15 @@ def adapt_action(
             f"env.id={id}: the action space is {short(space)}, {problem}: "
             "give it one with gymnasium.wrappers.TransformAction."
         )
+    rescale = _rescaling(space, id)
+    if bins is not None:
+        choices, checked = _several(MultiDiscrete([bins] * space.shape[0]), id)
+        return choices, lambda chosen: rescale(2.0 * checked(chosen) / (bins - 1) - 1.0)
+    return Box(-1.0, 1.0, space.shape, np.float32), rescale
+
+
+def _rescaling(space: Box, id: str) -> Callable[[Any], Any]:
+    """From [-1, 1] to the bounds of a Box."""
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     dtype = space.dtype
 
@@ -60,10 +62,7 @@ def adapt_action(
             )
         return np.minimum(np.maximum(low * (1.0 - t) + high * t, low), high).astype(dtype)
 
-    if bins is not None:
-        choices, checked = _several(MultiDiscrete([bins] * space.shape[0]), id)
-        return choices, lambda chosen: rescale(2.0 * checked(chosen) / (bins - 1) - 1.0)
-    return Box(-1.0, 1.0, space.shape, np.float32), rescale
+    return rescale
 
 
 def _sensible(space: Box) -> Any:
@@ -80,6 +79,18 @@ def _bounded(space: Space[Any], id: str, bounds: tuple[float, float]) -> Space[A
         np.where(_sensible(space), own, bound) for own, bound in zip((space.low, space.high), bounds, strict=True)
     )
     return Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype.type)
+
+
+def _discrete(space: Discrete, id: str) -> tuple[Space[Any], Callable[[Any], Any]]:
+    """The same for one discrete action, which the agent chooses as an index from 0."""
+    first, count = int(space.start), int(space.n)
+
+    def shifted(index: Any) -> np.int64:
+        if not 0 <= int(index) < count:
+            raise LearnerFault(f"the action {index} in env.id={id} is not one of 0 to {count - 1}.")
+        return np.int64(int(index) + first)  # as action_space.sample() gives it: some call its methods
+
+    return Discrete(count), shifted
 
 
 def _several(space: MultiDiscrete | MultiBinary, id: str) -> tuple[Space[Any], Callable[[Any], Any]]:
