@@ -1,4 +1,4 @@
-"""What every kind of collection is to a recipe: an iterator that stores transitions and counts them."""
+"""The interface of every collector to the loop: an iterator that stores transitions and counts them."""
 
 import time
 from abc import ABC, abstractmethod
@@ -20,9 +20,9 @@ from sac_torchrl.specs import Specs
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be collected: `actor` acts in the environments of `env`, and their transitions go to `buffer`.
+    """What to collect: `actor` acts in the environments of `env`, and their transitions go to `buffer`.
 
-    The first `random_frames` actions are drawn uniformly; it is over with `total_frames`, those of all environments.
+    The first `random_frames` actions are drawn uniformly; collection ends at `total_frames`, over all environments.
     """
 
     env: EnvConfig
@@ -38,9 +38,9 @@ class Job:
 class Steps:
     """Transitions that were just collected: some steps of `n` environments.
 
-    `rows` `(steps * n,)`, one step after the other, are what the buffer stores, `done` `(steps, n)` says which of them
-    ended an episode, `environments` whose they are, and `behind` how many frames the policy that acted had not learned
-    from, though they were stored, as a mean.
+    `rows` `(steps * n,)`, one step after the other, are what the buffer stores; `done` `(steps, n)` is true where an
+    episode ended; `environments` are the indices of the `n` environments; `policy_lag` is the mean number of stored
+    frames that the acting policy had not been trained on.
     """
 
     rows: TensorDictBase
@@ -59,7 +59,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Dropped:
-    """The running episodes of these environments `(n,)` broke off after the steps before: they are nobody's return."""
+    """The running episodes of these environments `(n,)` broke off; they are excluded from the returns."""
 
     environments: Tensor
 
@@ -79,7 +79,7 @@ class Experience(ABC):
         self.frames = 0
         self._job = job
         self._n_step = NStep(specs.n_steps, gamma=specs.gamma, count=count, device=device)
-        # They stay where the transitions are made, and are read when they are logged: a look costs a GPU its lead.
+        # They stay on the device of the transitions and are read when they are logged: reading waits for the GPU.
         self._returns = torch.zeros(count, dtype=torch.float64, device=device)
         self._lengths = torch.zeros(count, dtype=torch.int64, device=device)
         self._ended = torch.zeros(3, dtype=torch.float64, device=device)
@@ -140,7 +140,7 @@ class Experience(ABC):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters, the episodes that run, and those that `metrics` has not told of."""
+        """The counters, the running episodes, and the ended ones that `metrics` has not reported yet."""
         environments = self._environments()
         cut = environments is None or environments["running"] is None
         going = torch.zeros_like if cut else torch.clone
@@ -174,20 +174,20 @@ class Experience(ABC):
 
     @abstractmethod
     def _collect(self) -> Generator[list[Steps | Dropped], None, None]:
-        """Open the environments and step them, for as long as somebody asks; close them at the end."""
+        """Open the environments and step them while the iteration lasts; close them at its end."""
 
     def _without_faults(self, made: list[Steps | Dropped]) -> Iterator[Steps | Dropped]:
-        """The same without the steps that the environments marked as faulty by the reward NaN."""
+        """Drop the steps that the environments marked as faulty by the reward NaN."""
         for steps in made:
             if isinstance(steps, Dropped) or not steps.rows["next", "reward"].isnan().any():
                 yield steps
                 continue
-            whose = torch.arange(self._job.env.count)[steps.environments]
+            indices = torch.arange(self._job.env.count)[steps.environments]
             for rows, done in zip(steps.rows.split(steps.done.shape[1]), steps.done, strict=True):
                 faulty = rows["next", "reward"].reshape(-1).isnan()
                 self._faults += int(faulty.sum())
-                yield Steps(rows[~faulty], done[~faulty].unsqueeze(0), whose[~faulty], policy_lag=steps.policy_lag)
-                yield Dropped(whose[faulty])
+                yield Steps(rows[~faulty], done[~faulty].unsqueeze(0), indices[~faulty], policy_lag=steps.policy_lag)
+                yield Dropped(indices[faulty])
 
     def _take(self, steps: Steps) -> None:
         """Store them and keep the sums of the episodes that are running, and of those that ended."""
@@ -209,18 +209,18 @@ class Experience(ABC):
         for reward, done in zip(rewards, steps.done, strict=True):
             self._follow(reward, done, steps.environments)
 
-    def _follow(self, reward: Tensor, done: Tensor, whose: slice | Tensor) -> None:
-        returns, lengths = self._returns[whose] + reward, self._lengths[whose] + 1
+    def _follow(self, reward: Tensor, done: Tensor, indices: slice | Tensor) -> None:
+        returns, lengths = self._returns[indices] + reward, self._lengths[indices] + 1
         self._ended += torch.stack([done.double().sum(), (returns * done).sum(), (lengths * done).sum().double()])
-        self._returns[whose] = returns * ~done
-        self._lengths[whose] = lengths * ~done
+        self._returns[indices] = returns * ~done
+        self._lengths[indices] = lengths * ~done
 
     def _store(self, rows: TensorDictBase) -> None:
         if len(rows):
             self._job.buffer.extend(rows)
 
     def _cut(self, environments: Tensor) -> None:
-        """Forget the running episodes of these, whose frames are stored."""
+        """Forget the running episodes of these environments; their frames stay stored."""
         self._store(self._n_step.cut(environments))
         self._returns[environments], self._lengths[environments] = 0.0, 0
 

@@ -104,7 +104,7 @@ class PolicyWorkers(WorkersExperience[PolicyWorker]):
     def _collect(self) -> Generator[list[Steps | Dropped], None, None]:
         self._open()
         threads = torch.get_num_threads()
-        # A product that is split over two threads waits for the one whose core a worker has taken.
+        # A product that is split over two threads waits for the thread that shares its core with a worker.
         torch.set_num_threads(max(1, min(threads, cores() - len(self._slices))))
         try:
             for environments in self._slices:

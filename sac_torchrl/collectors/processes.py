@@ -72,9 +72,9 @@ class ProcessesExperience(Experience):
 class ProcessVectorEnv(AgentVectorEnv):
     """`env.count` Gymnasium environments in worker processes as one vector environment.
 
-    Gymnasium's AsyncVectorEnv has one process an environment, hands a failure on without naming it and replaces
-    nothing. `lost` says for which environments the last step did not happen: they are truncated, with the
-    observation of before. Raises WorkerDied.
+    Gymnasium's AsyncVectorEnv has a process for each environment, does not name the one that fails and replaces none.
+    `lost` is true for the environments without a last step: they are truncated, with the observation before it. Raises
+    WorkerDied.
     """
 
     def __init__(self, env: EnvConfig, slices: list[range], *, timeout: float, restarts: int) -> None:
@@ -123,7 +123,7 @@ class ProcessVectorEnv(AgentVectorEnv):
         asked = set(range(len(self._workers))) - self._unstarted
         for number in asked:
             environments = self._workers[number].environments
-            # Bytes, both ways: to pickle four arrays takes 30 microseconds.
+            # Bytes, both ways: pickling four arrays takes 30 microseconds.
             self._send(number, actions[environments.start : environments.stop].tobytes())
         answers = self._answers(asked)
         rewards = np.zeros(self.num_envs)
@@ -160,7 +160,7 @@ class ProcessVectorEnv(AgentVectorEnv):
                 self._replace(number, died)
 
     def _answers(self, asked: set[int]) -> list[Any]:
-        """What the workers say, in their order; None for those not asked and those that were replaced."""
+        """The answers of the workers, in their order; None for those not asked and those that were replaced."""
         answers: list[Any] = [None] * len(self._workers)
         pending = {self._workers[number]: number for number in asked - self._unstarted}
         while pending:
@@ -184,7 +184,7 @@ class ProcessVectorEnv(AgentVectorEnv):
 
 
 def _serve(connection: Connection, environments: range, busy: Any, env: EnvConfig) -> None:
-    """Step a slice of the environments as the main process says."""
+    """Step a slice of the environments at the main process's commands."""
     with closing(open_slice(env, environments, busy)) as envs:
         space = envs.action_space
         connection.send((envs.single_observation_space, envs.single_action_space))

@@ -18,7 +18,7 @@ from sac_torchrl.signals import handlers_kept
 
 
 def has_token() -> bool:
-    """Whether Ray is told to ask for a token, and finds one where it looks."""
+    """Whether the environment has Ray ask for a token, and a token is where Ray reads it."""
     given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     return os.environ.get("RAY_AUTH_MODE") == "token" and (given or Path("~/.ray/auth_token").expanduser().is_file())
 
@@ -53,11 +53,11 @@ def connected(address: str | None, *, cpus: int) -> Iterator[Any]:
 
 @contextmanager
 def _local_cluster(ray: Any, *, cpus: int) -> Iterator[dict[str, Any]]:
-    """What `ray.init` is given for a cluster of this machine that nobody else can use.
+    """The arguments of `ray.init` for a cluster of this machine that other users cannot reach.
 
-    Ray takes a token from the process's environment and reads that once, when it is imported, as TorchRL does; its
-    option for the address of a node turns 127.0.0.1 into the machine's address in the network, unless it thinks that
-    clusters of several machines are not supported. What it does for its own tests is done here: read them again.
+    Ray takes a token from the process's environment, which it reads only once, when TorchRL imports it. And it replaces
+    the node address 127.0.0.1 by the machine's address in the network, unless its switch for clusters of several
+    machines is off. So both are set and read again, as Ray's own tests do.
     """
     raylet: Any = importlib.import_module("ray._raylet")
     constants: Any = importlib.import_module("ray._private.ray_constants")
@@ -102,17 +102,17 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def _check_loopback(ray: Any) -> None:
-    """Raise ConfigError where Ray opened its ports to the network after all, or asks for no token."""
+    """Raise ConfigError if Ray opened its ports to the network after all, or asks for no token."""
     raylet: Any = importlib.import_module("ray._raylet")
     addresses = [node["NodeManagerAddress"] for node in ray.nodes()]
     asks = raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
     if not (asks and all(ipaddress.ip_address(address).is_loopback for address in addresses)):
         raise ConfigError(
-            f"collector=ray: Ray {ray.__version__} keeps strangers from a local cluster in no way known here (it is at "
-            f"{', '.join(addresses)}): start one with a token and give collector.address (docs/ray.md)."
+            f"collector=ray: Ray {ray.__version__} opens its local cluster to the network ({', '.join(addresses)}): "
+            "start a cluster with a token and give collector.address (docs/ray.md)."
         )
 
 
 def available_cpus(ray: Any) -> float:
-    """How many the cluster has."""
+    """The number of CPUs of the cluster."""
     return float(ray.cluster_resources().get("CPU", 0))

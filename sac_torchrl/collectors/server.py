@@ -1,4 +1,4 @@
-"""What the process that forks the workers imports, once and for all of them."""
+"""The imports of the server that forks the workers."""
 
 import atexit
 import os
@@ -9,6 +9,6 @@ from pathlib import Path
 import sac_torchrl.collectors.processes  # noqa: F401
 from sac_torchrl.collectors.forking import FOLDER
 
-# It goes when the main process is gone. One that was killed could not remove the folder of their socket.
+# The server ends after the main process, which cannot remove the folder of the socket if it is killed.
 if Path(os.environ.get(FOLDER, "")).name.startswith("pymp-"):
     atexit.register(shutil.rmtree, os.environ[FOLDER], ignore_errors=True)

@@ -64,7 +64,7 @@ class Worker:
             with forking():
                 self._process.start()
         theirs.close()
-        # At exit multiprocessing would wait for a worker that does not listen.
+        # At exit multiprocessing would wait for a worker that does not answer.
         self._last_resort = util.Finalize(self, _kill, (self._process,), exitpriority=10)
         self.pid = self._process.pid
         self.expect(max(START_SECONDS, timeout))
@@ -86,7 +86,7 @@ class Worker:
             raise self._gone() from error
 
     def receive(self) -> Any:
-        """Take the answer of one that `listen` returned; raises WorkerDied."""
+        """Take the answer of a worker that `listen` returned; raises WorkerDied."""
         try:
             if not self.heard:
                 raise self._hung()
@@ -108,7 +108,7 @@ class Worker:
                 self.connection.send(None)
 
     def kill(self, *, after: float = 0.0) -> None:
-        """End the process whatever it does, unless it ends by itself in that many seconds; again does nothing."""
+        """Kill the process if it does not end by itself in `after` seconds; a second call does nothing."""
         if self._last_resort.still_active():
             self._process.join(after)
             self._last_resort()
@@ -116,7 +116,7 @@ class Worker:
 
     def _hung(self) -> WorkerDied:
         died = self._died(f"did not answer for {self._patience:g} s (collector.timeout={self._timeout:g})")
-        self.kill()  # It would not hear either that it has to end.
+        self.kill()  # It would not answer a request to end either.
         return died
 
     def _gone(self) -> WorkerDied:
@@ -160,7 +160,7 @@ def starting(environments: range) -> Iterator[None]:
 
 def listen(workers: Sequence[W], *, patience: float = math.inf) -> list[W]:
     """Wait, `patience` seconds at most, until any worker has answered, died or exceeded its deadline; return those."""
-    # Less than half the time of multiprocessing's wait, which is many files long.
+    # It takes less than half the time of multiprocessing's `wait`.
     poll = select.poll()
     for worker in workers:
         poll.register(worker.connection, select.POLLIN)
@@ -191,7 +191,7 @@ def _main(connection: Connection, serve: Callable[..., None], environments: rang
     except EnvironmentFailed as failed:
         connection.send(_failure(failed.__cause__ or failed))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # The main process is gone, or has given this one up.
+        return  # The main process has ended, or has given this one up.
     except Exception as error:  # noqa: BLE001 - whatever it is, the main process raises it
         connection.send(_failure(error))
 
@@ -201,7 +201,7 @@ def _failure(error: BaseException) -> _Failure:
 
 
 def _limit_waits(connection: Connection, seconds: float) -> None:
-    """Have the system end a write that the other side does not take, and a read that it does not finish."""
+    """Set a time limit for writes that the other side does not read, and for reads that it does not finish."""
     limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
     with socket.socket(fileno=os.dup(connection.fileno())) as side:
         side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

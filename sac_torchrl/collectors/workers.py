@@ -67,7 +67,7 @@ class Workers(list[W]):
         self._start = start
 
     def start(self, environments: range) -> None:
-        """Start one of the first workers."""
+        """Start a worker of the run's first ones."""
         self.append(self._start(environments, 0))
 
     def replace(self, failed: W, died: WorkerDied) -> W:
@@ -134,7 +134,7 @@ class WorkersExperience(Experience, Generic[W]):
 
 
 def spread(seed: int, count: int, replaced: int) -> list[int]:
-    """The seeds of `count` environments after as many replacements of workers."""
+    """The seeds of `count` environments after `replaced` replacements of workers."""
     return seeds([seed, replaced] if replaced else seed, count)
 
 
