@@ -56,12 +56,13 @@ def command(*words: str, cwd: Path, environment: Mapping[str, str] | None = None
     return finish(start(*words, cwd=cwd, environment=environment))
 
 
-def wait_until(what: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 600) -> None:
+def wait_until(what: Callable[[], bool], process: "subprocess.Popen[str] | None" = None, seconds: float = 600) -> None:
     """Wait until something is the case, for as long as the process lives."""
     end = time.monotonic() + seconds
     while not what():
-        if process.poll() is not None or time.monotonic() > end:
-            code, out, errors = finish(process, 1) if process.poll() is not None else (-1, "", "still running")
+        ended = process is not None and process.poll() is not None
+        if ended or time.monotonic() > end:
+            code, out, errors = finish(process, 1) if process is not None and ended else (-1, "", "still running")
             raise AssertionError(f"it never came to that: exit code {code}\n{out}\n{errors}")
         time.sleep(0.01)
 

@@ -4,12 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from descendants import command_of
+from runs import wait_until
 
 from sac_torchrl import orphans
 
@@ -32,13 +31,6 @@ assert "SAC_TORCHRL_PARENTS" not in os.environ
 print(plain.pid, own.pid, deaf.pid, flush=True)
 sys.stdin.readline()
 """
-
-
-def wait_until(what: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def living(*commands: str) -> list[str]:

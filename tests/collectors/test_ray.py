@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -20,6 +19,7 @@ import pytest
 import runs
 import torch
 from descendants import below, command_of, listening
+from torchrl.data import TensorDictReplayBuffer
 
 from sac_torchrl import EnvConfig, Ray, ReplayConfig, ReplayRatio, SacError, Storage, tanh_normal_actor
 from sac_torchrl.collectors.experience import Experience
@@ -46,24 +46,29 @@ def processes_of(name: str) -> list[int]:
     return found
 
 
+def make_collector(
+    monkeypatch: pytest.MonkeyPatch,
+    plan: Ray,
+    environments: int = 2,
+    *,
+    plugin: str = "counting",
+    total_frames: int = 10_000,
+    random_frames: int = 0,
+) -> tuple[Experience, TensorDictReplayBuffer]:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    env = EnvConfig("Counting-v0", environments, plugins=[plugin])
+    specs, cpu = env.specs(), torch.device("cpu")
+    buffer = ReplayConfig(storage=Storage.ram).build(Path(), specs, rows=total_frames, batch_size=1, seed=0, device=cpu)
+    actor = tanh_normal_actor(counting.AlwaysUp(), specs)
+    frames = {"total_frames": total_frames, "random_frames": random_frames}
+    return plan.build(env, actor, buffer, specs=specs, seed=3, **frames), buffer
+
+
 def test_every_transition_is_there_once_although_a_worker_dies(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])
-    env = EnvConfig("Counting-v0", 3, plugins=["counting"])
-    specs = env.specs()
-    buffer = ReplayConfig(storage=Storage.ram).build(
-        Path(), specs, rows=2000, batch_size=1, seed=0, device=torch.device("cpu")
-    )
-    experience = Ray(workers=2, steps=4, restarts=1).build(
-        env,
-        tanh_normal_actor(counting.AlwaysUp(), specs),
-        buffer,
-        specs=specs,
-        total_frames=2000,
-        random_frames=12,
-        seed=3,
-    )
+    plan = Ray(workers=2, steps=4, restarts=1)
+    experience, buffer = make_collector(monkeypatch, plan, 3, total_frames=2000, random_frames=12)
     replay_ratio, updates, killed = ReplayRatio(0.3, after=0), 0, False
     with caplog.at_level(logging.WARNING):
         for new_frames in experience:
@@ -92,16 +97,6 @@ print(ray.get(ray.remote(num_cpus=0)(lambda: "a task ran").remote(), timeout=60)
 """
 
 
-def make_collector(monkeypatch: pytest.MonkeyPatch, plan: Ray, environments: int = 2) -> Experience:
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    env = EnvConfig("Counting-v0", environments, plugins=["counting"])
-    specs = env.specs()
-    cpu = torch.device("cpu")
-    buffer = ReplayConfig(storage=Storage.ram).build(Path(), specs, rows=10_000, batch_size=1, seed=0, device=cpu)
-    actor = tanh_normal_actor(counting.AlwaysUp(), specs)
-    return plan.build(env, actor, buffer, specs=specs, total_frames=10_000, random_frames=0, seed=3)
-
-
 @pytest.mark.parametrize("mode", ["", "disabled", "token"])
 def test_a_stranger_reaches_no_local_cluster(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     """Nothing listens but on the loopback interface, and a task runs only for who knows the token."""
@@ -113,7 +108,7 @@ def test_a_stranger_reaches_no_local_cluster(monkeypatch: pytest.MonkeyPatch, mo
         monkeypatch.setenv("RAY_AUTH_TOKEN", "the token of another cluster")
     before = {name: value for name, value in os.environ.items() if "AUTH" in name}
     handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
-    steps = iter(make_collector(monkeypatch, Ray(workers=2, steps=4)))
+    steps = iter(make_collector(monkeypatch, Ray(workers=2, steps=4))[0])
     next(steps)
     assert handlers == [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
     found = listening(below(os.getpid()))
@@ -165,17 +160,14 @@ def test_a_run_that_is_ended_saves_and_leaves_nobody(tmp_path: Path, number: sig
     if number == signal.SIGTERM:
         assert code == 75, errors
         assert len(snapshot.frames_in(folder / "checkpoints")) == 1
-    until = time.monotonic() + 15
-    while living := [command for one in started if (command := command_of(one))]:
-        assert time.monotonic() < until, living
-        time.sleep(0.1)
+    runs.wait_until(lambda: not any(map(command_of, started)), seconds=15)
 
 
 def test_a_process_that_is_connected_already_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = importlib.import_module("ray")
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     with pytest.raises(ConfigError, match=r"connected to a Ray cluster already: call ray\.shutdown\(\)"):
-        next(iter(make_collector(monkeypatch, Ray())))
+        next(iter(make_collector(monkeypatch, Ray())[0]))
 
 
 def test_a_ray_that_opens_its_ports_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +176,7 @@ def test_a_ray_that_opens_its_ports_is_refused(monkeypatch: pytest.MonkeyPatch) 
         "sac_torchrl.collectors.ray_cluster.ipaddress.ip_address", lambda address: SimpleNamespace(is_loopback=False)
     )
     with pytest.raises(ConfigError, match=r"opens its local cluster to the network"):
-        next(iter(make_collector(monkeypatch, Ray())))
+        next(iter(make_collector(monkeypatch, Ray())[0]))
     assert not importlib.import_module("ray").is_initialized()
 
 
@@ -215,28 +207,11 @@ def test_a_worker_that_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatc
     (tmp_path / "only_here.py").write_text(
         "import sys\nfrom counting import *\nif 'pytest' not in sys.modules:\n    raise ImportError('not there')\n"
     )
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])
     monkeypatch.syspath_prepend(tmp_path)
-    env = EnvConfig("Counting-v0", 2, plugins=["only_here"])
-    specs = env.specs()
-    buffer = ReplayConfig(storage=Storage.ram).build(
-        Path(), specs, rows=9, batch_size=1, seed=0, device=torch.device("cpu")
-    )
-    experience = Ray(workers=2).build(
-        env,
-        tanh_normal_actor(counting.AlwaysUp(), specs),
-        buffer,
-        specs=specs,
-        total_frames=9,
-        random_frames=0,
-        seed=3,
-    )
+    experience, _ = make_collector(monkeypatch, Ray(workers=2), plugin="only_here", total_frames=9)
     with pytest.raises(WorkerDied, match=r"cannot be started .*only_here, which cannot be imported \(not there\)"):
         next(iter(experience))
-    until = time.monotonic() + 30
-    while processes_of("ray::RemoteCollector"):
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    runs.wait_until(lambda: not processes_of("ray::RemoteCollector"), seconds=30)
 
 
 @pytest.fixture
@@ -310,10 +285,8 @@ def test_a_machine_is_lost(machines: list[Machine], tmp_path: Path, spare: bool)
     train = f"{TRAIN} collector.restarts=1 total_frames=3000 evaluate.every=3000 log_every=100"
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(here, f"{train} run.folder={tmp_path}/run")
-        until = time.monotonic() + 120
-        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 4):
-            assert time.monotonic() < until and not run.done(), run
-            time.sleep(0.1)
+        runs.wait_until(lambda: run.done() or (metrics.exists() and metrics.read_text().count("\n") > 4), seconds=120)
+        assert not run.done(), run
         if spare:
             assert here("ray start --address=10.77.0.10:6379 --num-cpus=1").returncode == 0
         subprocess.run("ip netns pids sac1 | xargs kill -9", shell=True, check=True)
