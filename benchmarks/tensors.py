@@ -4,8 +4,8 @@ python benchmarks/tensors.py FOLDER [FOLDER ...] --count 256            collecti
 python benchmarks/tensors.py FOLDER [FOLDER ...] --count 256 --learn    an update with every step
 
 torch/pendulum, the default policy, rows in memory. The bare loop steps the same tensors with two layers of 256 in plain
-torch, and neither stores rows nor counts returns; with `--learn` it makes no update. Prints the median time of a step
-of all environments, its processor time, and the medians and quartiles of ratios of neighboring blocks.
+torch, and neither stores rows nor counts returns; with `--learn` it makes no update. Prints the medians of the time
+and of the processor's time of a step of all environments, and medians and quartiles of their ratios in the same round.
 """
 
 import argparse
@@ -97,20 +97,25 @@ def main() -> None:
         Timed(
             [*script, "--loop", "bare" if name == "bare" else "ours"],
             folder=newest if name == "bare" else Path(name),
-            environment={"PYTHONPATH": str((newest if name == "bare" else Path(name)).resolve())},
+            environment={
+                "OMP_NUM_THREADS": str(options.threads),
+                "PYTHONPATH": str((newest if name == "bare" else Path(name)).resolve()),
+            },
         )
         for name in names
     ]
     rounds = in_turn(processes, options.rounds + 1)
-    walls = [[turn["seconds"] for turn in turns[1:]] for turns in rounds]
-    for name, times, turns in zip(names, walls, rounds, strict=True):
-        wall = statistics.median(times) / options.steps
-        cpu = statistics.median(turn["cpu"] for turn in turns[1:]) / options.steps
-        print(f"{name}: {wall * 1e3:.2f} ms a step ({cpu * 1e3:.2f} computing), {options.count / wall:,.0f} frames/s")
-    for other, name in enumerate(names):
-        ratios = [a / b for a, b in zip(walls[other], walls[-1], strict=True)]
-        low, median, high = statistics.quantiles(ratios, n=4)
-        print(f"speed of the last against {name}: {median:.2f} ({low:.2f} to {high:.2f})")
+    walls, computing = (
+        [[turn[what] / options.steps * 1e3 for turn in turns[1:]] for turns in rounds] for what in ("seconds", "cpu")
+    )
+    for name, wall, cpu in zip(names, walls, computing, strict=True):
+        step = statistics.median(wall)
+        rate = options.count / step * 1e3
+        print(f"{name}: {step:.2f} ms a step, {statistics.median(cpu):.2f} of the processor, {rate:,.0f} frames/s")
+    for what, times in (("time", walls), ("processor time", computing)):
+        for other, name in zip(times[:-1], names, strict=False):
+            low, median, high = statistics.quantiles([b / a for a, b in zip(other, times[-1], strict=True)], n=4)
+            print(f"{what} of the last to {name}: {median:.2f} ({low:.2f} to {high:.2f})")
 
 
 if __name__ == "__main__":

@@ -140,10 +140,11 @@ def train(
 
         for new_frames in () if callbacks.stopped else experience:  # they are in the buffer already
             agent.observe(buffer)
-            for _ in range(replay_ratio.due(new_frames)):
-                batch = source.sample()
-                learner.update(batch)
-                buffer.update_tensordict_priority(batch)  # where it is prioritized
+            due = replay_ratio.due(new_frames)
+            for first in range(0, due, cfg.learner.at_once):
+                batches = [source.sample() for _ in range(first, min(first + cfg.learner.at_once, due))]
+                learner.update(*batches)
+                buffer.update_tensordict_priority(batches[-1])  # where it is prioritized: one at once
 
             frames, metrics = experience.frames, dict[str, float]()
             if log_now(frames) or experience.finished:

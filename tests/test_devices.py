@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -222,6 +223,33 @@ def test_nothing_waits_for_the_gpu_between_two_log_lines(variant: str, n_steps: 
     assert counts.waits == {}
     assert not [wait for wait in opening.waits if "collectors" in wait]  # the first updates may compile
     assert sum(evaluating.waits.values()) < 10  # of fifty steps
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_several_updates_are_one_graph_unless_the_host_sets_something_between(discrete: bool, tmp_path: Path) -> None:
+    """SAC's are; with discrete actions the entropy target moves from update to update."""
+    setting = Setting("discrete", variant="discrete_sac") if discrete else Setting()
+    ends = []
+    for device, at_once in ((CPU, 1), (None, 4)):
+        with pretending() if device is None else nullcontext(device) as place:
+            parts = build(setting, tmp_path / str(at_once), place, Storage.device, Execution.captured)
+            parts.go(6)
+            torch.manual_seed(4)
+            data = [parts.buffer.sample() for _ in range(20)]
+            for first in range(0, 16, at_once):
+                parts.learner.update(*data[first : first + at_once])
+            with counting() as counts:
+                for first in range(16, 20, at_once):
+                    parts.learner.update(*data[first : first + at_once])
+            ends.append(parts.learner.metrics())
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4, abs=1e-5)
+    assert counts.operators["graph"] == (4 if discrete else 1)
+    assert counts.waits == {}
+
+
+def test_priorities_are_not_set_for_several_updates_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"learner\.at_once=2: .* give 1, or replay\.prioritized=false"):
+        sac.TrainConfig(learner=LearnerConfig(at_once=2), replay=ReplayConfig(prioritized=True))
 
 
 def test_tf32_holds_for_an_update_alone_and_is_refused_on_the_cpu(tmp_path: Path) -> None:

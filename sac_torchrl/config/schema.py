@@ -122,6 +122,11 @@ class TrainConfig:
                 f"batch_size={self.batch_size}: give 1 to {rows}, the smaller of replay.capacity and total_frames.",
             ),
             (
+                self.learner.at_once == 1 or not self.replay.prioritized,
+                f"learner.at_once={self.learner.at_once}: priorities are set between two draws; give 1, or "
+                "replay.prioritized=false.",
+            ),
+            (
                 self.offline.dataset is None or not self.replay.prioritized,
                 f"offline.dataset={self.offline.dataset}: rows of two sources are drawn uniformly; give "
                 "replay.prioritized=false.",

@@ -14,6 +14,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torchrl.objectives import LossModule
 
 from sac_torchrl.agents.agent import Agent
+from sac_torchrl.agents.temperature import Temperature
 from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault
 from sac_torchrl.fields import check, field
 from sac_torchrl.learner.capture import Execution
@@ -67,6 +68,7 @@ class LearnerConfig:
         "updates after which weights and optimizers are drawn again (Nikishin et al. 2022, arXiv 2205.07802)",
         least=1,
     )
+    at_once: int = field(1, "updates of a step of all environments that are one CUDA graph, on a GPU", least=1)
     execution: Execution = field(Execution.captured, "how updates are computed, with the same numbers")
     precision: Precision = field(Precision.float32, "numbers in large matrix products: see learner.Precision")
 
@@ -132,7 +134,7 @@ def trained_parameters(loss: LossModule) -> dict[str, list[Parameter]]:
 class Learner:
     """Trains an agent: losses, gradients, a step of every optimizer, a step of every target network.
 
-    `updates` counts the calls of `update`. `rates` change the optimizers' learning rates before each.
+    `updates` counts the updates. `rates` change the optimizers' learning rates before each.
     """
 
     def __init__(
@@ -152,28 +154,50 @@ class Learner:
         )
         self._newest: dict[str, Tensor] = {}
 
-    def update(self, batch: TensorDictBase) -> TensorDictBase:
-        """Train on `batch`, of shape `(batch,)`, on the agent's device.
+    def update(self, batch: TensorDictBase, *more: TensorDictBase) -> TensorDictBase:
+        """Train on `batch`, of shape `(batch,)`, on the agent's device, and then on `more` such, an update each.
 
         Returns detached scalars on that device: every loss, `alpha`, and `entropy` (of the policy, in nats), each
-        from the newest update that computed it. Where the rows of `batch` are prioritized, their absolute TD errors
+        from the newest update that computed it. Where the rows of a batch are prioritized, their absolute TD errors
         `(batch,)` are written into it as `td_error`. Raises ValueError for a batch without `("next", "terminated")`.
+
+        The numbers are those of as many calls. On a GPU `captured` makes all updates in one CUDA graph, but for rows
+        that are prioritized, and where the host sets something between two updates: learning rates of a schedule,
+        entropy targets on their way, a reset.
         """
+        batches = (batch, *more)
         # TorchRL's losses read the last three without declaring them.
-        columns = dict(_leaves(batch, [*self.agent.loss.in_keys, SPAN, WEIGHT, ENTROPY]))
-        if _TERMINATED not in columns:  # TorchRL would take `done` for it, truncations too
+        keys = [*self.agent.loss.in_keys, SPAN, WEIGHT, ENTROPY]
+        columns = [dict(_leaves(rows, keys)) for rows in batches]
+        if any(_TERMINATED not in each for each in columns):  # TorchRL would take `done` for it, truncations too
             raise ValueError("the batch has no ('next', 'terminated'): only its True ends the bootstrap.")
-        self.updates += 1
+        if self._needs_the_host(columns):
+            for rows, each in zip(batches, columns, strict=True):
+                metrics = self._run([each])
+                if ERROR in metrics:
+                    rows.set(ERROR, metrics.pop(ERROR))
+                self._newest |= metrics
+        else:
+            self._newest |= self._run(columns)
+        return TensorDict(self._newest)
+
+    def _needs_the_host(self, batches: list[dict[Any, Tensor]]) -> bool:
+        """Whether the host reads or sets something after each of the updates with these columns."""
+        numbers = range(self.updates + 1, self.updates + len(batches))  # of all but the last
+        followed = self._rates is not None or type(self.agent.temperature) is not Temperature
+        return followed or WEIGHT in batches[0] or any(number in numbers for number in self._config.resets)
+
+    def _run(self, batches: list[dict[Any, Tensor]]) -> dict[str, Tensor]:
+        """Make updates with these columns, and what follows the last of them."""
+        numbers = range(self.updates + 1, self.updates + 1 + len(batches))
+        self.updates = numbers[-1]
         if self._rates is not None:
             self._rates.set(self.updates)
-        metrics = self._programs.run(self._plan(self.updates), columns)
-        if ERROR in metrics:
-            batch.set(ERROR, metrics.pop(ERROR))
-        self._newest |= metrics
+        metrics = self._programs.run([self._plan(number) for number in numbers], batches)
         if self.updates in self._config.resets:
             self.reset()
         self.agent.temperature.step(self.updates)
-        return TensorDict(self._newest)
+        return metrics
 
     def __deepcopy__(self, memo: object) -> "Learner":
         """Raises TypeError: a copy would train the tensors of this one."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -70,25 +70,43 @@ class Programs:
         self._precision = precision
         self._max_grad_norm = max_grad_norm
         self._losses: dict[tuple[tuple[str, ...], Form], Losses] = {}
-        self._updates: dict[tuple[Plan, Form], tuple[Computation, list[Losses]]] = {}
+        self._updates: dict[tuple[tuple[Plan, Form], ...], tuple[Computation, list[Losses]]] = {}
         self._settings: list[Any] = []
 
-    def run(self, plan: Plan, columns: dict[Any, Tensor]) -> dict[str, Tensor]:
-        """Make one update with a batch's columns, each `(batch, ...)`; returns its metrics, detached."""
+    def run(self, plans: Sequence[Plan], batches: Sequence[dict[Any, Tensor]]) -> dict[str, Tensor]:
+        """Make an update with the columns of each batch, `(batch, ...)`; on a GPU `captured` makes one graph of all.
+
+        Returns detached metrics, each of the newest update that computed it.
+        """
         if (settings := _settings(self._optimizers)) != self._settings:  # A scheduler may have changed a learning rate.
             self.clear()
             self._settings = settings
-        form = tuple((key, column.shape, column.dtype) for key, column in columns.items())
-        if (plan, form) not in self._updates:
-            self._updates[plan, form] = self._update(plan, form)
-        compute, losses = self._updates[plan, form]
+        forms = [tuple((key, column.shape, column.dtype) for key, column in columns.items()) for columns in batches]
+        parts = tuple(zip(plans, forms, strict=True))
+        if parts not in self._updates:
+            self._updates[parts] = self._sequence(parts)
+        compute, losses = self._updates[parts]
         with self._precision.mode():
-            values = compute(*columns.values())
+            values = compute(*chain.from_iterable(columns.values() for columns in batches))
         return dict(zip(chain.from_iterable(each.metrics for each in losses), values, strict=True))
 
     def clear(self) -> None:
         """Drop the recordings of updates: a CUDA graph would continue with the optimizers' old state."""
         self._updates.clear()
+
+    def _sequence(self, parts: tuple[tuple[Plan, Form], ...]) -> tuple[Computation, list[Losses]]:
+        """Updates in turn as a function from the columns of all batches to metrics, and the losses that name these."""
+        made = {part: self._update(*part) for part in parts}
+
+        def updates(*columns: Tensor) -> list[Tensor]:
+            remaining, metrics = iter(columns), list[Tensor]()
+            for part in parts:
+                metrics += made[part][0](*islice(remaining, len(part[1])))
+            return metrics
+
+        graphed = self._execution is Execution.captured and next(self._agent.loss.parameters()).is_cuda
+        losses = [each for part in parts for each in made[part][1]]
+        return CudaGraph(updates) if graphed else updates, losses
 
     def _update(self, plan: Plan, form: Form) -> tuple[Computation, list[Losses]]:
         """The whole update as a function from a batch's columns to metrics, and the losses that name these."""
@@ -107,8 +125,7 @@ class Programs:
                 metrics += values[gradients:]
             return metrics
 
-        graphed = self._execution is Execution.captured and next(self._agent.loss.parameters()).is_cuda
-        return CudaGraph(update) if graphed else update, losses
+        return update, losses
 
     def _losses_of(self, names: tuple[str, ...], form: Form) -> Losses:
         """Gradients of the losses `names`, then these losses, and the loss's metrics if they are the policy's."""

@@ -189,6 +189,25 @@ def test_captured_updates_are_bit_for_bit_the_eager_ones_in_every_order(discrete
 
 
 @EXECUTIONS
+@pytest.mark.parametrize(
+    "learning",
+    [{"order": order, "actor_every": 2, "target_every": 3} for order in Order] + [{"lr_warmup": 5}],
+    ids=str,
+)
+def test_several_updates_at_once_are_as_many_calls(execution: Execution, learning: dict[str, Any]) -> None:
+    single, several = (build(execution=execution, learning=learning) for _ in range(2))
+    data = batches(9)
+    torch.manual_seed(7)
+    expected = [single.update(batch) for batch in data][2::3]
+    torch.manual_seed(7)
+    found = [several.update(*data[first : first + 3]) for first in (0, 3, 6)]
+    for one, other in zip(expected, found, strict=True):
+        assert one.keys() == other.keys() and (one == other).all()
+    assert several.updates == 9
+    assert_equal_state(single, several)
+
+
+@EXECUTIONS
 def test_a_delayed_actor_and_delayed_targets_move_only_when_they_are_due(execution: Execution) -> None:
     learner = build(execution=execution, learning={"actor_every": 2, "target_every": 3})
     loss = learner.agent.loss
