@@ -3,13 +3,18 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from gymnasium import Space
+from torch import Tensor
 from torchrl.data import Composite, TensorSpec
 
 from sac_torchrl.errors import ConfigError
 
 # Key of the behavior policy's entropy, stored if Specs.entropy.
 ENTROPY = "entropy"
+
+# Name of the observation's leaf that says which actions are legal.
+MASK = "action_mask"
 
 # Number of frames that a row spans: TorchRL's TD targets raise the discount to this power.
 SPAN = "steps_to_next_obs"
@@ -18,12 +23,22 @@ SPAN = "steps_to_next_obs"
 WEIGHT, ERROR = "priority_weight", "td_error"
 
 
+def legal_actions(mask: Tensor, count: int) -> Tensor:
+    """Which of `count` actions are legal, bool `(..., count)`, by a leaf `action_mask`, in bits or not."""
+    if mask.dtype is torch.bool:
+        return mask
+    # numpy.packbits puts the first of eight into the highest bit.
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=mask.device)
+    return ((mask.unsqueeze(-1) >> shifts) & 1).flatten(-2)[..., :count].to(torch.bool)
+
+
 @dataclass(frozen=True)
 class Specs:
     """The spaces of one environment, without batch dimensions, and what a stored row holds besides.
 
     `observation` is a float32 vector `(n,)`, the int64 index `()` of a discrete state, the int64 indices `(n,)` of a
-    MultiCategorical, or a Composite of such leaves by name, of which a row holds `("observation", name)`; `action` is a
+    MultiCategorical, or a Composite of such leaves by name, of which a row holds `("observation", name)`. Its leaf
+    `action_mask`, if it is bool `(n,)` or the bits of that in uint8, is the mask of legal actions. `action` is a
     float32 vector `(n,)` in [-1, 1], the int64 index `()` of a discrete action, or the int64 indices `(n,)` of several.
     With `n_steps` above 1 a row holds the rewards of that many frames, discounted by `gamma`, as one. With `entropy`
     a row holds the entropy, in nats, of the policy that chose its action. `observation_space` and `action_space` are
@@ -51,6 +66,12 @@ class Specs:
                     "environment with EnvConfig, which rescales them, or append "
                     "torchrl.envs.transforms.ActionScaling() to yours."
                 )
+
+    @property
+    def mask(self) -> TensorSpec | None:
+        """The leaf `action_mask` where it is a mask of legal actions, which networks do not read."""
+        leaf = self.leaves.get(("observation", MASK))
+        return leaf if leaf is not None and leaf.dtype in (torch.bool, torch.uint8) else None
 
     @property
     def leaves(self) -> dict[tuple[str, ...], TensorSpec]:

@@ -24,9 +24,9 @@ FRAMES = 240
 
 def configuration(folder: Path, id: str, *, ratio: float = 0.3, plugins: Sequence[str] = ()) -> TrainConfig:
     """A run of 240 frames in two environments, with four checkpoints."""
-    discrete = id.startswith("CartPole")
+    discrete = id.startswith(("CartPole", "Masked"))
     small = NetworkConfig([8])
-    plugins = ["faulty"] if id == "Borrowing-v0" else plugins
+    plugins = {"Borrowing-v0": ["faulty"], "Masked-v0": ["masked"]}.get(id, plugins)
     return TrainConfig(
         variant=DiscreteSAC(network=small) if discrete else SAC(network=small),
         env=EnvConfig(id, 2, list(plugins)),

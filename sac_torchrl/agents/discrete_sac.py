@@ -12,6 +12,7 @@ from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.critics import action_value_critic, state_action_critic
 from sac_torchrl.agents.heads import EnumeratedCategorical, Head, action_sizes, choose_head, head_of
 from sac_torchrl.agents.losses import AlphaForm, CriticReduction, SACDiscreteLoss, Terms
+from sac_torchrl.agents.masks import MaskedCategorical, MaskedLogits
 from sac_torchrl.agents.multi_discrete import MOST_ENUMERATED, ActionCritic, OneHotActions, factored_actor, stored_value
 from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.policies import categorical_actor
@@ -33,7 +34,9 @@ class DiscreteSAC(Variant):
     target, see `temperature.BoundedTemperature`.
 
     With several discrete actions (MultiDiscrete, MultiBinary) the policy chooses each of them independently, and the
-    entropies add up. The terms of the loss in which systems differ are explained in `losses.Terms`.
+    entropies add up. With masks (`env.mask`) the policy chooses among the legal actions, and the entropy target is the
+    fraction of the logarithm of their number. The terms of the loss in which systems differ are explained in
+    `losses.Terms`.
     """
 
     network: NetworkConfig = field(NetworkConfig(), "the networks of actor and critics")
@@ -95,7 +98,8 @@ class DiscreteSAC(Variant):
                 f"variant=discrete_sac needs discrete actions, and this environment has {specs.action.shape[-1]} "
                 "continuous dimensions: use recipes/continuous.py."
             )
-        if choose_head(self.head, specs.action) is not Head.discrete or not self.critic_entropy:
+        several = choose_head(self.head, specs.action) is not Head.discrete
+        if several or specs.mask is not None or not self.critic_entropy:
             return self._build_head(specs, device=device)
         [actions] = action_sizes(specs.action)
         specs = replace(specs, entropy=self.needs_entropy)
@@ -151,7 +155,7 @@ class DiscreteSAC(Variant):
         return replace(agent, temperature=temperature)
 
     def _build_head(self, specs: Specs, *, device: torch.device) -> Agent:
-        """Build the agent of a discrete or multi-discrete head.
+        """Build the agent of a discrete or multi-discrete head, or of one with masks.
 
         Raises ConfigError for terms that this loss does not have, and for more joint actions than can be enumerated.
         """
@@ -159,12 +163,22 @@ class DiscreteSAC(Variant):
 
         sizes = action_sizes(specs.action)
         several = head_of(specs.action) is Head.multi_discrete
-        self._check_head(sizes, several=several)
+        masked = specs.mask is not None
+        self._check_head(sizes, several=several, masked=masked)
         policy = self.network.build(self.actor_sees(specs), outputs=sum(sizes), device=device)
+        policy = MaskedLogits(policy, sizes) if masked else policy
         if several:
-            actor = factored_actor(policy, specs, sizes=sizes, critic=self.critic, enumerate_up_to=self.enumerate_up_to)
+            actor = factored_actor(
+                policy,
+                specs,
+                sizes=sizes,
+                critic=self.critic,
+                enumerate_up_to=self.enumerate_up_to,
+                masked=masked,
+            )
         else:
-            actor = categorical_actor(policy, specs, distribution_class=EnumeratedCategorical)
+            distribution = MaskedCategorical if masked else EnumeratedCategorical
+            actor = categorical_actor(policy, specs, distribution_class=distribution)
         critics = [self._head_critic(specs, sizes, several=several, device=device) for _ in range(self.critics)]
         most = sum(math.log(size) for size in sizes)
         loss = HeadLoss(
@@ -199,8 +213,10 @@ class DiscreteSAC(Variant):
         outputs = math.prod(sizes) if self.critic is ActionCritic.enumerated else sum(sizes)
         return action_value_critic(network.build(seen, outputs=outputs, device=device))
 
-    def _check_head(self, sizes: tuple[int, ...], *, several: bool) -> None:
-        why = "several discrete actions" if several else "variant.critic_entropy=false"
+    def _check_head(self, sizes: tuple[int, ...], *, several: bool, masked: bool) -> None:
+        why = "variant.critic_entropy=false"
+        if several or masked:
+            why = "several discrete actions" if several else "masks of actions (env.mask=none leaves them out)"
         wrong = [
             f"variant.{name}={value}: not with {why}; give {name}={default}."
             for name, value, default in (

@@ -31,6 +31,9 @@ class HeadLoss(LossModule):
     - `loss_actor`: mean -V(s);
     - `loss_alpha`: the sum over kinds of mean log alpha_j (H_j - target_j), or alpha_j in place of its logarithm.
 
+    With masks of illegal actions the target of a state is target_j times `Choices.target_scale`, and the mean is over
+    states with more than one legal action.
+
     Without `critic_entropy` the target has no entropies (Asad et al. 2025, arXiv 2509.09838). With `log_prior`, the
     log-density `(B, K)` of a prior over actions, alpha_0 log_prior(a_k) is added to every Q.
 
@@ -117,7 +120,10 @@ class HeadLoss(LossModule):
 
     @dispatch  # type: ignore[untyped-decorator]  # tensordict is not seen by mypy
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Return the losses, `alpha` and `entropy`; writes `td_error`, `(batch,)`, into `tensordict`."""
+        """Return the losses, `alpha` and `entropy`, with masks `entropy_target` too.
+
+        Writes `td_error`, `(batch,)`, into `tensordict`.
+        """
         target = self.target(tensordict)
         predicted = self._stored_values(tensordict)
         error = predicted - target
@@ -129,16 +135,17 @@ class HeadLoss(LossModule):
         values = self._values(tensordict, self.qvalue_network_params.detach(), choices)
         entropies = choices.entropies
         soft = self._expected(values, choices.weights, self.terms.actor_q) + (self._alpha * entropies).sum(-1)
-        reached = entropies.detach().mean(0)
+        reached, wanted = self._entropies(choices)
         factor = self.log_alpha if self.terms.alpha_form is AlphaForm.log_alpha else self.log_alpha.exp()
         return TensorDict(
             {
                 "loss_actor": -soft.mean(),
                 "loss_qvalue": self.terms.critic_loss_scale * loss_qvalue,
-                "loss_alpha": (factor * (reached - self.target_entropy)).sum(),
+                "loss_alpha": (factor * (reached - wanted)).sum(),
                 "alpha": self._alpha[0],
                 "entropy": reached[0],
             }
+            | ({} if choices.target_scale is None else {"entropy_target": wanted[0]})
         )
 
     @torch.no_grad()
@@ -154,6 +161,15 @@ class HeadLoss(LossModule):
         scaled.set(("next", "reward"), self.terms.reward_scale * tensordict.get(("next", "reward")))
         target: Tensor = self.value_estimator.value_estimate(scaled, next_value=soft.unsqueeze(-1))
         return target.squeeze(-1)
+
+    def _entropies(self, choices: Choices) -> tuple[Tensor, Tensor]:
+        """Mean entropies and their targets, `(kinds,)` each, over the states with a choice."""
+        entropies, scale = choices.entropies.detach(), choices.target_scale
+        if scale is None:
+            return entropies.mean(0), self.target_entropy
+        chooses = (scale > 0).to(entropies.dtype)
+        states = chooses.sum(0).clamp(min=1)
+        return (chooses * entropies).sum(0) / states, self.target_entropy * scale.sum(0) / states
 
     @property
     def _alpha(self) -> Tensor:

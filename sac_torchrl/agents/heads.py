@@ -68,13 +68,16 @@ class Choices:
     This is so in expectation over the draws behind them, for the value and for its gradient with respect to the
     policy. `weights` is `(B, K)`, `actions` `(B, K)` int64, `(B, K, M)` int64 or `(B, K, D)`. `log_probs`
     `(B, K, kinds)` has the log-probability of each action, in nats, for each kind of action that has a temperature of
-    its own. `exact_entropies` `(B, kinds)` is there where the policy knows its entropies without these draws.
+    its own. `exact_entropies` `(B, kinds)` is there where the policy knows its entropies without these draws. Where
+    some actions are illegal, `target_scale` `(B, kinds)` is the largest entropy of a state's legal actions as a part
+    of that of all actions: what the entropy target is multiplied by in each state, 0 where there is no choice.
     """
 
     weights: Tensor
     actions: Tensor
     log_probs: Tensor
     exact_entropies: Tensor | None = None
+    target_scale: Tensor | None = None
 
     @property
     def entropies(self) -> Tensor:

@@ -14,6 +14,7 @@ from torch.distributions.constraints import Constraint
 from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.agents.heads import Choices
+from sac_torchrl.agents.masks import is_legal, target_scale
 from sac_torchrl.specs import Specs
 
 # The most joint actions that are summed over.
@@ -91,10 +92,19 @@ class Factored(Distribution):
     arg_constraints: ClassVar[dict[str, Constraint]] = {}
     has_rsample = False
 
-    def __init__(self, logits: Tensor, *, sizes: tuple[int, ...], critic: ActionCritic, enumerate_up_to: int) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        *,
+        sizes: tuple[int, ...],
+        critic: ActionCritic,
+        enumerate_up_to: int,
+        masked: bool = False,
+    ) -> None:
         self._layout = Layout(sizes)
         self._critic = critic
         self._enumerate_up_to = enumerate_up_to
+        self._masked = masked
         self._log_probs = self._layout.padded(logits).log_softmax(-1)
         super().__init__(logits.shape[:-1], torch.Size([len(sizes)]), validate_args=False)
 
@@ -103,7 +113,8 @@ class Factored(Distribution):
         probs = self._log_probs.exp()
         # The smallest of exponential variables of these rates is each with its probability.
         waited = -torch.log1p(-torch.rand((*sample_shape, *probs.shape), dtype=probs.dtype, device=probs.device))
-        return (probs / waited).argmax(-1)
+        # A value without probability is not drawn where the time waited is 0 either.
+        return (probs / waited).masked_fill(probs == 0, -1.0).argmax(-1)
 
     @property
     def mode(self) -> Tensor:
@@ -118,7 +129,9 @@ class Factored(Distribution):
 
     def entropy(self) -> Tensor:
         """The sum of the dimensions' entropies, `(...)` in nats."""
-        return -(self._log_probs.exp() * self._log_probs).sum((-2, -1))
+        # The gradient of the lowest number is too large for a temperature above 1.
+        log_probs = self._log_probs.masked_fill(~is_legal(self._log_probs), 0.0)
+        return -(self._log_probs.exp() * log_probs).sum((-2, -1))
 
     def choices(self) -> Choices:
         """What the actor's loss sums over."""
@@ -147,7 +160,7 @@ class Factored(Distribution):
         # One dimension after the other: a product over all of them would have to be divided in its gradient.
         log_probs = sum(self._log_probs[..., place, table[:, place]] for place in range(len(self._layout.sizes)))
         assert isinstance(log_probs, Tensor)
-        return Choices(log_probs.exp(), actions, log_probs.unsqueeze(-1), self.entropy().unsqueeze(-1))
+        return self._listed(log_probs.exp(), actions, log_probs.unsqueeze(-1))
 
     def _each_value(self, weights: Tensor) -> Choices:
         device = weights.device
@@ -158,7 +171,14 @@ class Factored(Distribution):
     def _made(self, weights: Tensor, actions: Tensor) -> Choices:
         spread = self._log_probs.unsqueeze(-3).expand(*weights.shape, *self._log_probs.shape[-2:])
         log_probs = spread.gather(-1, actions.unsqueeze(-1)).squeeze(-1).sum(-1, keepdim=True)
-        return Choices(weights, actions, log_probs, self.entropy().unsqueeze(-1))
+        return self._listed(weights, actions, log_probs)
+
+    def _listed(self, weights: Tensor, actions: Tensor, log_probs: Tensor) -> Choices:
+        scale = None
+        if self._masked:
+            legal = self._layout.flat(is_legal(self._log_probs))
+            scale = target_scale(legal.split_with_sizes(list(self._layout.sizes), -1))
+        return Choices(weights, actions, log_probs, self.entropy().unsqueeze(-1), scale)
 
     def _flat_probs(self) -> Tensor:
         return self._layout.flat(self._log_probs.exp())
@@ -203,7 +223,13 @@ def stored_value(critic: ActionCritic, sizes: Sequence[int]) -> Callable[[Tensor
 
 
 def factored_actor(
-    network: nn.Module, specs: Specs, *, sizes: tuple[int, ...], critic: ActionCritic, enumerate_up_to: int
+    network: nn.Module,
+    specs: Specs,
+    *,
+    sizes: tuple[int, ...],
+    critic: ActionCritic,
+    enumerate_up_to: int,
+    masked: bool = False,
 ) -> ProbabilisticActor:
     """A policy over several discrete actions, int64 `(..., M)`.
 
@@ -214,6 +240,11 @@ def factored_actor(
         in_keys=["logits"],
         spec=specs.action,
         distribution_class=Factored,
-        distribution_kwargs={"sizes": sizes, "critic": critic, "enumerate_up_to": enumerate_up_to},
+        distribution_kwargs={
+            "sizes": sizes,
+            "critic": critic,
+            "enumerate_up_to": enumerate_up_to,
+            "masked": masked,
+        },
         default_interaction_type=InteractionType.RANDOM,
     )

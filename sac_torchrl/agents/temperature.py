@@ -17,7 +17,7 @@ class Temperature:
         """Follow the optimizer, after `updates` updates in all; waits for no device."""
 
     def watch(self, metrics: Mapping[str, float]) -> None:
-        """Inspect the `alpha` and the `entropy` (in nats) of an update that is logged."""
+        """Inspect `alpha`, `entropy` and, where it is, `entropy_target` (in nats) of an update that is logged."""
 
 
 class BoundedTemperature(Temperature):
@@ -64,7 +64,8 @@ class BoundedTemperature(Temperature):
 
     def watch(self, metrics: Mapping[str, float]) -> None:
         """Warn, once, when the entropy cannot reach its target."""
-        alpha, entropy, target = metrics["alpha"], metrics["entropy"], float(self._target_entropy)
+        alpha, entropy = metrics["alpha"], metrics["entropy"]
+        target = metrics.get("entropy_target", float(self._target_entropy))
         missing = target - entropy
         low, high = self._bounds
         if missing > self.tolerance and alpha >= 0.999 * high:

@@ -19,7 +19,7 @@ from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.policies import StdForm, tanh_normal_actor
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.fields import check, field
-from sac_torchrl.specs import Specs
+from sac_torchrl.specs import MASK, Specs
 
 
 @dataclass
@@ -45,11 +45,11 @@ class Variant(ABC):
 
     def actor_sees(self, specs: Specs) -> TensorSpec:
         """What the policy's network reads; raises ConfigError for a key that is not observed."""
-        return _chosen(specs.observation, self.actor_keys, "actor_keys")
+        return _chosen(specs, self.actor_keys, "actor_keys")
 
     def critic_sees(self, specs: Specs) -> TensorSpec:
         """What the critics' networks read; raises ConfigError for a key that is not observed."""
-        return _chosen(specs.observation, self.critic_keys, "critic_keys")
+        return _chosen(specs, self.critic_keys, "critic_keys")
 
     @property
     @abstractmethod
@@ -66,10 +66,14 @@ class Variant(ABC):
         """Build the agent on `device`; draws the initial weights from torch's global generator."""
 
 
-def _chosen(observation: TensorSpec, keys: list[str] | None, field: str) -> TensorSpec:
+def _chosen(specs: Specs, keys: list[str] | None, field: str) -> TensorSpec:
+    observation = specs.observation
+    leaves = dict(observation.items()) if isinstance(observation, Composite) else {}
+    if specs.mask is not None:  # it is for the policy's logits
+        del leaves[MASK]
+        observation = Composite(leaves)
     if keys is None:
         return observation
-    leaves = dict(observation.items()) if isinstance(observation, Composite) else {}
     known = list(leaves)
     unknown = [key for key in keys if key not in known]
     if unknown or not keys or len(set(keys)) < len(keys):

@@ -46,7 +46,8 @@ class GymnasiumCollector(Collector):
         """Step every environment once: transitions `(count,)`; the finished environments are reset behind them."""
         observation = self._carrier.get("observation")
         if self._should_use_random_frames():
-            chosen = {"action": self.env.rand_action(TensorDict(batch_size=self.env.batch_size)).get("action")}
+            seen = TensorDict({"observation": observation}, batch_size=self.env.batch_size)  # it may hold masks
+            chosen = {"action": self.env.rand_action(seen).get("action")}
         else:
             leaves = [observation] if self._leaves is None else map(observation.get, self._leaves)
             acted = self._act(*(leaf.to(self.policy_device) for leaf in leaves))

@@ -13,9 +13,11 @@ from gymnasium.vector.utils import create_empty_array
 
 from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.contained import Contained
+from sac_torchrl.envs.masks import MaskSource, WrongMask, find_mask
 from sac_torchrl.envs.observations import adapt_observation
 from sac_torchrl.envs.rewards import adapt_reward
-from sac_torchrl.errors import EnvironmentFault, short
+from sac_torchrl.errors import EnvironmentFault, LearnerFault, short
+from sac_torchrl.specs import MASK
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +30,9 @@ RAISED = (Exception, SystemExit, GeneratorExit)
 class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """One environment that returns float32 vectors or indices, and takes actions in [-1, 1] or indices.
 
-    Raises EnvironmentFault for a return value that cannot be trained on, and LearnerFault for an action that is not
-    finite, before the environment gets it.
+    With masks of legal actions it returns a Dict with the leaf `action_mask`. Raises EnvironmentFault for a return
+    value that cannot be trained on, and LearnerFault for an action that is not finite or not legal, before the
+    environment gets it.
     """
 
     def __init__(
@@ -41,15 +44,23 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
         reward_weights: Sequence[float] | None = None,
         bounds: tuple[float, float] | None = None,
         bins: int | None = None,
+        mask: MaskSource = MaskSource.auto,
     ) -> None:
         arguments: dict[str, Any] = {"id": id, "ignore": ignore, "reward_weights": reward_weights, "bounds": bounds}
+        arguments |= {"bins": bins, "mask": mask}
         gym.utils.RecordConstructorArgs.__init__(self, **arguments)  # for gym.make(env.spec)
         super().__init__(env)
         self._id = id
         self._steps = 0
         self.native_spaces = env.observation_space, env.action_space
-        self.observation_space, self._observed = adapt_observation(env.observation_space, id, ignore)
         self.action_space, self._taken = adapt_action(env.action_space, id, bounds, bins=bins)
+        self._mask = find_mask(env, id, mask, self.action_space, ignore)
+        if self._mask is not None and self._mask.source is MaskSource.observation:
+            ignore = [*ignore, MASK]
+        self.observation_space, self._observed = adapt_observation(env.observation_space, id, ignore)
+        if self._mask is not None:
+            self.observation_space = self._mask.with_leaf(self.observation_space, id)
+            self._legal: Any = None
         self._weighed = adapt_reward(getattr(env.unwrapped, "reward_space", None), id, reward_weights)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -62,11 +73,16 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
             raise self._fault(f"raised {say_where(error)} when it was reset") from error
         if not isinstance(result, tuple) or len(result) != 2:
             raise self._fault(f"returned {short(repr(result))} when it was reset, not (observation, info)")
-        return self._observation(result[0]), {}
+        return self._observation(*result, ended=False), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take an action in [-1, 1], clipped to it, or an index from 0."""
         chosen = self._taken(action)
+        if self._mask is not None and not self._mask.allows(self._legal, action):
+            raise LearnerFault(
+                f"the action {short(action)} in env.id={self._id} is not legal at step {self._steps + 1} since it was "
+                "opened: choose one that the leaf action_mask of the observation allows."
+            )
         self._steps += 1
         try:
             with Contained(self._id):
@@ -79,7 +95,14 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(flag, (bool, np.bool_, int)):
                 raise self._fault(f"returned {name}={short(repr(flag))}, which is neither True nor False")
-        return self._observation(observation), self._reward(reward), bool(terminated), bool(truncated), _success(info)
+        seen = self._observation(observation, info, ended=bool(terminated))
+        return seen, self._reward(reward), bool(terminated), bool(truncated), _success(info)
+
+    def random_action(self) -> Any:
+        """Draw from the actions that are legal now, with the generator of `action_space`."""
+        if self._mask is None:
+            return self.action_space.sample()
+        return self._mask.sample(self._legal, self.action_space)
 
     def close(self) -> None:
         """Close the environment; an error is logged and does not change the run's outcome."""
@@ -89,11 +112,26 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
         except RAISED as error:
             log.warning("env.id=%s raised %s when it was closed", self._id, say_where(error))
 
-    def _observation(self, observation: Any) -> Any:
+    def _observation(self, observation: Any, info: Any, *, ended: bool) -> Any:
         try:
-            return self._observed(observation)
+            seen = self._observed(observation)
         except (TypeError, ValueError) as error:
             raise self._fault(f"returned the observation {short(repr(observation))}, {error}") from error
+        if self._mask is None:
+            return seen
+        leaves = seen if isinstance(seen, dict) else {"observation": seen}
+        return {**leaves, MASK: self._mask.stored(self._read_mask(observation, info, ended=ended))}
+
+    def _read_mask(self, observation: Any, info: Any, *, ended: bool) -> Any:
+        assert self._mask is not None
+        try:
+            with Contained(self._id):
+                self._legal = self._mask.read(self.env, observation, info, ended=ended)
+        except WrongMask as error:
+            raise self._fault(f"returned the mask {error}") from error
+        except RAISED as error:
+            raise self._fault(f"raised {say_where(error)} when it was asked for its mask") from error
+        return self._legal
 
     def _reward(self, reward: Any) -> float:
         try:

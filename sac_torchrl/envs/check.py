@@ -14,7 +14,7 @@ from sac_torchrl.envs import generators
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.state import capture, restore
 from sac_torchrl.errors import ConfigError, EnvironmentFault, short
-from sac_torchrl.specs import Specs
+from sac_torchrl.specs import MASK, Specs
 from sac_torchrl.trees import decode, encode
 
 FRAMES = 10_000
@@ -95,13 +95,14 @@ def _play(edge: Any) -> Iterator[Finding]:
         if not strange and (what := _outside(space, seen.observation)):
             strange = True
             yield Finding(Kind.warning, what)
-        observation, reward, terminated, truncated, _ = edge.step(edge.action_space.sample())
+        observation, reward, terminated, truncated, _ = edge.step(edge.random_action())
         rewards.add(reward)
         if not reported and (what := _same_in_float32(before, seen.observation)):
             reported = True
             yield Finding(Kind.warning, what)
         for name, leaf in _leaves(observation).items():
-            largest[name] = np.maximum(largest.get(name, 0.0), np.abs(leaf))
+            if name != MASK:
+                largest[name] = np.maximum(largest.get(name, 0.0), np.abs(leaf))
         length += 1
         if terminated or truncated:
             lengths.append(length)
@@ -192,12 +193,12 @@ def _trajectory(plan: EnvConfig, *, seed: int, used: bool) -> list[Any]:
         if used:
             env.reset(seed=seed + 1)
             for _ in range(REPEATED // 10):
-                if any(env.step(env.action_space.sample())[2:4]):
+                if any(env.step(env.random_action())[2:4]):
                     break
         env.action_space.seed(seed)
         seen = [env.reset(seed=seed)[0]]
         for _ in range(REPEATED):
-            observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            observation, reward, terminated, truncated, _ = env.step(env.random_action())
             seen += [observation, reward, terminated, truncated]
             if terminated or truncated:
                 seen.append(env.reset()[0])
@@ -225,15 +226,13 @@ def resume_finding(plan: EnvConfig) -> tuple[Finding, bool]:
         except TypeError as error:
             return Finding(Kind.warning, f"episodes are cut at every checkpoint, because {short(error)}"), False
         drawn = generators.get_states()
-        actions = [env.rand_action(root.clone())["action"] for _ in range(2 * _PLAYED)]
-        generators.set_states(drawn)
-        expected = _go_on(env, root, actions, state)
+        expected = _go_on(env, root, state)
         generators.set_states(drawn)
         try:
             restore(other, state)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             return Finding(Kind.warning, f"episodes are cut at every checkpoint, because {short(error)}"), False
-        alike = _go_on(other, root, actions, state) == expected
+        alike = _go_on(other, root, state) == expected
     finally:
         env.close()
         other.close()
@@ -246,15 +245,15 @@ def resume_finding(plan: EnvConfig) -> tuple[Finding, bool]:
     return Finding(Kind.note, "a resumed run continues in the middle of its episodes"), True
 
 
-def _go_on(env: Any, root: Any, actions: list[Any], state: dict[str, Any]) -> list[bytes]:
-    """What is observed in the middle of an episode, with new ones where it ends and in the middle of `actions`."""
+def _go_on(env: Any, root: Any, state: dict[str, Any]) -> list[bytes]:
+    """What is observed in the middle of an episode, with new ones where it ends and in the middle of the steps."""
     if "missing" in state:
         env.set_seed(1)
         root = env.reset()
     root, seen = root.clone(), []
-    for number, action in enumerate(actions):
-        step, root = env.step_and_maybe_reset(root.set("action", action.clone()))
+    for number in range(2 * _PLAYED):
+        step, root = env.step_and_maybe_reset(env.rand_action(root))
         seen += [leaf.numpy().tobytes() for leaf in step["next"].values(True, True, sort=True)]
-        if number == len(actions) // 2:
+        if number == _PLAYED:
             root = env.reset()
     return seen

@@ -18,6 +18,7 @@ from sac_torchrl.envs.contained import Contained
 from sac_torchrl.envs.ends import refuse_endless
 from sac_torchrl.envs.gymnasium import open_gymnasium
 from sac_torchrl.envs.handed import Make, VectorAdapter, find_make, is_batched, made_id, open_made
+from sac_torchrl.envs.masks import MaskSource
 from sac_torchrl.envs.plugins import load_plugins, wrap
 from sac_torchrl.envs.torchrl import TorchRLEnv
 from sac_torchrl.envs.vector import SequentialVectorEnv, wrapped
@@ -60,6 +61,7 @@ class EnvConfig:
     bins: int | None = field(
         None, "values, evenly spaced, to choose from for each continuous action; null: continuous", least=2
     )
+    mask: MaskSource = field(MaskSource.auto, "where the mask of legal discrete actions is: see masks.MaskSource")
     # A callable, so Any: OmegaConf would read its type, and it is no key.
     make: Any = dataclasses.field(default=None, kw_only=True, repr=False, metadata={"omegaconf_ignore": True})
 
@@ -116,7 +118,8 @@ class EnvConfig:
     ) -> EnvBase:
         """Builds `count` environments in this process, batch size `(count,)`, each with a seed of its own.
 
-        Observations are float32 `(count, n)` or int64 `(count,)`, or a TensorDict of such leaves, actions float32
+        Observations are float32 `(count, n)` or int64 `(count,)`, or a TensorDict of such leaves, with the leaf
+        `action_mask` where there are masks, actions float32
         `(count, n)` in [-1, 1], int64 `(count,)` or, where there are several discrete ones, int64 `(count, n)`; rewards
         are float32 `(count, 1)`. `next` always holds the true final observation. A simulator made of tensors lives on
         `device`; Gymnasium's are on the CPU. `tolerate_faults` is that of `open`.
@@ -171,6 +174,7 @@ class EnvConfig:
                 reward_weights=self.reward_weights,
                 bounds=self.bounds,
                 bins=self.bins,
+                mask=self.mask,
             )
         except ConfigError:
             made.close()
@@ -200,6 +204,11 @@ class EnvConfig:
             (
                 self.bins is None or not self.in_one,
                 f"env.bins={self.bins}: env.id={self.id} takes its own actions only: give null.",
+            ),
+            (
+                self.mask in (MaskSource.auto, MaskSource.none) or not self.in_one,
+                f"env.mask={self.mask.value}: the environments of env.id={self.id} are stepped at once, and have no "
+                "masks here: give auto.",
             ),
             (
                 self.max_episode_steps is None or not self.in_one,

@@ -26,7 +26,7 @@ def refuse_endless(env: EnvBase, id: str) -> None:
         try:
             first.reset(seed=0)
             for _ in range(FRAMES):
-                if any(first.step(first.action_space.sample())[2:4]):
+                if any(first.step(first.get_wrapper_attr("random_action")())[2:4]):
                     return
         except EnvironmentFault:
             return  # The run will reach this fault itself, and handles it by env.faults.

@@ -12,8 +12,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
+from torchrl.data import Binary, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
 from torchrl.envs import EnvBase, GymWrapper
+
+from sac_torchrl.specs import MASK, legal_actions
 
 
 def wrapped(envs: VectorEnv[Any, Any, Any]) -> EnvBase:
@@ -39,6 +41,17 @@ class LeafWrapper(GymWrapper):
         observation = leaf_spec(env.single_observation_space)
         self.observation_spec = Composite(observation=observation).expand(env.num_envs)
 
+    def rand_action(self, tensordict: Any = None) -> Any:
+        """Draw actions uniformly, from those that the mask in `tensordict` allows where there are masks."""
+        mask = None if tensordict is None else tensordict.get(("observation", MASK), None)
+        if mask is None or mask.is_floating_point():
+            return super().rand_action(tensordict)
+        space = self._env.single_action_space
+        sizes = [int(space.n)] if isinstance(space, Discrete) else space.nvec.tolist()
+        legal = legal_actions(mask, sum(sizes)).float().split_with_sizes(sizes, -1)
+        chosen = torch.cat([torch.multinomial(part, 1) for part in legal], -1)
+        return tensordict.set("action", chosen.reshape(self.action_spec.shape))
+
     def read_obs(self, observations: Any) -> dict[str, Any]:
         """The tensors of what was observed."""
         return {"observation": as_tensors(observations)}
@@ -53,7 +66,10 @@ def leaf_spec(space: Space[Any]) -> TensorSpec:
     if isinstance(space, MultiDiscrete):
         return MultiCategorical([int(count) for count in space.nvec], dtype=torch.int64)
     assert space.shape is not None
-    return Unbounded(torch.Size(space.shape), dtype=torch.float32)
+    if space.dtype == np.bool_:
+        return Binary(space.shape[0], dtype=torch.bool)
+    # What is uint8 is the bits of a mask.
+    return Unbounded(torch.Size(space.shape), dtype=torch.uint8 if space.dtype == np.uint8 else torch.float32)
 
 
 def as_tensors(observations: Any) -> Tensor | TensorDict:
