@@ -25,7 +25,7 @@ from sac_torchrl.runs.evaluation import Evaluation, write_evaluation
 from sac_torchrl.runs.init import rows_of_run
 from sac_torchrl.runs.loggers import Logger, Progress
 from sac_torchrl.runs.plots import curve, metric
-from sac_torchrl.runs.schedule import Every, ReplayRatio
+from sac_torchrl.runs.schedule import Every, ReplayRatio, groups
 from sac_torchrl.runs.sinks import Handed
 from sac_torchrl.runs.video import record_video
 
@@ -140,9 +140,8 @@ def train(
 
         for new_frames in () if callbacks.stopped else experience:  # they are in the buffer already
             agent.observe(buffer)
-            due = replay_ratio.due(new_frames)
-            for first in range(0, due, cfg.learner.at_once):
-                batches = [source.sample() for _ in range(first, min(first + cfg.learner.at_once, due))]
+            for updates in groups(replay_ratio.due(new_frames), cfg.learner.at_once):
+                batches = [source.sample() for _ in range(updates)]
                 learner.update(*batches)
                 buffer.update_tensordict_priority(batches[-1])  # where it is prioritized: one at once
 

@@ -36,7 +36,7 @@ class Policy:
     """Acts in the spaces of the environment that it was trained on, without that environment.
 
     `actor` is the ProbabilisticActor, on the CPU, `spec` the spaces, `leaves` the parts of an observation
-    that it looks at, `saved` whatever is known of the training.
+    that it uses, `saved` the policy with facts of its training.
     """
 
     def __init__(self, saved: SavedPolicy) -> None:

@@ -92,3 +92,9 @@ class ReplayRatio:
     def _total(self) -> int:
         frames = self._frames - self._frames % self._every
         return int(self._ratio * max(0, frames - self._after))
+
+
+def groups(count: int, most: int) -> list[int]:
+    """Sizes of at most `most` that add up to `count`, the last one smaller if need be."""
+    whole, rest = divmod(count, most)
+    return [most] * whole + [rest] * (rest > 0)

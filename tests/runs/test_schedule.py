@@ -3,7 +3,7 @@ from fractions import Fraction
 import pytest
 
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.runs.schedule import Every, ReplayRatio, StopConfig
+from sac_torchrl.runs.schedule import Every, ReplayRatio, StopConfig, groups
 
 RATIOS = [
     (0.25, Fraction(1, 4)),
@@ -125,3 +125,8 @@ def test_a_return_that_is_reached_ends_a_run() -> None:
     assert StopConfig(at_return=-5).build([-6.0, -5.0]).reason == "the mean return -5 is at stop.at_return=-5"
     with pytest.raises(ConfigError, match=r"stop.patience=0: give 1 or more or null"):
         StopConfig(patience=0)
+
+
+@pytest.mark.parametrize(("count", "most", "sizes"), [(0, 3, []), (2, 3, [2]), (6, 3, [3, 3]), (7, 3, [3, 3, 1])])
+def test_updates_come_in_groups_that_add_up(count: int, most: int, sizes: list[int]) -> None:
+    assert groups(count, most) == sizes
