@@ -1,9 +1,10 @@
-"""Time one action of a deployed policy: `sac.Policy`, its TensorDict actor, and Stable-Baselines3.
+"""Time one action of a deployed policy: `sac.Policy`, its TensorDict actor, ONNX Runtime and Stable-Baselines3.
 
 python benchmarks/acting.py            HalfCheetah-v5, two layers of 256, one thread, fresh weights
 
-Stable-Baselines3, if it is installed, acts by `predict` with networks of the same size. All take turns in a process.
-Prints the median microseconds of a call, and median and quartiles of its ratio to Policy's.
+ONNX Runtime acts by the exported file where the extra `export` is installed, Stable-Baselines3 by `predict`, with
+networks of the same size, where it is. All take turns in a process, on one thread. Prints the median microseconds of a
+call, and median and quartiles of its ratio to Policy's.
 """
 
 import importlib
@@ -21,6 +22,8 @@ from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import sac_torchrl as sac
+from sac_torchrl.deploy.export import export_policy
+from sac_torchrl.deploy.recorded import environment_of, record_observations
 from sac_torchrl.deploy.saved import SavedPolicy
 
 ROUNDS, CALLS = 30, 100
@@ -34,7 +37,19 @@ def policy_in(folder: Path) -> sac.Policy:
     return sac.Policy.load(SavedPolicy.of(actor, config, specs, frames=0).write(folder).parent)
 
 
-def ways(policy: sac.Policy, observation: Any) -> dict[str, Callable[[], object]]:
+def onnx_way(policy: sac.Policy, batch: Any, folder: Path) -> Callable[[], object]:
+    """The policy as an ONNX file, as a program with NumPy and ONNX Runtime calls it."""
+    runtime: Any = importlib.import_module("onnxruntime")
+    path = folder / "policy.onnx"
+    if not path.exists():
+        export_policy(policy, path, record_observations(policy, environment_of(policy.saved), 300, seed=0))
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = runtime.InferenceSession(str(path), options)
+    return lambda: session.run(None, {"observation": batch})
+
+
+def ways(policy: sac.Policy, observation: Any, folder: Path) -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
 
     def actor() -> object:
@@ -43,6 +58,8 @@ def ways(policy: sac.Policy, observation: Any) -> dict[str, Callable[[], object]
             return policy.actor(TensorDict(observation=seen, batch_size=seen.shape[:-1]))["action"]
 
     timed: dict[str, Callable[[], object]] = {"Policy": lambda: policy(observation), "TensorDict actor": actor}
+    if importlib.util.find_spec("onnxscript") is not None:
+        timed["ONNX Runtime"] = onnx_way(policy, np.atleast_2d(observation), folder)
     if importlib.util.find_spec("stable_baselines3") is not None:
         other: Any = importlib.import_module("stable_baselines3")
         model = other.SAC("MlpPolicy", "HalfCheetah-v5", device="cpu")
@@ -62,7 +79,7 @@ def main() -> None:
         policy = policy_in(Path(name))
         for count in (1, 256):
             batch = observations(count)
-            timed = ways(policy, batch[0] if count == 1 else batch)
+            timed = ways(policy, batch[0] if count == 1 else batch, Path(name))
             seconds: dict[str, list[float]] = {way: [] for way in timed}
             for _ in range(ROUNDS):
                 for way, call in timed.items():

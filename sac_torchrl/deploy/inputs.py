@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 from sac_torchrl.envs.observations import leaf_at, observed_leaves
 from sac_torchrl.errors import short
 
+_FEW = 100
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -22,10 +25,15 @@ class Leaf:
     path: tuple[str | int, ...]
     space: Space[Any]
 
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """That of one observation, without a batch."""
+        return self.space.shape or ()
+
     @property
     def dimensions(self) -> int:
-        """Those of one observation, without a batch."""
-        return len(self.space.shape or ())
+        """Their number in one observation, without a batch."""
+        return len(self.shape)
 
     def read(self, observation: Any) -> Tensor:
         """A copy, as float32 or int64, of the leaf in one observation or a batch; raises ValueError or TypeError.
@@ -37,7 +45,7 @@ class Leaf:
         except ValueError as error:
             raise ValueError(f"the observation is {short(observation)}, {error}.") from error
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        shape, own = array.shape, self.space.shape or ()
+        shape, own = array.shape, self.shape
         if shape != own and shape[1:] != own:
             raise ValueError(f"{self.name} has the shape {shape}: give {own}, or a batch {('batch', *own)}.")
         if isinstance(self.space, (Discrete, MultiDiscrete)):
@@ -45,8 +53,7 @@ class Leaf:
         if array.dtype.kind not in "fiub":
             raise TypeError(f"{self.name} holds {array.dtype}, not real numbers.")
         tensor = torch.tensor(array, dtype=torch.float32)
-        # The sum of finite numbers may be infinite.
-        if not math.isfinite(tensor.sum()) and not tensor.isfinite().all():
+        if not _finite(tensor):
             raise ValueError(f"{self.name} holds numbers that are not finite in float32.")
         return tensor
 
@@ -59,6 +66,12 @@ class Leaf:
         if ((offset < 0) | (offset >= (space.n if isinstance(space, Discrete) else space.nvec))).any():
             raise ValueError(f"{self.name}={array.tolist()} is not within {space}.")
         return torch.tensor(array, dtype=torch.int64)
+
+
+def _finite(tensor: Tensor) -> bool:
+    if tensor.numel() < _FEW:  # Python adds few numbers sooner, and in float64, where float32 cannot overflow
+        return math.isfinite(sum(tensor.tolist() if tensor.dim() == 1 else tensor.flatten().tolist()))
+    return math.isfinite(tensor.sum()) or bool(tensor.isfinite().all())
 
 
 def leaves_of(space: Space[Any], ignore: Sequence[str] = ()) -> list[Leaf]:

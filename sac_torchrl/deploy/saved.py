@@ -1,10 +1,7 @@
 """A policy on disk: one safetensors file with the actor's weights, and in its header whatever is needed to act."""
 
 import json
-import platform
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +21,13 @@ from sac_torchrl.deploy.spaces import agent_specs, environment_spaces, space_fro
 from sac_torchrl.errors import CheckpointError, ConfigError, short
 from sac_torchrl.files import write_whole
 from sac_torchrl.runs.evaluation import Evaluation
+from sac_torchrl.runs.snapshot import versions
 from sac_torchrl.specs import Specs
 
 FILE = "policy.safetensors"
 _KEY = "sac_torchrl"
 _FORMAT = 1
-_LIBRARIES = ("torch", "torchrl", "tensordict", "gymnasium", "numpy")
 _CPU = torch.device("cpu")
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ class SavedPolicy:
     weights: dict[str, Tensor]
     evaluation: dict[str, Any] | None = None
     parity: dict[str, Any] | None = None
-    versions: dict[str, str] = field(default_factory=_versions)
+    versions: dict[str, str] = field(default_factory=versions)
 
     @classmethod
     def of(

@@ -43,20 +43,23 @@ class Captured:
     change tensors in place, which have to keep their memory; what the first call makes, such as an optimizer's state,
     is there for the second. Results are equal bit for bit. With `compiled` the recording is replayed by torch.compile,
     equal to rounding. On a CPU where PyTorch has several threads, computations that do not depend on each other run
-    side by side.
+    side by side. Without `scripted` Python calls the operations, which for a dozen takes less time than to enter
+    TorchScript.
     """
 
-    def __init__(self, function: Callable[..., Sequence[Tensor]], *, compiled: bool = False) -> None:
+    def __init__(
+        self, function: Callable[..., Sequence[Tensor]], *, compiled: bool = False, scripted: bool = True
+    ) -> None:
         self._function = function
         self._compiled = compiled
+        self._scripted = scripted
         self._called = False
         self._replay: Callable[..., Sequence[Tensor]] | None = None
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """Call, record or replay the function."""
         if self._replay is not None:
-            # Optimized, TorchScript would compute some results otherwise.
-            with torch.inference_mode(), optimized_execution(False):
+            with torch.inference_mode():
                 return self._replay(*inputs, *self._constants)[: self._results]
         if self._called:
             return self._record(inputs)
@@ -82,7 +85,7 @@ class Captured:
         if self._compiled:
             # Inductor has a random number generator of its own; these are to be torch's draws.
             self._replay = torch.compile(self._replay, options={"fallback_random": True})
-        elif inputs[0].is_cpu and keep_all(graph):
+        elif self._scripted and inputs[0].is_cpu and keep_all(graph):
             parts = cut(graph) if torch.get_num_threads() > 1 else None
             self._replay = _scripted(whole) if parts is None else SideBySide(parts)
         return results
@@ -117,7 +120,7 @@ class SideBySide:
 
     def _half(self, number: int, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         torch.set_num_threads(self._threads[number])  # of this thread
-        with torch.inference_mode(), optimized_execution(False):
+        with torch.inference_mode():
             return self._halves[number](*inputs)
 
 
@@ -196,4 +199,10 @@ def _scripted(module: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
         except RuntimeError as error:
             log.debug("a recording is replayed by Python: TorchScript does not take it (%s)", short(error))
             return module.forward
-    return script
+
+    def replay(*inputs: Tensor) -> Sequence[Tensor]:
+        # Optimized, TorchScript would compute some results otherwise.
+        with optimized_execution(False):
+            return script(*inputs)
+
+    return replay
