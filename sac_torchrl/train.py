@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sac_torchrl.config.files import open_run
 from sac_torchrl.config.recipes import configure
 from sac_torchrl.config.schema import TrainConfig
+from sac_torchrl.config.trial import try_out
 from sac_torchrl.deploy.policies import Policies
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.learner.capture import half_the_threads
@@ -99,7 +100,9 @@ def train(
         cfg.env = replace(cfg.env, make=make)
     evaluation = None
     specs = cfg.specs()
-    weights, offline_rows = cfg.initial_weights(specs), rows_of_run(cfg.offline.dataset, specs)
+    try_out(cfg, specs)
+    weights, of_run = cfg.initial_weights(specs), rows_of_run(cfg.offline.dataset, specs)
+    offline = cfg.offline.load(specs, batch_size=cfg.batch_size, rows=of_run)
     with open_run(cfg) as run, half_the_threads():
         torch.manual_seed(run.seeds.initialization)
         agent = cfg.agent(specs, device=run.device)
@@ -112,7 +115,7 @@ def train(
             seed=run.seeds.sampling,
             device=run.device,
         )
-        source = cfg.offline.build(buffer, specs, batch_size=cfg.batch_size, device=run.device, rows=offline_rows)
+        source = cfg.offline.build(buffer, offline, batch_size=cfg.batch_size, device=run.device)
         experience = cfg.collector.build(
             cfg.env,
             agent.actor,
@@ -122,7 +125,9 @@ def train(
             random_frames=cfg.random_frames,
             seed=run.seeds.environments,
         )
-        test_env = run.closing(cfg.env.build(count=cfg.evaluate.episodes, device=run.device))
+        test_env = None
+        if not cfg.env.single:
+            test_env = run.closing(cfg.env.build(count=cfg.evaluate.episodes, device=run.device))
         checkpoints = cfg.checkpoint.build(run.folder / "checkpoints", buffer, learner=learner, experience=experience)
         torch.manual_seed(run.seeds.exploration)
         start = checkpoints.restore() or 0
@@ -151,7 +156,7 @@ def train(
             callbacks.step(frames, metrics)
             if evaluate_now(frames) or experience.finished or callbacks.stopped:
                 seed = run.seeds.evaluation + frames
-                evaluation = cfg.evaluate.run(agent.actor, test_env, seed=seed)
+                evaluation = cfg.evaluate.run(agent.actor, test_env or experience.lend(), seed=seed)
                 metrics |= evaluation.metrics()
                 policies.save(agent.actor, frames, evaluation)
                 write_evaluation(
@@ -171,7 +176,7 @@ def train(
         if evaluation is None:
             log.info("this run is finished at %d frames: total_frames and stop. say how long it trains", start)
             seed = run.seeds.evaluation + start
-            evaluation = cfg.evaluate.run(agent.actor, test_env, seed=seed)
+            evaluation = cfg.evaluate.run(agent.actor, test_env or experience.lend(), seed=seed)
         curve([run.folder], run.folder / "curve.png", title=cfg.env.id)
         if cfg.evaluate.video:
             record_video(agent.actor, cfg.env, run.folder / "videos" / "final.mp4", seed=run.seeds.evaluation)

@@ -75,7 +75,7 @@ def _play(policy: "Policy", env: "EnvConfig", episodes: int, seed: int, given: a
     from sac_torchrl.runs.evaluation import evaluate
 
     device = resolve_device("auto")
-    built = env.build(seed=seed, count=episodes, device=device)
+    built = env.build(seed=seed, count=1 if env.single else episodes, device=device)
     try:
         return evaluate(
             policy.actor.to(device), built, episodes=episodes, seed=seed, deterministic=not given.stochastic

@@ -75,6 +75,11 @@ class DirectExperience(Experience):
         finally:
             collector.shutdown()
 
+    def lend(self) -> EnvBase:
+        """Lend the environments that are collected in; new episodes start at the next step."""
+        self._cutting = True
+        return self._env
+
     def metrics(self) -> dict[str, float]:
         """As for every Experience; raises EnvironmentFault if a number that was stored is not finite."""
         self._check()
@@ -94,7 +99,7 @@ class DirectExperience(Experience):
         state = envstate.capture(self._env)
         if not self._tested:
             self._restorable, self._tested = self._test_resume(state), True
-        self._cutting = not self._restorable or "missing" in state
+        self._cutting = self._cutting or not self._restorable or "missing" in state
         if not self._restorable:
             return None
         if self._cutting:
@@ -104,6 +109,9 @@ class DirectExperience(Experience):
 
     def _test_resume(self, state: Tree) -> bool:
         """Try, on instances of its own, what a resume would do; log the finding; False where a state has no use."""
+        if self._job.env.single:
+            log.info("resume test of %s: not tried, it needs two more and env.single=true", self._job.env.id)
+            return True
         if self._job.env.in_one:
             if "missing" in state:
                 log.info("episodes are cut at every checkpoint, because %s", " and ".join(state["missing"]))

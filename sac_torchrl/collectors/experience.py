@@ -11,6 +11,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
+from torchrl.envs import EnvBase
 from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.envs.config import EnvConfig
@@ -171,6 +172,10 @@ class Experience(ABC):
     def _environments(self) -> dict[str, Any] | None:
         """The state of the environments, in the middle of their episodes, where it can be captured."""
         return None
+
+    def lend(self) -> EnvBase:
+        """The only environment there is, for an evaluation (env.single): its running episode is cut."""
+        raise ValueError(f"{type(self).__name__} has no environment in this process to lend")
 
     @abstractmethod
     def _collect(self) -> Generator[list[Steps | Dropped], None, None]:

@@ -23,6 +23,7 @@ FREE_ON_RESUME = (
     "device",
     "learner.execution",
     "env.faults",
+    "env.single",
     "evaluate.",
     "checkpoint.",
     "stop.",

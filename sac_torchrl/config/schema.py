@@ -142,6 +142,10 @@ class TrainConfig:
                 "learning_starts, so that a row is complete before the first update.",
             ),
             (
+                not self.env.single or isinstance(self.collector, Direct),
+                "env.single=true: only one can be open, and it is evaluated in this process: give collector=direct.",
+            ),
+            (
                 self.env.count <= self.replay.capacity,
                 f"env.count={self.env.count}: a step of all environments does not fit into replay.capacity="
                 f"{self.replay.capacity}; change one of them.",

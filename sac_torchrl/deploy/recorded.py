@@ -90,7 +90,7 @@ def record_observations(policy: Policy, env: EnvConfig, count: int, *, seed: int
 def _record_batch(policy: Policy, env: EnvConfig, count: int, *, seed: int) -> list[Any]:
     """From a simulator of tensors or a pool, with random actions: their spaces are the agent's, or shifted from it."""
     (leaf,) = policy.leaves
-    played = env.build(count=8, seed=seed)
+    played = env.build(count=1 if env.single else 8, seed=seed)
     try:
         steps = played.rollout(-(-count // 8), break_when_any_done=False)
         seen = steps["observation"].cpu().numpy().reshape(-1, *leaf.space.shape or ())

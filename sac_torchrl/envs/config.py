@@ -56,6 +56,9 @@ class EnvConfig:
     bounds: tuple[float, float] | None = field(
         None, "[LOW, HIGH] of actions without sensible bounds: infinite, or beyond a million"
     )
+    single: bool = field(
+        False, "only one can be open (a robot, a port): evaluations play in the one that is trained in"
+    )
     faults: int = field(0, "faulty steps of an environment that are tolerated", least=0)
     max_episode_steps: int | None = field(None, "steps that truncate an episode; null: as registered", least=1)
     bins: int | None = field(
@@ -182,7 +185,9 @@ class EnvConfig:
         return TolerateFaults(env, self.faults) if tolerate_faults and self.faults else env
 
     def _check(self, count: int) -> None:
-        unused: tuple[str, ...] = ("kwargs", "wrappers", "ignore", "reward_weights", "bounds") if self.in_one else ()
+        unused: tuple[str, ...] = (
+            ("kwargs", "wrappers", "ignore", "reward_weights", "bounds", "single") if self.in_one else ()
+        )
         if self._make() is not None:
             unused = tuple(key for key in unused if key not in ("kwargs", "ignore"))
         check(
@@ -191,6 +196,15 @@ class EnvConfig:
             *(
                 (not getattr(self, key), f"env.{key}={getattr(self, key)}: env.id={self.id} takes none: leave it out.")
                 for key in unused
+            ),
+            (
+                not self.single or count == 1,
+                f"env.single=true: only one can be open, and {count} are needed: give env.count=1.",
+            ),
+            (
+                not (self.faults and self.single),
+                f"env.faults={self.faults}: with env.single=true a fault may be of an evaluation, and ends the run: "
+                "give 0.",
             ),
             (
                 not (self.faults and self.in_one),

@@ -52,6 +52,20 @@ class ReplayConfig:
     def __post_init__(self) -> None:
         check(self, "replay")
 
+    def try_out(self, folder: Path | None, specs: Specs, *, rows: int, device: torch.device) -> None:
+        """Raise the errors of `build` for rows that do not fit, or cannot be drawn, and make nothing.
+
+        `folder` is one that exists on the disk of the rows; None: they are in memory, or take the place of others.
+        """
+        size = min(self.capacity, rows)
+        if self.prioritized:
+            prioritized_sampler(1, exponent=self.priority_exponent, correction=self.weight_exponent)
+        if self.storage is not Storage.disk:
+            place = device if self.storage is Storage.device else torch.device("cpu")
+            _check_memory(place, size * row_bytes(specs), rows=size, storage=self.storage)
+        elif folder is not None:
+            _check_disk(folder, size * row_bytes(specs), rows=size)
+
     def build(
         self, folder: Path, specs: Specs, *, rows: int, batch_size: int, seed: int, device: torch.device
     ) -> TensorDictReplayBuffer:

@@ -43,28 +43,28 @@ class OfflineConfig:
     def __post_init__(self) -> None:
         check(self, "offline")
 
-    def build(
-        self,
-        buffer: TensorDictReplayBuffer,
-        specs: Specs,
-        *,
-        batch_size: int,
-        device: torch.device,
-        rows: TensorDict | None = None,
-    ) -> Source:
-        """Mix the dataset's rows into the samples of `buffer`, or return `buffer` itself without a dataset.
+    def load(self, specs: Specs, *, batch_size: int, rows: TensorDict | None = None) -> TensorDict | None:
+        """Read the dataset's rows, or None without a dataset.
 
         `rows` are those of a dataset that is a run, as `runs.init.rows_of_run` reads them; one of Minari is read here.
-        Raises ConfigError where the dataset is missing or is of other spaces than `specs`.
+        Raises ConfigError where it is missing, is of other spaces than `specs`, or gives no row of a batch.
         """
         if self.dataset is None:
-            return buffer
+            return None
         count = math.floor(self.fraction * batch_size)
         if not 0 < count < batch_size:
             raise ConfigError(
                 f"offline.fraction={self.fraction} of batch_size={batch_size} is {count} rows: give a larger batch."
             )
-        rows = load_rows(self.dataset, specs) if rows is None else rows
+        return load_rows(self.dataset, specs) if rows is None else rows
+
+    def build(
+        self, buffer: TensorDictReplayBuffer, rows: TensorDict | None, *, batch_size: int, device: torch.device
+    ) -> Source:
+        """Mix the `rows` of a dataset into the samples of `buffer`, or return `buffer` itself without any."""
+        if rows is None:
+            return buffer
+        count = math.floor(self.fraction * batch_size)
         return Mixed(buffer, rows.to(device), online=batch_size - count, offline=count)
 
 

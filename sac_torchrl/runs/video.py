@@ -1,14 +1,16 @@
 """One episode as a video."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import imageio.v2 as imageio
+import numpy as np
 from tensordict.nn import TensorDictModuleBase
 
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.quiet import rendering
-from sac_torchrl.errors import SacError, short
+from sac_torchrl.errors import ConfigError, short
 from sac_torchrl.extras import PACKAGES, require
 from sac_torchrl.files import replacing
 from sac_torchrl.runs.episodes import deterministic_mode, steps_of
@@ -17,7 +19,7 @@ from sac_torchrl.runs.episodes import deterministic_mode, steps_of
 def record_video(actor: TensorDictModuleBase, plan: EnvConfig, path: Path, *, seed: int) -> Path:
     """Films one deterministic episode, in real time, into the mp4 file `path`.
 
-    At most about 30 pictures a second are drawn. Raises SacError where nothing can be drawn.
+    At most about 30 pictures a second are drawn. Raises ConfigError where nothing can be drawn.
     """
     require("imageio_ffmpeg", "evaluate.video")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,12 +41,24 @@ def record_video(actor: TensorDictModuleBase, plan: EnvConfig, path: Path, *, se
     return path
 
 
+def try_out(env: Any, id: str) -> None:
+    """Draw and encode one picture of an environment that was opened to be drawn; raises ConfigError where it fails."""
+    require("imageio_ffmpeg", "evaluate.video")
+    with TemporaryDirectory() as folder:
+        video: Any = imageio.get_writer(Path(folder) / "trial.mp4", fps=30, macro_block_size=2)
+        with video:
+            video.append_data(_picture(env, id))
+
+
 def _picture(env: Any, id: str) -> Any:
     try:
         with rendering():
-            return env.render()[0]
+            picture = np.asarray(env.render()[0])
+        if picture.dtype != np.uint8 or picture.ndim != 3:
+            raise TypeError(f"its picture is {picture.dtype} {picture.shape} and not uint8 (height, width, 3)")
+        return picture
     except Exception as error:  # every graphics library fails in its own way
-        raise SacError(
+        raise ConfigError(
             f"env.id={id} cannot be rendered here ({short(repr(error))}): {PACKAGES['pygame'].advice}, "
             "for MuJoCo also a driver for EGL, or leave evaluate.video=false."
         ) from error

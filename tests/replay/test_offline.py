@@ -75,7 +75,8 @@ def test_a_batch_is_half_of_each_and_repeats_with_the_buffers_generator(dataset:
         online = rows[:4].clone()
         online["observation"][:, 0] = 99
         buffer.extend(online)
-        source = OfflineConfig(dataset).build(buffer, SPECS, batch_size=9, device=CPU)
+        offline = OfflineConfig(dataset)
+        source = offline.build(buffer, offline.load(SPECS, batch_size=9), batch_size=9, device=CPU)
         batches = [source.sample() for _ in range(40)]
         assert all(batch.shape == (9,) for batch in batches)
         assert all((batch["observation"][:5, 0] == 99).all() for batch in batches)
@@ -89,7 +90,7 @@ def test_a_batch_is_half_of_each_and_repeats_with_the_buffers_generator(dataset:
 
 def test_without_a_dataset_batches_are_the_buffers(tmp_path: Path) -> None:
     buffer = ReplayConfig(20, Storage.ram).build(tmp_path, SPECS, rows=20, batch_size=4, seed=3, device=CPU)
-    assert OfflineConfig().build(buffer, SPECS, batch_size=4, device=CPU) is buffer
+    assert OfflineConfig().build(buffer, OfflineConfig().load(SPECS, batch_size=4), batch_size=4, device=CPU) is buffer
 
 
 def test_a_dataset_that_does_not_fit_is_refused_in_one_line(dataset: str, tmp_path: Path) -> None:
@@ -99,9 +100,8 @@ def test_a_dataset_that_does_not_fit_is_refused_in_one_line(dataset: str, tmp_pa
     wide = replace(SPECS, observation=Unbounded(shape=torch.Size([3])))
     with pytest.raises(ConfigError, match=r"its observation is of shape \(2,\), and this environment's of \(3,\)"):
         load_rows(dataset, wide)
-    buffer = ReplayConfig(20, Storage.ram).build(tmp_path, SPECS, rows=20, batch_size=1, seed=3, device=CPU)
     with pytest.raises(ConfigError, match=r"offline\.fraction=0\.5 of batch_size=1 is 0 rows"):
-        OfflineConfig(dataset).build(buffer, SPECS, batch_size=1, device=CPU)
+        OfflineConfig(dataset).load(SPECS, batch_size=1)
     with pytest.raises(ConfigError, match=r"offline\.fraction=1\.0: "):
         OfflineConfig(dataset, 1.0)
     with pytest.raises(ConfigError, match=r"replay\.prioritized=false"):

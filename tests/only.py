@@ -1,0 +1,103 @@
+"""Importing this registers environments of which one can be open, and others that cannot be drawn or learned from."""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from faulty import Sound
+from gymnasium.spaces import Box
+
+
+class Only(Sound):
+    """Counts how many are open, and refuses a second one, as the driver of a robot does."""
+
+    opened = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        if Only.opened:
+            raise RuntimeError("the robot is in use")
+        Only.opened += 1
+
+    def close(self) -> None:
+        Only.opened -= 1
+
+
+class Port(Sound):
+    """Holds a socket of one name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            self._socket.bind(f"\0sac-torchrl-test-{os.getpid()}")
+        except OSError:
+            self._socket.close()
+            raise
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Locked(Sound):
+    """Holds the lock of a file, by its descriptor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = os.open(Path(os.environ["TMPDIR"]) / "device", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+
+class Drawn(Sound):
+    """Draws what PICTURE says, or raises it."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012 - as its base declares it
+    PICTURE: Any = np.zeros((16, 16, 3), np.uint8)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__()
+        self.render_mode = render_mode
+
+    def render(self) -> Any:
+        if isinstance(self.PICTURE, Exception):
+            raise self.PICTURE
+        return self.PICTURE
+
+
+class Nothing(Drawn):
+    PICTURE = None
+
+
+class Text(Drawn):
+    PICTURE = "|--x--|"
+
+
+class NoDisplay(Drawn):
+    PICTURE = OSError("no display")
+
+
+class Vector(Sound):
+    """Rewards are vectors, and nothing declares that."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, np.array([reward, 0.0]), terminated, truncated, info
+
+
+class Declared(Vector):
+    reward_space = Box(-100.0, 0.0, (2,))
+
+
+for _class in (Only, Port, Locked, Drawn, Nothing, Text, NoDisplay, Vector, Declared):
+    gym.register(f"{_class.__name__}-v0", _class, max_episode_steps=10)
