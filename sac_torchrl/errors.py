@@ -122,7 +122,13 @@ _DISK = {
     errno.EROFS: "make it writable",
     errno.EACCES: "allow this user to write it",
     errno.EIO: "look after the disk",
+    errno.EPERM: "allow this user to write it",
 }
+
+
+def disk_advice(error: OSError) -> str:
+    """What to do about a file that cannot be written."""
+    return _DISK.get(error.errno or 0, "make it possible to write there")
 
 
 @contextmanager
@@ -145,7 +151,7 @@ def exit_codes() -> Iterator[None]:
         if error.errno not in _DISK:
             _say(traceback.format_exc())
             raise SystemExit(SacError.exit_code) from error
-        advice = _DISK[error.errno]
+        advice = disk_advice(error)
         _say(f"error: {error.filename or 'a file of the run'}: {error.strerror}: {advice}, then resume.")
         raise SystemExit(DiskError.exit_code) from error
     except Exception as error:

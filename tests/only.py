@@ -27,6 +27,21 @@ class Only(Sound):
         Only.opened -= 1
 
 
+class Counted(Sound):
+    """Counts how many were made and closed."""
+
+    made = closed = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        Counted.made += 1
+        self._open = True
+
+    def close(self) -> None:
+        Counted.closed += self._open
+        self._open = False
+
+
 class Port(Sound):
     """Holds a socket of one name."""
 
@@ -99,5 +114,36 @@ class Declared(Vector):
     reward_space = Box(-100.0, 0.0, (2,))
 
 
-for _class in (Only, Port, Locked, Drawn, Nothing, Text, NoDisplay, Vector, Declared):
+class Unbounded(Sound):
+    """Takes any number as its action."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = Box(-np.inf, np.inf, (1,), np.float32)
+
+
+class Picture(Sound):
+    """Observes a small picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = Box(0, 255, (16, 16, 2), np.uint8)
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        return np.zeros((16, 16, 2), np.uint8), super().reset(**options)[1]
+
+    def step(self, action: Any) -> Any:
+        return np.zeros((16, 16, 2), np.uint8), *super().step(action)[1:]
+
+
+class Unending(Sound):
+    """Has no end of its own, nor a time limit."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *_, info = super().step(action)
+        return observation, reward, False, False, info
+
+
+for _class in (Only, Counted, Port, Locked, Drawn, Nothing, Text, NoDisplay, Vector, Declared, Unbounded, Picture):
     gym.register(f"{_class.__name__}-v0", _class, max_episode_steps=10)
+gym.register("Unending-v0", Unending)

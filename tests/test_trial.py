@@ -8,12 +8,14 @@ from typing import Any
 import only
 import pytest
 import runs
+import torch
 
 from sac_torchrl import EnvConfig, train
 from sac_torchrl.cli.main import main
 from sac_torchrl.envs.check import check_env
 from sac_torchrl.errors import ConfigError, DiskError, EnvironmentFault, Preempted, SacError
 from sac_torchrl.replay import prioritized
+from sac_torchrl.runs import snapshot
 
 SMALL: dict[str, Any] = {
     "total_frames": 180,
@@ -86,7 +88,7 @@ def test_what_cannot_work_is_refused_before_a_file_is_made(
     def missing(*_: object, **__: object) -> None:
         raise RuntimeError("no extension")
 
-    monkeypatch.setattr(prioritized, "PrioritizedSampler", missing)
+    monkeypatch.setattr(prioritized, "PackedPrioritizedSampler", missing)
     with pytest.raises(kind, match=said):
         start(tmp_path / "run", id, recipe, **keys)
     assert not (tmp_path / "run").exists()
@@ -132,3 +134,21 @@ def test_more_than_one_is_refused(tmp_path: Path, keys: dict[str, Any], said: st
     with pytest.raises(ConfigError, match=said):
         start(tmp_path / "run", "Only-v0", **keys)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_closes_every_environment_that_it_opens(tmp_path: Path) -> None:
+    start(tmp_path / "run", "Counted-v0", total_frames=60, env={"count": 2})
+    assert only.Counted.made >= 6, "two are trained in and two evaluated in, after two that were tried out"
+    assert only.Counted.closed == only.Counted.made
+
+
+def test_exploration_does_not_depend_on_what_the_networks_drew(tmp_path: Path) -> None:
+    actions = []
+    for hidden in ([8], [4, 4]):
+        folder = tmp_path / str(len(hidden))
+        start(folder, "Drawn-v0", total_frames=60, **{"variant.network.hidden": hidden})
+        checkpoints = folder / "checkpoints"
+        found = snapshot.newest(checkpoints)
+        assert found is not None
+        actions.append(snapshot.read_segment(checkpoints, found.segments[0])["action"][:40])
+    assert torch.equal(*actions)

@@ -96,7 +96,7 @@ class DiscreteSAC(Variant):
         if head_of(specs.action) is Head.gaussian:
             raise ConfigError(
                 f"variant=discrete_sac needs discrete actions, and this environment has {specs.action.shape[-1]} "
-                "continuous dimensions: use recipes/continuous.py."
+                "continuous dimensions: `sac-torchrl train continuous` trains in it."
             )
         several = choose_head(self.head, specs.action) is not Head.discrete
         if several or specs.mask is not None or not self.critic_entropy:

@@ -109,7 +109,7 @@ def action_dimensions(name: str, specs: Specs) -> int:
         sizes = " x ".join(str(size) for size in action_sizes(specs.action))
         raise ConfigError(
             f"variant={name} needs continuous actions, and this environment has {sizes} discrete ones: "
-            "use recipes/discrete.py."
+            "`sac-torchrl train discrete` trains in it."
         )
     dimensions: int = specs.action.shape[-1]
     return dimensions

@@ -45,12 +45,14 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
         bounds: tuple[float, float] | None = None,
         bins: int | None = None,
         mask: MaskSource = MaskSource.auto,
+        command: str | None = None,
     ) -> None:
         arguments: dict[str, Any] = {"id": id, "ignore": ignore, "reward_weights": reward_weights, "bounds": bounds}
         arguments |= {"bins": bins, "mask": mask}
         gym.utils.RecordConstructorArgs.__init__(self, **arguments)  # for gym.make(env.spec)
         super().__init__(env)
         self._id = id
+        self._command = command or f"`sac-torchrl check-env {id}`"
         self._steps = 0
         self.native_spaces = env.observation_space, env.action_space
         self.action_space, self._taken = adapt_action(env.action_space, id, bounds, bins=bins)
@@ -154,8 +156,7 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
 
     def _fault(self, what: str) -> EnvironmentFault:
         return EnvironmentFault(
-            f"env.id={self._id} {what}, at step {self._steps} since it was opened. "
-            f"`sac-torchrl check-env {self._id}` looks for more."
+            f"env.id={self._id} {what}, at step {self._steps} since it was opened. {self._command} looks for more."
         )
 
 

@@ -83,7 +83,9 @@ def check_env(plan: EnvConfig) -> Iterator[Finding]:
         else:
             yield resume_finding(plan)[0]
     except EnvironmentFault as fault:
-        yield Finding(Kind.fault, str(fault).partition("`sac-torchrl check-env")[0].strip())
+        yield Finding(
+            Kind.fault, str(fault).partition(" `sac-torchrl check-env")[0].partition(" sac_torchrl.envs.check")[0]
+        )
 
 
 def _play(edge: Any) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import shlex
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -178,6 +179,7 @@ class EnvConfig:
                 bounds=self.bounds,
                 bins=self.bins,
                 mask=self.mask,
+                command=self._check_command(),
             )
         except ConfigError:
             made.close()
@@ -230,6 +232,14 @@ class EnvConfig:
                 "simulator makes them: give null.",
             ),
         )
+
+    def _check_command(self) -> str:
+        plugins = "".join(f" --plugin {shlex.quote(one)}" for one in self.plugins)
+        command = f"`sac-torchrl check-env {shlex.quote(self.id)}{plugins}`"
+        others = (self.kwargs, self.wrappers, self.ignore, self.reward_weights, self.bounds, self.max_episode_steps)
+        if self.make is not None:
+            return "sac_torchrl.envs.check.check_env(EnvConfig(make=...))"
+        return f"{command} with the run's other env.* keys" if any(others) or self.bins else command
 
     def _make(self) -> Make | None:
         """What makes the environments where it is a user's function; imports the plugins before."""

@@ -29,7 +29,7 @@ def open_gymnasium(
     if id not in gym.registry:
         raise ConfigError(
             f"env.id={id} is not a registered environment{_nearest_id(id)} "
-            "One from another package needs env.plugins=[its module]."
+            "One from another package needs its module: env.plugins=[MODULE], of a policy --plugin MODULE."
         )
     for name, key in (("max_episode_steps", "env.max_episode_steps"), ("render_mode", "evaluate.video")):
         if name in arguments:

@@ -185,7 +185,7 @@ def _check_disk(folder: Path, needed: int, *, rows: int) -> None:
     if needed > free:
         raise DiskError(
             f"{rows:,} replay rows need {_size(needed)} and {folder} has {_size(free)} free: "
-            "lower replay.capacity or choose another run.folder."
+            "make room, or train with a lower replay.capacity in a new run.folder."
         )
     log.info("replay: %s rows, %s on disk in %s (%s free)", f"{rows:,}", _size(needed), folder, _size(free))
 
@@ -195,7 +195,8 @@ def _check_memory(place: torch.device, needed: int, *, rows: int, storage: Stora
     if needed > free:
         raise ConfigError(
             f"{rows:,} replay rows need {_size(needed)} and {place} has {_size(free)} of memory available: "
-            f"lower replay.capacity or use replay.storage=disk instead of {storage.value}."
+            "train with a lower replay.capacity in a new run.folder, or use replay.storage=disk there instead of "
+            f"{storage.value}."
         )
     log.info("replay: %s rows, %s in memory of %s (%s available)", f"{rows:,}", _size(needed), place, _size(free))
 

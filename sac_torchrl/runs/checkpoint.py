@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torchrl.data import TensorDictReplayBuffer
 
 from sac_torchrl.envs import generators
-from sac_torchrl.errors import CheckpointError, DiskError
+from sac_torchrl.errors import CheckpointError, DiskError, disk_advice
 from sac_torchrl.fields import check, field
 from sac_torchrl.replay.buffer import generator
 from sac_torchrl.replay.prioritized import priorities, restore_priorities
@@ -89,8 +89,8 @@ class Checkpoints:
         except OSError as error:
             before = "from the newest intact checkpoint" if self._intact else "over, there is none before it"
             raise DiskError(
-                f"cannot save the checkpoint {path}: {error.strerror}. Make room or give the permission, and resume: "
-                f"it starts {before}."
+                f"cannot save the checkpoint {path}: {error.strerror}: {disk_advice(error)}, then resume, which "
+                f"starts {before}."
             ) from error
         return path
 

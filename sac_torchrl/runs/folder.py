@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from sac_torchrl.envs import contained
-from sac_torchrl.errors import ConfigError, DiskError, Preempted, RunFolderInUse, SacError
+from sac_torchrl.errors import ConfigError, DiskError, Preempted, RunFolderInUse, SacError, disk_advice
 from sac_torchrl.fields import field
 from sac_torchrl.files import temporary, write_whole
 from sac_torchrl.runs.device import resolve_device
@@ -119,7 +119,7 @@ class RunConfig:
             except OSError as error:
                 raise DiskError(
                     f"cannot write the run folder {self.folder or 'below runs/'}: {error}. "
-                    "Give another run.folder, or make room."
+                    f"{disk_advice(error).capitalize()}, or give another run.folder."
                 ) from error
             # A CPU takes some hundred times longer for an operation on numbers below 1e-38, which Adam's
             # moments reach.

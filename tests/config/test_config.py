@@ -161,7 +161,7 @@ def test_the_settings_that_go_with_a_variant_give_way_to_all_others(recipe: Reci
         (["-m", "seed=1,x"], "seed=x: Value 'x'"),
         (["preset=hopper,ante", "-m"], "preset=ante is unknown: did you mean ant?"),
         (["-m", "env.id=Pendulum-v1,Pendulam-v1"], "env.id=Pendulam-v1: env.id=Pendulam-v1"),
-        (["-m", "env.id=Pendulum-v1,CartPole-v1"], "use recipes/discrete.py"),
+        (["-m", "env.id=Pendulum-v1,CartPole-v1"], "`sac-torchrl train discrete` trains in it"),
         (["-m", "seed=interval(0,1)"], "give values as in seed=A,B"),
         (["--mulitrun"], "--mulitrun: did you mean --multirun?"),
     ],

@@ -66,8 +66,8 @@ def collect(
 FAULTS = [
     ("observation-nan", "observation .* not finite at index 0"),
     ("observation-inf", "observation .* not finite at index 1"),
-    ("observation-long", r"observation .* shape is \(3,\) and not \(2,\)"),
-    ("observation-empty", r"observation .* shape is \(0,\)"),
+    ("observation-long", r"observation .* of shape \(3,\), not \(2,\)"),
+    ("observation-empty", r"observation .* of shape \(0,\)"),
     ("observation-none", "observation None, which holds no real numbers"),
     ("observation-words", "observation .* which holds no real numbers"),
     ("observation-objects", "observation .* which holds no real numbers"),

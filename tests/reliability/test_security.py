@@ -6,6 +6,7 @@ import json
 import marshal
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -175,6 +176,10 @@ def test_the_plugins_of_a_saved_run_are_not_imported(trained: Path, tmp_path: Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(tmp_path)
         main(["evaluate", str(copy), "--plugin", "faulty"])
+        with pytest.raises(SystemExit) as ended:
+            main(["resume", str(copy)])
+    assert ended.value.code == 64
+    assert "trojan" not in sys.modules
 
 
 @pytest.mark.parametrize(

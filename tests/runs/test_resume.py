@@ -135,3 +135,13 @@ def test_a_bit_that_flips_during_a_run_is_mended_and_one_that_flips_afterwards_i
             main([command, str(folder)])
         assert ended.value.code == 65
         assert "0-60.safetensors: its SHA-256 differs" in capsys.readouterr().err
+
+
+def test_checkpoints_keep_their_period_after_a_resume(tmp_path: Path, stop_at: Callable[[int], None]) -> None:
+    config = configuration(tmp_path / "run", "Pendulum-v1")
+    config.checkpoint.keep = 9
+    stop_at(142)
+    with pytest.raises(Preempted):
+        train(config)
+    train(config)
+    assert snapshot.frames_in(tmp_path / "run" / "checkpoints") == [240, 180, 142, 120, 60]
