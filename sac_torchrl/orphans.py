@@ -62,6 +62,11 @@ def _living(mark: str) -> list[int]:
     return found
 
 
+def _cleans_up(process: int) -> bool:
+    """Whether it is Python's resource tracker, which removes semaphores and folders once the others have ended."""
+    return b"multiprocessing.resource_tracker" in Path(f"/proc/{process}/cmdline").read_bytes()
+
+
 def _watch(process: int, mark: str) -> None:
     os.chdir("/")  # the folder that it was started in may be removed
     with suppress(ProcessLookupError):  # It is gone already.
@@ -73,7 +78,8 @@ def _watch(process: int, mark: str) -> None:
         if time.monotonic() - start > _GRACE_SECONDS:
             for one in living:
                 with suppress(OSError):
-                    os.kill(one, signal.SIGKILL)
+                    if not _cleans_up(one):
+                        os.kill(one, signal.SIGKILL)
         time.sleep(0.1)
 
 

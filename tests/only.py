@@ -145,5 +145,5 @@ class Unending(Sound):
 
 
 for _class in (Only, Counted, Port, Locked, Drawn, Nothing, Text, NoDisplay, Vector, Declared, Unbounded, Picture):
-    gym.register(f"{_class.__name__}-v0", _class, max_episode_steps=10)
-gym.register("Unending-v0", Unending)
+    gym.register(f"{_class.__name__}-v0", f"{__name__}:{_class.__name__}", max_episode_steps=10)
+gym.register("Unending-v0", f"{__name__}:Unending")

@@ -57,3 +57,33 @@ def test_what_a_process_starts_ends_with_it(killed: bool) -> None:
         os.kill(plain, signal.SIGKILL)
     guardian = f"{orphans.__file__} {process.pid}"
     wait_until(lambda: not any(guardian in command for command in living(sys.executable)))
+
+
+SEMAPHORE = """
+import multiprocessing, os, sys
+from sac_torchrl.orphans import marked
+if __name__ == "__main__":
+    with marked():
+        context = multiprocessing.get_context("spawn")
+        lock = context.Lock()
+        deaf = context.Process(target=os.execvp, args=("sleep", ["sleep", "305"]))
+        deaf.start()
+        print(lock._semlock.name, flush=True)
+        sys.stdin.readline()
+"""
+
+
+def test_what_a_killed_process_shared_is_removed(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SEMAPHORE)
+    process = subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    semaphore = Path("/dev/shm") / f"sem.{process.stdout.readline().strip()[1:]}"
+    process.stdout.close()
+    assert semaphore.exists()
+    wait_until(lambda: bool(living("sleep 305")))
+    process.kill()
+    process.wait(10)
+    process.stdin.close()
+    # Python's tracker of such things waits for the child, which the guardian ends.
+    wait_until(lambda: not semaphore.exists())

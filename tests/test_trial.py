@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {
     "random_frames": 40,
     "replay_ratio": 0.2,
     "batch_size": 16,
-    "variant.network.hidden": [8],
+    "variant": {"network": {"hidden": [8]}},
     "learner.execution": "eager",
     "log_every": 60,
     "device": "cpu",
@@ -146,7 +146,7 @@ def test_exploration_does_not_depend_on_what_the_networks_drew(tmp_path: Path) -
     actions = []
     for hidden in ([8], [4, 4]):
         folder = tmp_path / str(len(hidden))
-        start(folder, "Drawn-v0", total_frames=60, **{"variant.network.hidden": hidden})
+        start(folder, "Drawn-v0", total_frames=60, variant={"network": {"hidden": hidden}})
         checkpoints = folder / "checkpoints"
         found = snapshot.newest(checkpoints)
         assert found is not None

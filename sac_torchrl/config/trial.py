@@ -1,12 +1,15 @@
 """What a run does later, done once beforehand: what cannot work is refused before a file is made."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sac_torchrl.config.schema import TrainConfig
-from sac_torchrl.envs import generators
+from sac_torchrl.envs import contained, generators
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.state import unshared
 from sac_torchrl.errors import ConfigError, EnvironmentFault
@@ -21,13 +24,27 @@ def try_out(config: TrainConfig, specs: Specs) -> None:
     The run itself draws the same numbers afterward. Raises ConfigError, DiskError, or EnvironmentFault for a first step
     that cannot be stored and is not tolerated.
     """
-    with generators.preserve():
+    with generators.preserve(), _unnoticed():
         config.agent(specs, device=torch.device("cpu"))
         if config.evaluate.video or not config.env.in_one:
             _step_once(config.env, draw=config.evaluate.video)
     # A resumed run has its room already: its new rows take the place of the old ones.
     folder = None if config.run.saved() is not None else _existing(Path(config.run.folder or "runs"))
     config.replay.try_out(folder, specs, rows=config.total_frames, device=resolve_device(config.device))
+
+
+@contextmanager
+def _unnoticed() -> Iterator[None]:
+    """Stay in this folder, and leave what an environment does to the process for the log of the run."""
+    logger = logging.getLogger("sac_torchrl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with chdir(Path.cwd()):
+            yield
+    finally:
+        logger.setLevel(level)
+        contained.forget()
 
 
 def _step_once(plan: EnvConfig, *, draw: bool) -> None:

@@ -101,3 +101,8 @@ def _state() -> tuple[Any, ...]:
 def _tell(id: str, what: str) -> None:
     """Log it once in a process."""
     log.warning("env.id=%s %s; it is put back", id, what)
+
+
+def forget() -> None:
+    """Log again what was logged before."""
+    _tell.cache_clear()

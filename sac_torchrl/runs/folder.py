@@ -8,7 +8,7 @@ import random
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -190,9 +190,21 @@ def _lock(folder: Path) -> int:
     return descriptor
 
 
+class _LogFile(logging.FileHandler):
+    """A log on a disk that may be full: what ends the run then is not its log, and has a line of its own."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Drop the line."""
+
+    def close(self) -> None:
+        """Close the file, whether or not its last lines can be written."""
+        with suppress(OSError):
+            super().close()
+
+
 def _log_to(folder: Path, stack: ExitStack) -> logging.Handler:
     """Send the package's log to the folder, and its main lines to standard error as well."""
-    file = logging.FileHandler(folder / LOG, encoding="utf-8")
+    file = _LogFile(folder / LOG, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     screen = logging.StreamHandler()
     screen.setLevel(logging.INFO)

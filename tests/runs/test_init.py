@@ -141,7 +141,7 @@ def test_half_of_a_batch_is_rows_of_another_run(old: Path, tmp_path: Path) -> No
     assert len(rows) == 300
     buffer = config.replay.build(tmp_path / "replay", specs, rows=50, batch_size=16, seed=0, device=device)
     buffer.extend(rows[:50].apply(torch.zeros_like))
-    batch = config.offline.build(buffer, specs, batch_size=16, device=device, rows=rows).sample()
+    batch = config.offline.build(buffer, rows, batch_size=16, device=device).sample()
     known = {tuple(row) for row in rows["next", "observation"].tolist()}
     assert [tuple(row) in known for row in batch["next", "observation"].tolist()] == [False] * 8 + [True] * 8
     with pytest.raises(ConfigError, match=r"observation is torch.float32 \(3,\) there and torch.float32 \(2,\) here"):

@@ -16,6 +16,7 @@ from sac_torchrl.cli.main import main
 from sac_torchrl.collectors.experience import Experience
 from sac_torchrl.errors import Preempted
 from sac_torchrl.replay.packing import PackedReplayBuffer
+from sac_torchrl.runs import snapshot
 
 
 @pytest.fixture
