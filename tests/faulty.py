@@ -195,11 +195,20 @@ class Borrowing(Sound):
 
 
 class Closed(Borrowing):
-    """Draws from them, and holds what cannot be written down."""
+    """Draws from them, and shows what it holds that cannot be written down."""
 
     def __init__(self) -> None:
         super().__init__()
         self._socket = Handle()
+
+    def reset(self, **options: Any) -> Any:
+        self._socket = Handle()
+        return super().reset(**options)
+
+    def step(self, action: Any) -> Any:
+        observation, *rest = super().step(action)
+        self._socket.write("x")
+        return observation + np.float32(0.1 * self._socket.tell()), *rest
 
 
 class Worn(Sound):

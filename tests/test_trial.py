@@ -144,9 +144,9 @@ def test_a_run_closes_every_environment_that_it_opens(tmp_path: Path) -> None:
 
 def test_exploration_does_not_depend_on_what_the_networks_drew(tmp_path: Path) -> None:
     actions = []
-    for hidden in ([8], [4, 4]):
-        folder = tmp_path / str(len(hidden))
-        start(folder, "Drawn-v0", total_frames=60, variant={"network": {"hidden": hidden}})
+    for hidden in (8, 16):
+        folder = tmp_path / str(hidden)
+        start(folder, "Drawn-v0", total_frames=60, variant={"network": {"hidden": [hidden]}})
         checkpoints = folder / "checkpoints"
         found = snapshot.newest(checkpoints)
         assert found is not None

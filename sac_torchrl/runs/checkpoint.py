@@ -165,9 +165,11 @@ class Checkpoints:
             stamp = segment.stamp(self._folder)
             # Only a file that changed is read: to read all of them would take longer than a save.
             if (stamp is not None and stamp == self._stamps.get(segment)) or segment.intact(self._folder):
+                self._stamps[segment] = stamp
                 continue
             path, start = segment.path(self._folder), max(oldest, segment.start)
             log.warning("%s is damaged: it is written again from the replay buffer", path)
+            self._stamps.pop(segment, None)
             self._segments[number] = again = self._write_rows(start, segment.end)
             if start > segment.start:
                 log.warning("the buffer holds its rows from %d on: checkpoints before this one stay damaged", start)
@@ -175,7 +177,7 @@ class Checkpoints:
                 log.warning("the buffer's rows %d to %d are not those that were saved", start, segment.end)
 
     def _note_stamps(self) -> None:
-        self._stamps = {segment: segment.stamp(self._folder) for segment in self._segments}
+        self._stamps = {one: self._stamps.get(one) or one.stamp(self._folder) for one in self._segments}
 
     def _load_rows(self, saved: Snapshot) -> None:
         written, capacity = saved.state["rows"]["write_count"], self._buffer.storage.max_size

@@ -66,7 +66,7 @@ def test_what_it_changes_is_put_back_and_the_run_is_the_sound_one(tmp_path: Path
     assert len(said) == 1 and what in said[0] and f"env.id={id}-v0" in said[0]
 
 
-def actions(monkeypatch: pytest.MonkeyPatch, folder: Path, id: str) -> list[float]:
+def actions(monkeypatch: pytest.MonkeyPatch, folder: Path, id: str, **changes: Any) -> list[float]:
     taken: list[float] = []
     extend = PackedReplayBuffer.extend
 
@@ -76,7 +76,7 @@ def actions(monkeypatch: pytest.MonkeyPatch, folder: Path, id: str) -> list[floa
 
     with monkeypatch.context() as patch:
         patch.setattr(PackedReplayBuffer, "extend", extended)
-        train(short_run(folder, id, random_frames=0, replay_ratio=0.0125))
+        train(short_run(folder, id, **{"random_frames": 0, "replay_ratio": 0.0125} | changes))
     return taken
 
 
@@ -88,6 +88,15 @@ def test_one_that_seeds_takes_no_exploration_away(tmp_path: Path, monkeypatch: p
     noises = torch.tensor(taken)
     assert noises.std() > 0.3
     assert "seeded torch's generator" in (tmp_path / "run" / "run.log").read_text()
+
+
+def test_the_runs_seed_decides_on_actions_where_an_environment_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (
+        actions(monkeypatch, tmp_path / str(seed), "Reseeds-v0", random_frames=80, seed=seed) for seed in (1, 2)
+    )
+    assert not set(one[1:]) & set(other[1:])  # the first is no action: the buffer learns its columns from it
 
 
 @pytest.mark.parametrize("id", ["Reseeds-v0", "SeedsItself-v0", "Borrowing-v0"])

@@ -102,6 +102,19 @@ def test_a_save_that_would_not_fit_writes_nothing_and_says_how_much_is_missing(
     assert snapshot.verify(run.folder / "8").frames == 8
 
 
+def test_a_state_that_would_not_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Trial(tmp_path)
+    run.advance(4)
+    rows = (run.save().parent / "rows" / "0-4.safetensors").stat().st_size
+    run.advance(4)
+    usage, made = shutil.disk_usage(tmp_path), list[Path]()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=rows + 50))
+    monkeypatch.setattr(Path, "mkdir", lambda path, **_: made.append(path))
+    with pytest.raises(DiskError, match=r"checkpoints/8: No space left on device"):
+        run.save()
+    assert [path.name for path in made] == ["rows"]
+
+
 def untimed(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     entry.mtime = 0
     return entry

@@ -78,6 +78,7 @@ def test_actions_are_deterministic_and_nothing_global_moves() -> None:
     torch.manual_seed(1)
     assert evaluate(actor, env, episodes=2, seed=5) == first
     assert evaluate(actor, env, episodes=2, seed=6) != first
+    assert evaluate(actor, env, episodes=2, seed=5, deterministic=False) != first
 
 
 def test_an_episode_without_an_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
