@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sac_torchrl.config.schema import TrainConfig as TrainConfig
     from sac_torchrl.deploy.policies import Policies as Policies
     from sac_torchrl.deploy.policy import Policy as Policy
+    from sac_torchrl.deploy.result import Result as Result
     from sac_torchrl.envs.config import EnvConfig as EnvConfig
     from sac_torchrl.envs.handed import register as register
     from sac_torchrl.errors import SacError as SacError
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from sac_torchrl.runs.schedule import Every as Every, ReplayRatio as ReplayRatio
     from sac_torchrl.runs.video import record_video as record_video
     from sac_torchrl.specs import Specs as Specs
-    from sac_torchrl.train import Result as Result, train as train
+    from sac_torchrl.train import train as train
 
 # Names are imported when they are first asked for: `import sac_torchrl` imports nothing else.
 _EXPORTS = {
@@ -89,6 +90,7 @@ _EXPORTS = {
     "TrainConfig": "sac_torchrl.config.schema",
     "Policy": "sac_torchrl.deploy.policy",
     "Policies": "sac_torchrl.deploy.policies",
+    "Result": "sac_torchrl.deploy.result",
     "EnvConfig": "sac_torchrl.envs.config",
     "register": "sac_torchrl.envs.handed",
     "SacError": "sac_torchrl.errors",
@@ -116,7 +118,6 @@ _EXPORTS = {
     "Every": "sac_torchrl.runs.schedule",
     "ReplayRatio": "sac_torchrl.runs.schedule",
     "Specs": "sac_torchrl.specs",
-    "Result": "sac_torchrl.train",
     "train": "sac_torchrl.train",
 }
 __all__ = list(_EXPORTS)

@@ -1,28 +1,24 @@
 """The training loop, once: recipes, the command line, a sweep and a notebook call `train`."""
 
-import base64
-import html
 import logging
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from sac_torchrl.config.files import open_run
 from sac_torchrl.config.recipes import configure
 from sac_torchrl.config.schema import TrainConfig
 from sac_torchrl.config.trial import try_out
 from sac_torchrl.deploy.policies import Policies
-from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.deploy.result import Result
 from sac_torchrl.learner.capture import half_the_threads
 from sac_torchrl.runs.callbacks import Callbacks, OnEvaluation, OnStep
-from sac_torchrl.runs.evaluation import Evaluation, write_evaluation
+from sac_torchrl.runs.evaluation import write_evaluation
 from sac_torchrl.runs.init import rows_of_run
 from sac_torchrl.runs.loggers import Logger, Progress
 from sac_torchrl.runs.plots import curve, metric
@@ -30,46 +26,7 @@ from sac_torchrl.runs.schedule import Every, ReplayRatio, groups
 from sac_torchrl.runs.sinks import Handed
 from sac_torchrl.runs.video import record_video
 
-if TYPE_CHECKING:
-    from sac_torchrl.deploy.policy import Policy
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run ends with: its folder, its last evaluation and, in `env`, its environment."""
-
-    folder: Path
-    evaluation: Evaluation
-    env: EnvConfig = field(repr=False, compare=False)
-
-    @property
-    def policy(self) -> "Policy":
-        """The newest policy of the run."""
-        from sac_torchrl.deploy.policy import Policy
-
-        return Policy.load(self.folder)
-
-    def curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The learning curve: the frames `(n,)` of all evaluations, and their mean returns `(n,)`."""
-        return metric(self.folder, "eval/return_mean")
-
-    def video(self, path: str | Path | None = None, *, seed: int = 0) -> Path:
-        """Film an episode of the newest policy into an mp4 file, by default `videos/FRAMES.mp4` in the run folder."""
-        policy = self.policy
-        target = self.folder / "videos" / f"{policy.saved.frames}.mp4" if path is None else Path(path)
-        return record_video(policy.actor, self.env, target, seed=seed)
-
-    def _repr_html_(self) -> str:
-        """The last evaluation and the learning curve, for a notebook."""
-        evaluation, about = self.evaluation, html.escape(f"{self.env.id}, {self.folder.name}")
-        picture = base64.b64encode((self.folder / "curve.png").read_bytes()).decode()
-        return (
-            f"<p>{about}: mean return {evaluation.mean:.5g} ± {evaluation.std:.3g} "
-            f"over {len(evaluation.returns)} episodes</p>"
-            f'<img alt="learning curve" src="data:image/png;base64,{picture}">'
-        )
 
 
 def train(
