@@ -111,7 +111,10 @@ def main() -> None:
     for name, wall, cpu in zip(names, walls, computing, strict=True):
         step = statistics.median(wall)
         rate = options.count / step * 1e3
-        print(f"{name}: {step:.2f} ms a step, {statistics.median(cpu):.2f} of the processor, {rate:,.0f} frames/s")
+        print(
+            f"{name}: {step:.2f} ms a step, {rate:,.0f} frames/s; of the processor {statistics.median(cpu):.2f}, "
+            f"in the fastest round {min(cpu):.2f}"
+        )
     for what, times in (("time", walls), ("processor time", computing)):
         for other, name in zip(times[:-1], names, strict=False):
             low, median, high = statistics.quantiles([b / a for a, b in zip(other, times[-1], strict=True)], n=4)
