@@ -13,7 +13,7 @@ from gymnasium.vector.utils import create_empty_array
 
 from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.contained import Contained
-from sac_torchrl.envs.masks import MaskSource, WrongMask, find_mask
+from sac_torchrl.envs.masks import Mask, MaskSource, WrongMask, find_mask
 from sac_torchrl.envs.observations import adapt_observation
 from sac_torchrl.envs.rewards import adapt_reward
 from sac_torchrl.errors import EnvironmentFault, LearnerFault, short
@@ -35,6 +35,10 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
     environment gets it.
     """
 
+    # An environment without masks has neither in its state.
+    _mask: Mask | None = None
+    _legal: Any = None
+
     def __init__(
         self,
         env: gym.Env[Any, Any],
@@ -48,7 +52,6 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
         command: str | None = None,
     ) -> None:
         arguments: dict[str, Any] = {"id": id, "ignore": ignore, "reward_weights": reward_weights, "bounds": bounds}
-        arguments |= {"bins": bins, "mask": mask}
         gym.utils.RecordConstructorArgs.__init__(self, **arguments)  # for gym.make(env.spec)
         super().__init__(env)
         self._id = id
@@ -56,13 +59,13 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
         self._steps = 0
         self.native_spaces = env.observation_space, env.action_space
         self.action_space, self._taken = adapt_action(env.action_space, id, bounds, bins=bins)
-        self._mask = find_mask(env, id, mask, self.action_space, ignore)
-        if self._mask is not None and self._mask.source is MaskSource.observation:
+        found = find_mask(env, id, mask, self.action_space, ignore)
+        if found is not None and found.source is MaskSource.observation:
             ignore = [*ignore, MASK]
         self.observation_space, self._observed = adapt_observation(env.observation_space, id, ignore)
-        if self._mask is not None:
-            self.observation_space = self._mask.with_leaf(self.observation_space, id)
-            self._legal: Any = None
+        if found is not None:
+            self.observation_space = found.with_leaf(self.observation_space, id)
+            self._mask = found
         self._weighed = adapt_reward(getattr(env.unwrapped, "reward_space", None), id, reward_weights)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
