@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import counting
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from runs import digest
 from tensordict import TensorDict
 from torchrl.data import Bounded, Categorical, Composite, OneHot, Unbounded
@@ -144,6 +145,16 @@ def test_a_vector_environment_is_reset_by_mask_and_its_actions_rescaled() -> Non
     assert rows["next", "done"].squeeze(-1).nonzero()[:, 1].tolist() == [4, 9] * 2
     with pytest.raises(ConfigError, match=r"give env\.count=2"):
         EnvConfig(make=pendulums, count=3).specs()
+
+
+def countings() -> VectorEnv[Any, Any, Any]:
+    return SyncVectorEnv([counting.Counting] * 5, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def test_a_vector_environment_of_uneven_episodes_loses_none_of_them() -> None:
+    rollout = EnvConfig(make=countings, count=5).build(seed=4).rollout(30, break_when_any_done=False)
+    assert (rollout["next", "done"].any(0) != rollout["next", "done"].all(0)).any()
+    counting.check(rollout.transpose(0, 1).reshape(-1), environments=5)
 
 
 @pytest.mark.parametrize(
