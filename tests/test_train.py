@@ -159,7 +159,7 @@ def test_a_finished_run_says_so_and_keeps_its_evaluation(caplog: pytest.LogCaptu
     assert (first.folder / "metrics.csv").read_text() == text
 
 
-def test_a_run_stops_at_a_return_and_goes_on_when_that_is_raised(
+def test_a_run_stops_at_a_return_and_continues_when_that_is_raised(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings: dict[str, Any] = {**SMALL, "run": {"folder": tmp_path / "run"}}

@@ -132,7 +132,7 @@ def test_discrete_states_are_taken(name: str) -> None:
 
 @VARIANTS
 @pytest.mark.parametrize("execution", [Execution.eager, Execution.captured])
-def test_a_reset_begins_anew_and_goes_on_after_a_resume(name: str, execution: Execution) -> None:
+def test_a_reset_initializes_again_and_continues_after_a_resume(name: str, execution: Execution) -> None:
     def fresh(seed: int) -> Learner:
         torch.manual_seed(seed)
         variant = FAMILY[name]()
@@ -295,7 +295,7 @@ def test_redq_and_droq_are_their_equations(variant: REDQ) -> None:
     assert_same(loss, found, expected)
 
 
-def test_the_critics_of_a_target_are_drawn_anew_at_every_update() -> None:
+def test_the_critics_of_a_target_are_drawn_at_every_update() -> None:
     loss = REDQ(network=SMALL, critics=6, sampled=2).build(SPECS, device=CPU).loss
     with torch.no_grad():
         for leaf in loss.target_qvalue_network_params.values(True, True):

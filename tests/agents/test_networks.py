@@ -76,7 +76,7 @@ def test_a_state_without_a_batch_is_one_row() -> None:
 
 @pytest.mark.parametrize("init", [Init.xavier_uniform, Init.orthogonal, Init.he_normal, Init.lecun_normal])
 @pytest.mark.parametrize("observation", [VECTOR, STATES], ids=["vector", "index"])
-def test_weights_are_drawn_as_asked_and_biases_are_nought(init: Init, observation: TensorSpec) -> None:
+def test_weights_are_drawn_as_configured_and_biases_are_zero(init: Init, observation: TensorSpec) -> None:
     torch.manual_seed(0)
     network = NetworkConfig([400, 300], init=init).build(observation, outputs=4, device=CPU)
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]

@@ -69,7 +69,7 @@ def test_the_temperatures_loss_sees_the_target_of_its_update(execution: Executio
         assert float(metrics["loss_alpha"]) == pytest.approx(log_alpha * above, rel=1e-4, abs=1e-6)
 
 
-def test_a_loaded_learner_goes_on_with_the_target() -> None:
+def test_a_loaded_learner_continues_with_the_target() -> None:
     fields: dict[str, Any] = {"target_entropy_ratio": 0.9, "target_entropy_ratio_end": 0.1, "target_entropy_updates": 8}
     data = batches(12)
     uninterrupted, first, resumed = (build(**fields) for _ in range(3))
@@ -113,7 +113,7 @@ def warnings(temperature: BoundedTemperature, log: pytest.LogCaptureFixture, *se
     return log.messages
 
 
-def test_an_entropy_below_its_target_at_the_upper_bound_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_entropy_below_its_target_at_the_upper_bound_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     temperature = kept(high=5.0)
     assert warnings(temperature, caplog, (4.9, 0.2), (5.0, 0.99), (5.0, 1.5)) == []
     [said] = warnings(temperature, caplog, (5.0, 0.2), (5.0, 0.2))
@@ -121,24 +121,24 @@ def test_an_entropy_below_its_target_at_the_upper_bound_is_told_once(caplog: pyt
     assert warnings(temperature, caplog, (5.0, 0.2)) == []
 
 
-def test_an_entropy_above_its_target_at_the_lower_bound_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_entropy_above_its_target_at_the_lower_bound_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert warnings(kept(low=0.5), caplog, (0.5, 0.99), (0.6, 1.4), (0.5, 1.01)) == []
     [said] = warnings(kept(low=0.5), caplog, (0.5, 1.4))
     assert "variant.min_alpha=0.5" in said
 
 
-def test_a_temperature_that_grows_tenfold_for_nothing_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_temperature_that_grows_tenfold_without_effect_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     [said] = warnings(kept(), caplog, (0.1, 0.5), (0.5, 0.52), (0.9, 0.5), (1.1, 0.54))
     assert "alpha grew from 0.1 to 1.1 and the entropy stays at 0.54" in said
 
 
-def test_a_temperature_that_the_entropy_follows_is_no_matter(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_warning_while_the_entropy_approaches_its_target(caplog: pytest.LogCaptureFixture) -> None:
     following = [(0.1 * 2**step, 0.3 + 0.08 * step) for step in range(9)]
     assert warnings(kept(), caplog, *following) == []
     assert warnings(kept(), caplog, (0.1, 0.5), (0.5, 1.0), (1.1, 0.5), (9.0, 0.5)) == []
 
 
-def test_a_target_out_of_reach_is_told_where_a_run_looks_at_its_metrics(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_target_out_of_reach_is_logged_when_metrics_are_read(caplog: pytest.LogCaptureFixture) -> None:
     learner = build(target_entropy_ratio=0.98, alpha=0.01, max_alpha=0.01)
     learner.metrics()
     for batch in batches(60):

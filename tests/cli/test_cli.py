@@ -90,7 +90,7 @@ def test_plot_draws_one_run_and_several(trained: Path, tmp_path: Path) -> None:
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_resume_goes_on_where_the_run_stood(trained: Path) -> None:
+def test_resume_continues_where_the_run_stopped(trained: Path) -> None:
     before = logged(trained)
     done = command("resume", str(trained), "total_frames=500", cwd=trained.parent)
     assert done.returncode == 0, done.stderr
@@ -103,7 +103,7 @@ def test_resume_goes_on_where_the_run_stood(trained: Path) -> None:
     assert [path.name for path in trained.parent.iterdir()] == [trained.name]
 
 
-def test_verify_looks_at_every_checkpoint_and_shows_digests(
+def test_verify_reads_every_checkpoint_and_shows_digests(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["verify", str(trained), "--digest"])
@@ -142,7 +142,7 @@ def test_verify_looks_at_every_checkpoint_and_shows_digests(
         ("torch/pendulm", 64, "fault", "did you mean torch/pendulum?"),
     ],
 )
-def test_check_env_tells_what_it_finds(
+def test_check_env_reports_its_findings(
     id: str, code: int, kind: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ended = 0
@@ -232,7 +232,7 @@ def test_every_command_explains_itself(
 
 
 @pytest.mark.parametrize("words", [["--help"], ["doctor", "--json"]])
-def test_output_that_nobody_reads_is_no_failure(words: list[str]) -> None:
+def test_a_closed_output_is_no_failure(words: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)  # as `| head` does, here before the first line
     process = subprocess.run(

@@ -122,7 +122,7 @@ def test_updates_follow_frames_over_all_environments(tmp_path: Path, ratio: floa
     assert updates == ratio * 320
 
 
-def test_a_resumed_experience_goes_on_in_the_middle_of_its_episodes(tmp_path: Path) -> None:
+def test_a_resumed_experience_continues_in_the_middle_of_its_episodes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     whole, rows = collect(tmp_path / "whole", count=2, total_frames=30, random_frames=24)
     taken: dict[str, Any] = {}
@@ -224,7 +224,7 @@ def test_the_shorter_way_collects_what_torchrls_collector_collects(id: str, coun
     ],
     ids=["direct", "three steps", "pipelined", "ray"],
 )
-def test_rows_tell_the_entropy_of_the_policy_that_chose_their_action(
+def test_rows_hold_the_entropy_of_the_policy_that_chose_their_action(
     tmp_path: Path, kind: CollectorConfig, n_steps: int, random: int
 ) -> None:
     plan = EnvConfig("FrozenLake-v1", 2)

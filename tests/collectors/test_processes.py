@@ -187,7 +187,7 @@ def test_a_learner_beside_workers_leaves_them_their_cores() -> None:
         torch.set_num_threads(threads)
 
 
-def test_a_pipelined_run_comes_out_again() -> None:
+def test_a_pipelined_run_is_repeatable() -> None:
     taken = []
     for _ in range(2):
         experience, rows = start(Processes(workers=2, pipelined=True, timeout=100), count=3, frames=60)

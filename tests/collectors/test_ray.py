@@ -145,7 +145,7 @@ def test_a_stranger_reaches_no_local_cluster(monkeypatch: pytest.MonkeyPatch, mo
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_is_ended_saves_and_leaves_nobody(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_run_that_is_ended_saves_and_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "run"
     process = runs.start(
         "train", "continuous", "collector=ray", "collector.workers=2", "env.count=2", f"run.folder={folder}",
@@ -163,7 +163,7 @@ def test_a_run_that_is_ended_saves_and_leaves_nobody(tmp_path: Path, number: sig
     runs.wait_until(lambda: not any(map(command_of, started)), seconds=15)
 
 
-def test_a_process_that_is_connected_already_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_is_connected_already_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = importlib.import_module("ray")
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     with pytest.raises(ConfigError, match=r"connected to a Ray cluster already: call ray\.shutdown\(\)"):

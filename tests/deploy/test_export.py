@@ -144,7 +144,7 @@ def test_wrong_actions_leave_no_file(save: Save, tmp_path: Path, monkeypatch: py
     assert [path.name for path in tmp_path.iterdir()] == ["sac-Uneven-v0"]
 
 
-def test_parity_tells_every_kind_of_wrong_action(save: Save) -> None:
+def test_parity_finds_every_kind_of_wrong_action(save: Save) -> None:
     policy = sac.Policy.load(save("sac", "Uneven-v0"))
     leaves = recorded(policy)
 

@@ -34,7 +34,7 @@ from sac_torchrl.envs.state import capture, restore
         "Own-v0",
     ],
 )
-def test_an_environment_goes_on_bit_for_bit_from_the_middle_of_an_episode(id: str) -> None:
+def test_an_environment_continues_bit_for_bit_from_the_middle_of_an_episode(id: str) -> None:
     plan = EnvConfig(id, 2)
     env = plan.build(seed=3)
     root = env.reset()
@@ -66,7 +66,7 @@ def test_contacts_and_options_of_a_simulation_are_there_before_the_next_step() -
     assert two.model.opt.gravity.tolist() == [0, 0, -3]
 
 
-def test_a_tensor_environment_goes_on_with_its_own_generator() -> None:
+def test_a_tensor_environment_continues_with_its_own_generator() -> None:
     def build() -> EnvBase:
         return TransformedEnv(PendulumEnv(seed=1), StepCounter(max_steps=7))  # type: ignore[no-untyped-call]
 

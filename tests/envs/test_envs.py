@@ -429,7 +429,7 @@ def test_an_index_that_is_no_action_never_reaches_the_environment() -> None:
         (EnvConfig(count=0), ["env.count=0"]),
     ],
 )
-def test_a_wrong_plan_is_told_in_one_line(plan: EnvConfig, words: list[str]) -> None:
+def test_a_wrong_config_is_refused_in_one_line(plan: EnvConfig, words: list[str]) -> None:
     with pytest.raises(ConfigError) as refusal:
         plan.specs()
     message = str(refusal.value)

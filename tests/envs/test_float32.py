@@ -59,7 +59,7 @@ class _Vector(Sound):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int64"])
-def test_check_env_finds_observations_that_float32_cannot_tell_apart(dtype: str) -> None:
+def test_check_env_finds_observations_that_are_equal_in_float32(dtype: str) -> None:
     env = EnvConfig("Clock-v0", plugins=["unruly"], kwargs={"dtype": dtype})
     warnings = [finding.text for finding in check_env(env) if finding.kind is Kind.warning]
     assert len([text for text in warnings if "are one number in float32: subtract an offset" in text]) == 1

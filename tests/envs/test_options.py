@@ -128,7 +128,7 @@ def test_a_list_is_a_tuple_to_a_wrapper_as_a_shape_is() -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(config: EnvConfig, words: list[str]) -> None:
+def test_what_cannot_be_is_refused_in_one_line(config: EnvConfig, words: list[str]) -> None:
     with pytest.raises(ConfigError) as refusal:
         config.specs()
     message = str(refusal.value)

@@ -330,7 +330,7 @@ def test_playgrounds_physics_is_mujocos() -> None:
         pytest.param("playground/PendulumSwingup", 3, marks=PLAYGROUND),
     ],
 )
-def test_a_simulation_goes_on_bit_for_bit_from_the_middle_of_its_episodes(id: str, count: int) -> None:
+def test_a_simulation_continues_bit_for_bit_from_the_middle_of_its_episodes(id: str, count: int) -> None:
     def play(env: Any, steps: int) -> list[bytes]:
         seen = []
         for _ in range(steps):

@@ -40,7 +40,7 @@ def test_random_numbers_are_drawn_from_torchs_generator_in_the_same_order() -> N
     assert_same(lambda: lambda x: [x + torch.randn_like(x), torch.randn(4), torch.randn(4), torch.rand(2)], (3,))
 
 
-def test_what_is_drawn_for_nothing_is_drawn_all_the_same() -> None:
+def test_unused_draws_still_advance_the_generator() -> None:
     def make() -> Callable[..., Sequence[Tensor]]:
         def function(x: Tensor) -> list[Tensor]:
             torch.randn(3)
@@ -66,7 +66,7 @@ def test_what_is_read_before_and_after_it_changed_is_computed_twice() -> None:
     assert_same(make, (2, 3))
 
 
-def test_an_optimizer_goes_on_in_the_state_that_it_has() -> None:
+def test_an_optimizer_continues_in_the_state_that_it_has() -> None:
     def make() -> Callable[..., Sequence[Tensor]]:
         weight = torch.nn.Parameter(torch.ones(4))
         optimizer = Adam([weight], lr=0.1, fused=True)
@@ -227,7 +227,7 @@ def test_what_one_half_needs_alone_is_computed_by_it() -> None:
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("function", [noise_between, in_place, changed_afterwards, joined])
-def test_what_hangs_together_stays_together(function: Callable[..., Sequence[Tensor]]) -> None:
+def test_dependent_losses_are_not_split(function: Callable[..., Sequence[Tensor]]) -> None:
     assert_same(lambda: function, (3, 4))
     recorded = Captured(function)
     for _ in range(2):

@@ -331,7 +331,7 @@ def test_small_matrix_products_are_exact_in_bfloat16(discrete: bool) -> None:
     assert train(reduced, data) == train(exact, data)
 
 
-def test_a_batch_of_another_shape_is_recorded_anew() -> None:
+def test_a_batch_of_another_shape_is_recorded_separately() -> None:
     eager, captured = (build(execution=it) for it in (Execution.eager, Execution.captured))
     small, large = (batches(2, rows=rows) for rows in (5, 9))
     data = [large[0], small[0], large[1], small[1]]

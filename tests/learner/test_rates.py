@@ -61,7 +61,7 @@ def test_a_schedule_is_adam_with_these_rates_and_is_recorded_once(monkeypatch: p
 
 
 @pytest.mark.parametrize("execution", EVERY)
-def test_a_schedule_goes_on_where_it_was_saved(execution: Execution) -> None:
+def test_a_schedule_continues_where_it_was_saved(execution: Execution) -> None:
     data = batches(8)
     whole, first, second = (scheduled(execution, max_grad_norm=0.5) for _ in range(3))
     train(whole, data[:4])

@@ -217,7 +217,7 @@ def test_a_number_of_faults_that_cannot_be_is_refused(plan: EnvConfig, complaint
         plan.specs()
 
 
-def test_a_run_that_a_fault_ended_goes_on_where_faults_are_allowed() -> None:
+def test_a_run_that_a_fault_ended_resumes_where_faults_are_allowed() -> None:
     strict, tolerate_faults = (EnvConfig("Sound-v0", plugins=["faulty"], faults=faults) for faults in (0, 5))
     first, second = strict.build(seed=0, tolerate_faults=True), tolerate_faults.build(seed=1, tolerate_faults=True)
     for env in (first, second):
@@ -229,7 +229,7 @@ def test_a_run_that_a_fault_ended_goes_on_where_faults_are_allowed() -> None:
                        root["next", "observation"])  # fmt: skip
 
 
-def test_observations_of_another_type_than_declared_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_observations_of_another_type_than_declared_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         for _ in range(2):
             env = EnvConfig("Double-v0", count=2, plugins=["faulty"]).build(seed=0)

@@ -87,7 +87,7 @@ def test_a_terminal_that_is_closed_costs_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_run_below_nohup_that_nobody_listens_to_ends_well(tmp_path: Path) -> None:
+def test_a_run_below_nohup_with_a_closed_output_finishes(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     few = ("total_frames=1500", "checkpoint.every=1500", *runs.SMALL)
     process = runs.start("train", "continuous", f"run.folder={folder}", *few, cwd=tmp_path, hangup=signal.SIG_IGN)

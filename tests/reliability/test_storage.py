@@ -141,7 +141,7 @@ def test_a_run_is_moved_packed_and_resumed_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_full_disk_ends_the_run_with_74_and_it_goes_on_when_there_is_room(tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_run_with_74_and_it_resumes_when_there_is_room(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounting = ["unshare", "-rm", "sh", "-c"]

@@ -40,7 +40,7 @@ def check_nothing_is_left(session: int, members: list[int], tmp_path: Path) -> N
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("collector", ["processes", "async"])
-def test_nothing_outlives_a_killed_run_whose_worker_is_stuck(
+def test_nothing_outlives_a_killed_run_with_a_stuck_worker(
     collector: str, tmp_path: Path, temporary: Mapping[str, str]
 ) -> None:
     words = ("train", "continuous", f"collector={collector}", f"run.folder={tmp_path / 'run'}", *STUCK, *LONG)

@@ -79,7 +79,7 @@ def expected(number: int, *, frames: int, n_steps: int) -> list[Row]:
 @pytest.mark.parametrize("count", [1, 7])
 @pytest.mark.parametrize("n_steps", [2, 3, 12])
 @pytest.mark.parametrize("capacity", [1_000, 30])
-def test_rows_span_n_frames_or_what_is_left_of_their_episode(
+def test_rows_span_n_frames_or_fewer_at_the_end_of_their_episode(
     tmp_path: Path, count: int, n_steps: int, capacity: int
 ) -> None:
     experience, buffer = collect(tmp_path, n_steps=n_steps, count=count, frames=40 * count, capacity=capacity)

@@ -163,7 +163,7 @@ def test_weights_are_the_critics_alone(variant: Variant) -> None:
     ],
     ids=["sac", "droq", "crossq", "tqc"],
 )
-def test_a_learner_tells_each_rows_error_and_captured_is_eager(
+def test_a_learner_returns_each_rows_error_and_captured_is_eager(
     tmp_path: Path, variant: Variant, order: Order, normalize: bool
 ) -> None:
     found = []

@@ -28,7 +28,7 @@ from sac_torchrl.trees import Tree, decode, encode
 
 
 @pytest.mark.parametrize("lost", ["", "rows", "rows/0-4.safetensors"])
-def test_checkpoints_that_somebody_removes_or_shortens_are_made_good_by_the_next_save(
+def test_checkpoints_that_are_removed_or_shortened_are_repaired_by_the_next_save(
     tmp_path: Path, lost: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     trial = Trial(tmp_path)
@@ -111,7 +111,7 @@ def test_rows_that_changed_in_the_buffer_and_in_their_file_are_saved_as_trained_
     assert again.everything() == run.everything()
 
 
-def test_a_save_reads_no_file_of_rows_that_nobody_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_reads_no_file_of_rows_that_is_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot, "_TICK", 0)
     run, read = Trial(tmp_path, capacity=100), list[Path]()
     check = snapshot._check
@@ -182,7 +182,7 @@ def test_a_placeholder_for_a_missing_tensor_is_an_error() -> None:
     [[3], [10], [7, 4], [4, 4, 4, 4], [3, 25], [25, 9, 13]],
     ids=lambda steps: "+".join(map(str, steps)),
 )
-def test_a_resumed_run_goes_on_as_one_that_was_never_stopped(
+def test_a_resumed_run_continues_as_one_that_was_never_stopped(
     tmp_path: Path, storage: Storage, steps: list[int]
 ) -> None:
     run = Trial(tmp_path, storage=storage)

@@ -90,7 +90,7 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> N
     assert events(tmp_path, "train/return") == [(10, 10), (20, 20), (30, -1)]
 
 
-def test_a_run_that_starts_again_without_a_checkpoint_starts_its_table_anew(tmp_path: Path) -> None:
+def test_a_run_that_starts_again_without_a_checkpoint_starts_an_empty_table(tmp_path: Path) -> None:
     killed = Logger(tmp_path, resumed_at=None)
     killed.log(10, {"train/return": 1})
     killed.close()

@@ -119,7 +119,7 @@ def test_a_run_may_be_in_a_thread_of_its_own(tmp_path: Path) -> None:
         assert pool.submit(open_one).result() == tmp_path
 
 
-def test_numbers_too_small_to_be_normal_are_nought_in_a_run(tmp_path: Path) -> None:
+def test_denormal_numbers_are_zero_in_a_run(tmp_path: Path) -> None:
     torch.set_flush_denormal(False)
     with RunConfig(str(tmp_path)).open("", name="x", seed=0, device="cpu"):
         assert (torch.full((8,), 1e-38) * 0.1 == 0).all()
@@ -216,7 +216,7 @@ def test_a_signal_is_noted_from_before_the_folder_until_the_run_ends(
     assert [signal.getsignal(one) for one in STOPPING] == before
 
 
-def test_a_terminal_that_hangs_up_twice_means_once(tmp_path: Path) -> None:
+def test_a_repeated_SIGHUP_is_one_request(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever these tests run below
     try:
         with RunConfig(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:

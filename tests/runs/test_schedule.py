@@ -103,7 +103,7 @@ def test_a_resumed_every_does_not_repeat_the_multiples_before() -> None:
     assert [due(26), due(30), due(39), due(40)] == [False, True, False, True]
 
 
-def test_a_period_of_nought_never_comes() -> None:
+def test_a_period_of_zero_is_never_due() -> None:
     due = Every(0)
     assert not any(due(frames) for frames in range(100))
 
