@@ -216,7 +216,7 @@ def test_a_signal_is_noted_from_before_the_folder_until_the_run_ends(
     assert [signal.getsignal(one) for one in STOPPING] == before
 
 
-def test_a_repeated_SIGHUP_is_one_request(tmp_path: Path) -> None:
+def test_a_repeated_hangup_is_one_request(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever these tests run below
     try:
         with RunConfig(str(tmp_path)).open("", name="x", seed=0, device="cpu") as run:
