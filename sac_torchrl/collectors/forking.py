@@ -5,11 +5,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker, util
 from typing import Any
 
+from sac_torchrl.errors import ConfigError
 from sac_torchrl.signals import STOPPING
 
 # PyTorch and TorchRL take seconds to import, and forking the main process instead would copy its threads' locks in
@@ -23,7 +25,8 @@ FOLDER = "SAC_TORCHRL_SERVER_FOLDER"  # names the folder of the server's socket 
 def forking() -> Iterator[None]:
     """Start the server if need be, and block the signals that stop a run in what is forked within.
 
-    A terminal or a scheduler sends them to the whole group, and the main process ends its workers itself.
+    A terminal or a scheduler sends them to the whole group, and the main process ends its workers itself. Raises
+    ConfigError for a folder of temporary files with too long a path.
     """
     resource_tracker.ensure_running()  # starting it takes SIGINT and SIGTERM out of the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
@@ -31,7 +34,15 @@ def forking() -> Iterator[None]:
         # A mask is inherited, from here through the server to its children; so is the name of its folder.
         forkserver.set_forkserver_preload(["sac_torchrl.collectors.server"])
         os.environ[FOLDER] = util.get_temp_dir()
-        forkserver.ensure_running()
+        try:
+            forkserver.ensure_running()
+        except OSError as error:
+            if "AF_UNIX path too long" not in str(error):
+                raise
+            raise ConfigError(
+                f"the folder of temporary files, {tempfile.gettempdir()}, has too long a path for the sockets of "
+                "worker processes: set TMPDIR to a shorter one."
+            ) from error
         del os.environ[FOLDER]
         yield
     finally:

@@ -167,3 +167,13 @@ def test_eight_workers_on_a_narrow_machine_work_or_name_the_limit(
     assert said in errors.splitlines()[-1]
     assert "Traceback" not in errors
     check_nothing_is_left(process.pid, [], tmp_path)
+
+
+@pytest.mark.timeout(120)
+def test_a_folder_of_temporary_files_with_too_long_a_path_is_refused(tmp_path: Path) -> None:
+    long = tmp_path / ("long" * 20)
+    long.mkdir()
+    words = ("train", "continuous", "collector=async", f"run.folder={tmp_path / 'run'}", *STUCK, *LONG)
+    code, _, errors = runs.finish(runs.start(*words, cwd=tmp_path, environment={"TMPDIR": str(long)}), 100)
+    assert code == 64
+    assert "too long a path for the sockets of worker processes: set TMPDIR to a shorter one." in errors
