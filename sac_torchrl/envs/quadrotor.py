@@ -12,11 +12,11 @@ from sac_torchrl.envs.tensors import Physics, wrapped
 class Quadrotor(Physics):
     """A planar quadrotor that hovers at the origin: R. Tedrake, Underactuated Robotics, 2023, section 3.3.1.
 
-    m x'' = -(u1 + u2) sin(angle), m y'' = (u1 + u2) cos(angle) - m g and I angle'' = r (u1 - u2), in SI units, with the
-    mass, arm and moment of inertia of the book's code, which are from Bouadi, Bouchoucha and Tadjine 2007. An action
-    `(2,)` in [-1, 1] is the thrust of each rotor, from none to twice that of hovering. An episode ends after 5 s, or
-    beyond 3 m in x or y. The reward is ours: exp(-x^2 - y^2) (1 + cos(angle)) / 2, at most 1 a step, which is best kept
-    for the whole episode.
+    m x'' = -(u1 + u2) sin(angle), m y'' = (u1 + u2) cos(angle) - m g and I angle'' = r (u1 - u2), in SI units, with
+    the mass, arm and moment of inertia of the book's code, which are from Bouadi, Bouchoucha and Tadjine 2007. An
+    action (2,) in [-1, 1] is the thrust of each rotor, from none to twice that of hovering. An episode ends after 5
+    s, or beyond 3 m in x or y. The reward is ours: exp(-x^2 - y^2) (1 + cos(angle)) / 2, at most 1 a step, which is
+    best kept for the whole episode.
     """
 
     mass, arm, inertia, gravity = 0.486, 0.25, 0.00383, 9.81
