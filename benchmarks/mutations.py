@@ -171,7 +171,7 @@ MUTATIONS = [
         "        self._cutting = True\n        return self._env",
         "        return self._env",
         T_TRIAL,
-        "only_one and Only",
+        "no_row_reaches",
     ),
     M(
         "an uncaptured episode is cut in both runs",

@@ -152,3 +152,14 @@ def test_exploration_does_not_depend_on_what_the_networks_drew(tmp_path: Path) -
         assert found is not None
         actions.append(snapshot.read_segment(checkpoints, found.segments[0])["action"][:40])
     assert torch.equal(*actions)
+
+
+def test_no_row_reaches_over_an_evaluation_in_the_only_environment(tmp_path: Path) -> None:
+    env = {"plugins": ["counting"], "single": True}
+    start(tmp_path / "run", "Counting-v0", env=env, evaluate={"every": 11})
+    found = snapshot.newest(tmp_path / "run" / "checkpoints")
+    assert found is not None
+    for segment in found.segments:
+        rows = snapshot.read_segment(tmp_path / "run" / "checkpoints", segment)
+        step = rows["next/observation"] - rows["observation"]
+        assert torch.equal(step, torch.tensor([0.0, 0.0, 1.0]).expand_as(step)), "environment, episode and step"

@@ -61,9 +61,14 @@ class Segment:
         if not 0 <= self.start < self.end:
             raise ValueError(f"a segment holds rows: {self.start} to {self.end} are none")
 
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return f"{self.start}-{self.end}.safetensors"
+
     def path(self, folder: Path) -> Path:
         """Its file, where `folder` holds the checkpoints."""
-        return folder / "rows" / f"{self.start}-{self.end}.safetensors"
+        return folder / "rows" / self.name
 
     def stamp(self, folder: Path) -> tuple[int, ...] | None:
         """Numbers that differ after its file is written to or replaced; None where there is no telling.
@@ -71,7 +76,7 @@ class Segment:
         Two writes within one tick of the file system's clock leave the same time, so a new file has no stamp yet.
         """
         try:
-            found = self.path(folder).lstat()
+            found = os.lstat(f"{folder}/rows/{self.name}")  # without a Path: a run may have thousands
         except OSError:
             return None
         if time.time_ns() - found.st_ctime_ns < _TICK:
@@ -251,9 +256,9 @@ def prune(folder: Path, kept: Mapping[int, list[Segment]]) -> None:
     for frames in frames_in(folder):
         if frames not in kept:
             discard(folder / str(frames))
-    needed = {segment.path(folder) for segments in kept.values() for segment in segments}
+    needed = {segment.name for segments in kept.values() for segment in segments}
     for path in (folder / "rows").iterdir():
-        if _SEGMENT.fullmatch(path.name) and path not in needed:
+        if _SEGMENT.fullmatch(path.name) and path.name not in needed:
             path.unlink()
     sweep(folder)
 

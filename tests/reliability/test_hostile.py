@@ -48,8 +48,9 @@ def pipe(path: Path) -> None:
 
 
 def link(path: Path) -> None:
-    path.rename(path.with_name("elsewhere"))
-    path.symlink_to(path.with_name("elsewhere"))
+    elsewhere = path.parents[1] / "elsewhere"  # a file more in the checkpoint itself would be refused, too
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
 
 
 def become_folder(path: Path) -> None:
