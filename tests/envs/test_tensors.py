@@ -130,7 +130,7 @@ class Clock(TensorEnv):
     def advance(self, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self.state = self.state + torch.tensor([0, 0, 1])
         number, episode, step = self.state.unbind(-1)
-        return self.state, step, step == 1 + (3 * number + 5 * episode) % 9
+        return self.state, step, step == 1 + (4 * number + 5 * episode) % 9
 
 
 @pytest.mark.parametrize("count", [1, 3, 16])
