@@ -195,14 +195,19 @@ def _scripted(module: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
         # Deprecated, and yet nothing else calls torch's operations one by one without Python.
         warnings.filterwarnings("ignore", "`torch.jit|The TorchScript type system")
         try:
-            script: Callable[..., Sequence[Tensor]] = torch.jit.script(module).forward
+            return Scripted(torch.jit.script(module).forward)
         except RuntimeError as error:
             log.debug("a recording is replayed by Python: TorchScript does not take it (%s)", short(error))
             return module.forward
 
-    def replay(*inputs: Tensor) -> Sequence[Tensor]:
-        # Optimized, TorchScript would compute some results otherwise.
-        with optimized_execution(False):
-            return script(*inputs)
 
-    return replay
+class Scripted:
+    """Calls a recording in TorchScript as it is: optimized, some results would differ."""
+
+    def __init__(self, script: Callable[..., Sequence[Tensor]]) -> None:
+        self._script = script
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Compute all results from the inputs of the recording."""
+        with optimized_execution(False):
+            return self._script(*inputs)

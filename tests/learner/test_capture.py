@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from sac_torchrl.learner.capture import Captured, SideBySide, half_the_threads
+from sac_torchrl.learner.capture import Captured, Scripted, SideBySide, half_the_threads
 
 SQUARE = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -91,7 +91,7 @@ def test_a_generator_of_ones_own_is_drawn_from_in_torchscript() -> None:
     recorded = Captured(make())
     for _ in range(2):
         recorded(torch.ones(3))
-    assert type(recorded._replay).__name__ == "ScriptMethod"
+    assert isinstance(recorded._replay, Scripted)
 
 
 def test_equal_numbers_of_other_types_are_other_operations() -> None:
