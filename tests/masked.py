@@ -53,9 +53,9 @@ class Masked(gym.Env[Any, Any]):
         if self.fault and self.step_number == 3:
             self.legal = FAULTS[self.fault](self.legal)
         numbers = np.array([self.step_number / 8, self.counts[0] / self.sizes[0]], np.float32)
-        if self.source == "observation":
-            return {"observation": numbers, "action_mask": self.legal}, {}
-        return numbers, {"action_mask": self.legal} if self.source == "info" else {}
+        seen = {"observation": numbers, "action_mask": self.legal} if self.source == "observation" else numbers
+        self.seen_last = seen, {"action_mask": self.legal} if self.source == "info" else {}
+        return self.seen_last
 
 
 class MaskedMethod(Masked):

@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from sac_torchrl.deploy.policy import Policy
-from sac_torchrl.deploy.recorded import native_environment
+from sac_torchrl.deploy.recorded import mask_for, native_environment
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import ConfigError, EnvironmentFault
 from sac_torchrl.extras import require
@@ -38,12 +38,13 @@ def record_episodes(
     recorded, returns = list[Any](), list[float]()
     try:
         for number in range(episodes):
-            observation, _ = played.reset(seed=seed if number == 0 else None)
+            observation, info = played.reset(seed=seed if number == 0 else None)
             observations, actions, rewards, ends = [observation], list[Any](), list[float](), list[tuple[bool, bool]]()
             while not (ends and any(ends[-1])):
                 first = seed if number == 0 and not actions else None
-                actions.append(policy(observation, deterministic=deterministic, seed=first))
-                observation, reward, terminated, truncated, _ = played.step(actions[-1])
+                mask = mask_for(policy, played, info)
+                actions.append(policy(observation, deterministic=deterministic, seed=first, action_mask=mask))
+                observation, reward, terminated, truncated, info = played.step(actions[-1])
                 observations.append(observation)
                 rewards.append(float(reward))
                 ends.append((bool(terminated), bool(truncated)))

@@ -8,22 +8,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete, MultiDiscrete, Space
+from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete, Space
 from torch import Tensor
 
+from sac_torchrl.envs.actions import adapt_action
+from sac_torchrl.envs.masks import action_counts
 from sac_torchrl.envs.observations import leaf_at, observed_leaves
 from sac_torchrl.errors import short
+from sac_torchrl.specs import MASK
 
 _FEW = 100
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One part of an observation: its name, its path in a Dict or Tuple, and its space."""
+    """One part of an observation: its name, its path in a Dict or Tuple, and its space; or the mask of actions."""
 
     name: str
     path: tuple[str | int, ...]
     space: Space[Any]
+    is_mask: bool = False
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -55,6 +59,8 @@ class Leaf:
         tensor = torch.tensor(array, dtype=torch.float32)
         if not _finite(tensor):
             raise ValueError(f"{self.name} holds numbers that are not finite in float32.")
+        if self.is_mask and not ((tensor == 0) | (tensor == 1)).all():
+            raise ValueError(f"{self.name} holds other numbers than 0 and 1.")
         return tensor
 
     def _indices(self, array: Any) -> Tensor:
@@ -77,3 +83,9 @@ def _finite(tensor: Tensor) -> bool:
 def leaves_of(space: Space[Any], ignore: Sequence[str] = ()) -> list[Leaf]:
     """The leaves that an agent sees of an observation space, in their order; one where it is no Dict or Tuple."""
     return [Leaf(name, path, leaf) for name, (path, leaf) in observed_leaves(space, ignore).items()]
+
+
+def mask_leaf(action: Space[Any], *, observed: bool) -> Leaf:
+    """The mask of the actions of a space, an entry each, at the key `action_mask` where it is `observed`."""
+    count = sum(action_counts(adapt_action(action, "")[0]))
+    return Leaf(MASK, (MASK,) if observed else (), MultiBinary(count), is_mask=True)

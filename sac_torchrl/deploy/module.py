@@ -80,7 +80,7 @@ class PolicyModule(nn.Module):
     def _head_inputs(self, observations: Sequence[Tensor]) -> list[Tensor]:
         dtype = next(self.network.parameters()).dtype
         seen = [_seen(one, leaf, dtype) for one, leaf in zip(observations, self._leaves, strict=True)]
-        named = self._leaves[0].path
+        named = self._leaves[0].path or self._leaves[-1].is_mask
         outputs = self.network(
             _Named(zip((leaf.name for leaf in self._leaves), seen, strict=True)) if named else seen[0]
         )
@@ -114,6 +114,8 @@ class _Named(dict[str, Tensor]):
 def _seen(value: Tensor, leaf: Leaf, dtype: torch.dtype) -> Tensor:
     """What the agent sees of a leaf: a vector of numbers, an index from 0 or a vector of them."""
     space = leaf.space
+    if leaf.is_mask:
+        return value.to(torch.bool)
     if isinstance(space, Discrete):
         return value - int(space.start) if space.start else value
     if isinstance(space, MultiDiscrete):

@@ -9,7 +9,7 @@ import gymnasium as gym
 import imageio.v2 as imageio
 
 from sac_torchrl.deploy.policy import Policy
-from sac_torchrl.deploy.recorded import native_environment
+from sac_torchrl.deploy.recorded import mask_for, native_environment
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.quiet import rendering
 from sac_torchrl.errors import ConfigError, SacError, short
@@ -54,12 +54,13 @@ def play(
 def _steps(
     policy: Policy, env: gym.Env[Any, Any], seed: int | None, deterministic: bool, actions: int
 ) -> Iterator[tuple[int, float, bool]]:
-    observation, _ = env.reset(seed=seed)
+    observation, info = env.reset(seed=seed)
     frame, done = 0, False
     while not done:
         fresh = actions if frame == 0 and seed is not None else None
-        action = policy(observation, deterministic=deterministic, seed=fresh)
-        observation, reward, terminated, truncated, _ = env.step(action)
+        mask = mask_for(policy, env, info)
+        action = policy(observation, deterministic=deterministic, seed=fresh, action_mask=mask)
+        observation, reward, terminated, truncated, info = env.step(action)
         frame, done = frame + 1, bool(terminated or truncated)
         yield frame, float(reward), done
 

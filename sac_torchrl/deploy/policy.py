@@ -14,13 +14,20 @@ from gymnasium.spaces import Box, Space
 from torch import Tensor
 from torchrl.modules import ProbabilisticActor
 
-from sac_torchrl.deploy.inputs import leaves_of
+from sac_torchrl.deploy.inputs import leaves_of, mask_leaf
 from sac_torchrl.deploy.module import PolicyModule
 from sac_torchrl.deploy.policies import find_policy
 from sac_torchrl.deploy.saved import SavedPolicy
 from sac_torchrl.envs.actions import adapt_action
+from sac_torchrl.envs.masks import MaskSource
 from sac_torchrl.envs.observations import leaf_at
 from sac_torchrl.learner.capture import Captured
+from sac_torchrl.specs import MASK
+
+_NEEDS_MASK = (
+    'this policy chooses among legal actions: give action_mask, the environment\'s info["action_mask"] or what its '
+    "action_masks() returns."
+)
 
 
 @dataclass(frozen=True)
@@ -36,14 +43,19 @@ class Policy:
     """Acts in the spaces of the environment that it was trained on, without that environment.
 
     `actor` is the ProbabilisticActor, on the CPU, `spec` the spaces, `leaves` the parts of an observation
-    that it uses, `saved` the policy with facts of its training.
+    that it uses, `saved` the policy with facts of its training. It `takes_mask` where it chooses among legal actions
+    and the observation does not say which these are.
     """
 
     def __init__(self, saved: SavedPolicy) -> None:
         self.saved = saved
         self.spec = PolicySpec(saved.env["id"], saved.observation_space, saved.action_space)
         self.actor: ProbabilisticActor = saved.build()
-        self.leaves = leaves_of(self.spec.observation, saved.env["ignore"])
+        ignore, observed = saved.env["ignore"], saved.mask is MaskSource.observation
+        self.takes_mask = saved.mask not in (MaskSource.none, MaskSource.observation)
+        self.leaves = leaves_of(self.spec.observation, [*ignore, MASK] if observed else ignore)
+        if saved.mask is not MaskSource.none:
+            self.leaves.append(mask_leaf(self.spec.action, observed=observed))
         bins = saved.env.get("bins")
         self.module = PolicyModule(self.actor, self.leaves, self.spec.action, bins=bins).eval()
         # One observation at a time is where overhead counts; the recording is equal bit for bit.
@@ -62,15 +74,21 @@ class Policy:
         """
         return cls(find_policy(Path(path).expanduser()))
 
-    def __call__(self, observation: Any, *, deterministic: bool = True, seed: int | None = None) -> Any:
+    def __call__(
+        self, observation: Any, *, deterministic: bool = True, seed: int | None = None, action_mask: Any = None
+    ) -> Any:
         """Choose an action for one observation, or for each of a batch `(batch, ...)`.
 
         `observation` is of `spec.observation`, and the result of `spec.action`, as NumPy's, or as a torch tensor on the
         same device where the observation is one. Actions that are not `deterministic` are drawn with a generator of
-        the policy's own, which `seed` restarts. Raises ValueError or TypeError for what is no such observation.
+        the policy's own, which `seed` restarts. A policy that `takes_mask` needs `action_mask`, `(n,)` or `(batch, n)`
+        of 0 and 1: the environment's `info["action_mask"]` or `action_masks()`. Raises ValueError or TypeError for what
+        is no such observation or mask.
         """
         leaves = self.leaves
-        seen = [leaf.read(observation) for leaf in leaves]
+        if self.takes_mask != (action_mask is not None):
+            raise ValueError(_NEEDS_MASK if self.takes_mask else "this policy takes no action_mask: leave it out.")
+        seen = [leaf.read(action_mask if leaf.is_mask and self.takes_mask else observation) for leaf in leaves]
         batch = seen[0].shape[: seen[0].dim() - leaves[0].dimensions]
         if len(seen) > 1:
             batches = {one.shape[: one.dim() - leaf.dimensions] for one, leaf in zip(seen, leaves, strict=True)}

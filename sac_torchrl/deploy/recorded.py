@@ -15,8 +15,10 @@ from sac_torchrl.deploy.saved import SavedPolicy
 from sac_torchrl.deploy.spaces import environment_spaces
 from sac_torchrl.envs.adapter import SpaceAdapter
 from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.masks import METHOD, MaskSource
 from sac_torchrl.envs.observations import leaf_at
 from sac_torchrl.errors import ConfigError, short
+from sac_torchrl.specs import MASK
 
 
 def environment_of(saved: SavedPolicy, plugins: Sequence[str] = (), settings: Sequence[Setting] = ()) -> EnvConfig:
@@ -64,6 +66,15 @@ def native_environment(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     return env.env
 
 
+def mask_for(policy: Policy, env: gym.Env[Any, Any], info: dict[str, Any]) -> Any:
+    """The `action_mask` that a policy takes in a state of `env` with this `info`; None where it takes none."""
+    if not policy.takes_mask:
+        return None
+    if policy.saved.mask is not MaskSource.info and env.has_wrapper_attr(METHOD):
+        return env.get_wrapper_attr(METHOD)()
+    return info[MASK]
+
+
 def record_observations(policy: Policy, env: EnvConfig, count: int, *, seed: int) -> list[Any]:
     """Play with the policy's random actions and return `count` observations, for each leaf `(count, *shape)`.
 
@@ -74,14 +85,21 @@ def record_observations(policy: Policy, env: EnvConfig, count: int, *, seed: int
     played = native_environment(env.open())
     rows: list[list[Any]] = []
     try:
-        observation, _ = played.reset(seed=seed)
-        policy(observation, deterministic=False, seed=seed)
+        observation, info = played.reset(seed=seed)
+        policy(observation, deterministic=False, seed=seed, action_mask=mask_for(policy, played, info))
         while len(rows) < count:
-            rows.append([np.asarray(leaf_at(observation, leaf.path), leaf.space.dtype) for leaf in policy.leaves])
-            action = policy(observation, deterministic=False)
-            observation, _, terminated, truncated, _ = played.step(action)
+            mask = mask_for(policy, played, info)
+            sources = [mask if leaf.is_mask and policy.takes_mask else observation for leaf in policy.leaves]
+            rows.append(
+                [
+                    np.asarray(leaf_at(source, leaf.path), leaf.space.dtype)
+                    for source, leaf in zip(sources, policy.leaves, strict=True)
+                ]
+            )
+            action = policy(observation, deterministic=False, action_mask=mask)
+            observation, _, terminated, truncated, info = played.step(action)
             if terminated or truncated:
-                observation, _ = played.reset()
+                observation, info = played.reset()
     finally:
         played.close()
     return [np.stack(leaf) for leaf in zip(*rows, strict=True)]

@@ -18,11 +18,13 @@ from sac_torchrl.config.compose import from_layer
 from sac_torchrl.config.layers import layer
 from sac_torchrl.config.schema import TrainConfig, chosen
 from sac_torchrl.deploy.spaces import agent_specs, environment_spaces, space_from_json, space_to_json
+from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.masks import MaskSource
 from sac_torchrl.errors import CheckpointError, ConfigError, short
 from sac_torchrl.files import write_whole
 from sac_torchrl.runs.evaluation import Evaluation
 from sac_torchrl.runs.snapshot import versions
-from sac_torchrl.specs import Specs
+from sac_torchrl.specs import MASK, Specs
 
 FILE = "policy.safetensors"
 _KEY = "sac_torchrl"
@@ -67,6 +69,7 @@ class SavedPolicy:
         for key in ("count", "faults", "plugins"):
             env.pop(key, None)
         observation, action = environment_spaces(specs, config.env)
+        env["mask"] = _mask_source(specs, config.env, observation).value
         return cls(
             recipe=config.head,
             env=env,
@@ -101,10 +104,15 @@ class SavedPolicy:
             "versions": self.versions,
         }
 
+    @property
+    def mask(self) -> MaskSource:
+        """Where the mask of legal actions is: `none`, `observation`, or any other, which is not in the observation."""
+        return MaskSource[self.env.get("mask", MaskSource.none.value)]
+
     def specs(self) -> Specs:
         """The spaces as the agent sees them."""
         id, ignore, bins = self.env["id"], self.env["ignore"], self.env.get("bins")
-        return agent_specs(self.observation_space, self.action_space, id, ignore=ignore, bins=bins)
+        return agent_specs(self.observation_space, self.action_space, id, ignore=ignore, bins=bins, mask=self.mask)
 
     def build(self) -> ProbabilisticActor:
         """Build the actor on the CPU, in evaluation mode; torch's global generator stays as it is.
@@ -151,6 +159,14 @@ def read_policy(path: Path) -> SavedPolicy:
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a policy of format {_FORMAT} ({short(repr(error))}).") from error
+
+
+def _mask_source(specs: Specs, plan: EnvConfig, observation: Space[Any]) -> MaskSource:
+    """What env.mask=auto came to, as far as one who acts without the environment needs it."""
+    if specs.mask is None:
+        return MaskSource.none
+    observed = MASK not in plan.ignore and MASK in getattr(observation, "spaces", ())
+    return MaskSource.observation if plan.mask is MaskSource.auto and observed else plan.mask
 
 
 def _settings(plan: object) -> dict[str, Any]:

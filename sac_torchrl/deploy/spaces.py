@@ -10,9 +10,10 @@ from torchrl.data import Bounded, Categorical, TensorSpec
 
 from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.masks import Mask, MaskSource, action_counts
 from sac_torchrl.envs.observations import adapt_observation
 from sac_torchrl.envs.vector import leaf_spec
-from sac_torchrl.specs import Specs
+from sac_torchrl.specs import MASK, Specs
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -75,10 +76,22 @@ def environment_spaces(specs: Specs, env: EnvConfig) -> tuple[spaces.Space[Any],
 
 
 def agent_specs(
-    observation: spaces.Space[Any], action: spaces.Space[Any], id: str, *, ignore: Sequence[str], bins: int | None
+    observation: spaces.Space[Any],
+    action: spaces.Space[Any],
+    id: str,
+    *,
+    ignore: Sequence[str],
+    bins: int | None,
+    mask: MaskSource = MaskSource.none,
 ) -> Specs:
-    """What an agent sees of the spaces of environment `id`; raises ConfigError where SAC cannot use them."""
-    seen, chosen = adapt_observation(observation, id, ignore)[0], adapt_action(action, id, bins=bins)[0]
+    """What an agent sees of the spaces of environment `id`; raises ConfigError where SAC cannot use them.
+
+    Any `mask` but none means that there are masks, with `observation` in the observation.
+    """
+    chosen = adapt_action(action, id, bins=bins)[0]
+    seen = adapt_observation(observation, id, [*ignore, MASK] if mask is MaskSource.observation else ignore)[0]
+    if mask is not MaskSource.none:
+        seen = Mask(mask, action_counts(chosen)).with_leaf(seen, id)
     if isinstance(chosen, spaces.Box):
         spec: TensorSpec = Bounded(-1.0, 1.0, torch.Size(chosen.shape), dtype=torch.float32)
     else:

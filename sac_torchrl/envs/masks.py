@@ -117,8 +117,7 @@ def find_mask(
             f"env.mask={source.value}: masks are for discrete actions, and env.id={id} has "
             f"{short(env.action_space)}: give env.mask=auto."
         )
-    assert isinstance(choices, (Discrete, MultiDiscrete))
-    sizes = [int(choices.n)] if isinstance(choices, Discrete) else choices.nvec.tolist()
+    sizes = action_counts(choices)
     if source is MaskSource.none:
         return None
     sources = [MaskSource.observation, MaskSource.method, MaskSource.info]
@@ -137,6 +136,12 @@ def find_mask(
     if MASK in ignore:
         sources.remove(MaskSource.observation)
     return next((Mask(found, sizes) for found in sources if _has(env, id, found)), None)
+
+
+def action_counts(choices: Space[Any]) -> list[int]:
+    """How many values each action of the agent's discrete action space has."""
+    assert isinstance(choices, (Discrete, MultiDiscrete))
+    return [int(choices.n)] if isinstance(choices, Discrete) else [int(count) for count in choices.nvec]
 
 
 def _has(env: gym.Env[Any, Any], id: str, source: MaskSource) -> bool:

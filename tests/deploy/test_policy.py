@@ -26,6 +26,9 @@ import sac_torchrl as sac
 from sac_torchrl.agents.heads import PolicyForm
 from sac_torchrl.agents.multi_discrete import ActionCritic
 from sac_torchrl.config.schema import TrainConfig
+from sac_torchrl.deploy.export import export_policy
+from sac_torchrl.deploy.recorded import environment_of, record_observations
+from sac_torchrl.deploy.saved import SavedPolicy
 from sac_torchrl.envs.adapter import SpaceAdapter
 from sac_torchrl.envs.vector import as_tensors
 from sac_torchrl.errors import CheckpointError, ConfigError
@@ -269,3 +272,55 @@ def test_a_folder_without_a_policy_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("recipe: continuous\n")
     with pytest.raises(CheckpointError, match="no policy yet"):
         sac.Policy.load(tmp_path)
+
+
+@pytest.mark.parametrize("sizes", [[5], [3, 4], [70]], ids=str)
+@pytest.mark.parametrize("source", ["info", "observation", "method"])
+def test_a_policy_with_masks_chooses_legal_actions(source: str, sizes: list[int], tmp_path: Path) -> None:
+    """Without the environment: from the observation, or from the mask beside it."""
+    kind = "MaskedMethod-v0" if source == "method" else "Masked-v0"
+    env = sac.EnvConfig(kind, plugins=["masked"], kwargs={"source": source, "sizes": sizes})
+    config = TrainConfig(variant=sac.DiscreteSAC(), env=env, device="cpu")
+    specs = config.specs()
+    torch.manual_seed(1)
+    actor = config.agent(specs, device=torch.device("cpu")).actor
+    policy = sac.Policy.load(SavedPolicy.of(actor, config, specs, frames=1).write(tmp_path).parent)
+    assert policy.takes_mask == (source != "observation")
+    played = env.open()
+    adapted, _ = played.reset(seed=3)
+    native: Any = played.unwrapped
+    for number in range(8):
+        observed = native.seen_last[0]
+        mask = {"action_mask": native.legal} if policy.takes_mask else {}
+        root = TensorDict(observation=as_tensors({name: leaf[None] for name, leaf in adapted.items()}), batch_size=[1])
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            trained = actor(root)["action"][0].tolist()
+        assert np.asarray(policy(observed, **mask)).tolist() == trained
+        drawn = policy(observed, deterministic=False, seed=number, **mask)
+        adapted = played.step(drawn)[0]
+    if policy.takes_mask:
+        with pytest.raises(ValueError, match="this policy chooses among legal actions: give action_mask"):
+            policy(observed)
+        with pytest.raises(ValueError, match="other numbers than 0 and 1"):
+            policy(observed, action_mask=np.full(sum(sizes), 2))
+    else:
+        with pytest.raises(ValueError, match="takes no action_mask"):
+            policy(observed, action_mask=native.legal)
+    played.close()
+
+
+@pytest.mark.parametrize("suffix", ["", ".pt2", ".onnx"])
+def test_an_export_takes_the_mask(suffix: str, tmp_path: Path) -> None:
+    if suffix == ".onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    env = sac.EnvConfig("MaskedMethod-v0", plugins=["masked"], kwargs={"source": "method", "sizes": [3, 4]})
+    config = TrainConfig(variant=sac.DiscreteSAC(), env=env, device="cpu")
+    specs = config.specs()
+    actor = config.agent(specs, device=torch.device("cpu")).actor
+    policy = sac.Policy.load(SavedPolicy.of(actor, config, specs, frames=1).write(tmp_path).parent)
+    recorded = record_observations(policy, environment_of(policy.saved, ["masked"]), 60, seed=0)
+    assert recorded[-1].shape == (60, 7)
+    saved = export_policy(policy, tmp_path / f"out{suffix}", recorded)
+    assert saved.parity is not None
+    assert saved.parity["error"] == 0.0
