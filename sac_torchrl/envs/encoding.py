@@ -234,7 +234,7 @@ def _constant(holder: Any, name: str, value: Any) -> bool:
     if type(value).__module__.startswith(("dm_control.rl.", "gymnasium.envs.mujoco.mujoco_rendering")):
         return True
     if package(type(holder)) == "sac_torchrl" and (
-        isinstance(value, Space) or name in ("_saved_kwargs", "native_spaces")
+        isinstance(value, Space) or name in ("_command", "_saved_kwargs", "native_spaces")
     ):
         return True  # nothing is drawn from them, and batching them makes generators that nothing seeds
     return in_library(type(holder)) and (isinstance(value, CODE) or name in ("metadata", "_metadata"))

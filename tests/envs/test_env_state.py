@@ -135,3 +135,11 @@ def test_the_state_of_another_environment_is_refused(tmp_path: Path) -> None:
         restore(EnvConfig("Pendulum-v1", 1).build(seed=0), state)
     with pytest.raises(ValueError, match=r"PendulumEnv.*Sound"):
         restore(EnvConfig("Sound-v0", 2).build(seed=0), state)
+
+
+@pytest.mark.parametrize("id", ["Pendulum-v1", "CartPole-v1"])
+def test_the_edge_of_an_environment_keeps_what_it_saves(id: str) -> None:
+    """Another attribute changes the digest of every run."""
+    [layers] = capture(EnvConfig(id).build(seed=0))["envs"]
+    [saved] = [layer["attributes"] for layer in layers if layer["class"] == "SpaceAdapter"]
+    assert saved.keys() == {"_cached_spec", "_id", "_steps"}
