@@ -148,8 +148,9 @@ def _check_env(given: argparse.Namespace) -> None:
     from sac_torchrl.config.command_line import CommandLine
     from sac_torchrl.config.compose import with_environment
     from sac_torchrl.config.schema import TrainConfig
-    from sac_torchrl.envs.check import Kind, check_env
+    from sac_torchrl.envs.check import check_env
     from sac_torchrl.envs.config import EnvConfig
+    from sac_torchrl.envs.findings import Kind
 
     findings: list[dict[str, str]] = []
     config = TrainConfig(env=EnvConfig(given.id, plugins=given.plugin))

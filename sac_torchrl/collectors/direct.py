@@ -17,7 +17,8 @@ from sac_torchrl.collectors.experience import CollectorConfig, Dropped, Experien
 from sac_torchrl.collectors.gymnasium import GymnasiumCollector
 from sac_torchrl.collectors.tensors import RecordingCollector, TensorCollector
 from sac_torchrl.envs import generators, state as envstate
-from sac_torchrl.envs.check import Kind, resume_finding
+from sac_torchrl.envs.findings import Kind
+from sac_torchrl.envs.resume_check import resume_finding
 from sac_torchrl.envs.tensors import TensorEnv
 from sac_torchrl.errors import CheckpointError, EnvironmentFault, short
 from sac_torchrl.learner.finite import FiniteFlag

@@ -66,13 +66,12 @@ class Dropped:
 
 
 class Experience(ABC):
-    """New transitions, stored as they come: iterating yields how many frames were just added to the buffer.
+    """An iterator that stores new transitions and yields how many frames were just added to the buffer.
 
-    `frames` counts the transitions of all environments since the start of the run; iteration ends when it reaches
-    `total_frames`. `seed` seeds the environments. Episodes that run when the state is taken go on in the middle after a
-    resume where they are stepped in this process. Where an environment's state cannot be captured there, taking the
-    state cuts its episodes: new ones start from a seed of their own, in this run as in one resumed from it, so that the
-    two are the same. Environments in other processes start new episodes after a resume.
+    `frames` counts the transitions of all environments since the start of the run; iteration ends at `total_frames`.
+    `seed` seeds the environments. A resume continues running episodes where environments are stepped in this process.
+    Where their state cannot be captured, saving it cuts the episodes, in this run as in one resumed from it, so that
+    the two are the same. Environments in other processes start new episodes after a resume.
     """
 
     def __init__(self, job: Job, *, device: torch.device | None = None) -> None:
@@ -91,10 +90,7 @@ class Experience(ABC):
         self._logged_frames = 0
 
     def __iter__(self) -> Iterator[int]:
-        """Store transitions as they come and yield their number; close the environments at the end.
-
-        The first `random_frames` actions are drawn uniformly, the others from the policy.
-        """
+        """Store transitions and yield their number; close the environments at the end."""
         if self.finished:
             return
         if self._resumed is None or self._resumed["running"] is None:

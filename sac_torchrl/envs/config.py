@@ -1,7 +1,6 @@
 """Environments as the agent sees them: observations are float32 vectors or indices, actions in [-1, 1] or indices."""
 
 import dataclasses
-import importlib
 import shlex
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,22 +13,18 @@ from torchrl.envs import EnvBase, SerialEnv
 
 from sac_torchrl.envs import dmc
 from sac_torchrl.envs.adapter import SpaceAdapter, TolerateFaults, say_where
-from sac_torchrl.envs.classic import TORCH
 from sac_torchrl.envs.contained import Contained
 from sac_torchrl.envs.ends import refuse_endless
 from sac_torchrl.envs.gymnasium import open_gymnasium
 from sac_torchrl.envs.handed import Make, VectorAdapter, find_make, is_batched, made_id, open_made
 from sac_torchrl.envs.masks import MaskSource
 from sac_torchrl.envs.plugins import load_plugins, wrap
+from sac_torchrl.envs.simulators import SIMULATORS, open_simulator
 from sac_torchrl.envs.torchrl import TorchRLEnv
 from sac_torchrl.envs.vector import SequentialVectorEnv, wrapped
-from sac_torchrl.errors import ConfigError, nearest
+from sac_torchrl.errors import ConfigError
 from sac_torchrl.fields import check, field
 from sac_torchrl.specs import Specs
-
-_TORCH = "torch/"
-_JAX = {"brax/": "Brax", "playground/": "Playground"}
-_POOL = "envpool/"
 
 
 @dataclass
@@ -40,7 +35,8 @@ class EnvConfig:
     `torch/cartpole`, `torch/acrobot`, `torch/mountain_car`, `torch/mountain_car_continuous`, `torch/quadrotor`,
     `brax/TASK` and `playground/TASK` are simulators of tensors, for thousands of environments, and `envpool/TASK` is
     stepped by EnvPool's threads. A step that raises, or returns what cannot be trained on, is not stored and cuts
-    its episode, for     up to `faults` steps of an environment; the next one ends the run.
+    its episode, for up to `faults` steps of an environment; the next one ends the run.
+
     In Python `make` is called for the environments instead, with `kwargs`: it returns a Gymnasium environment, a vector
     environment or an environment of TorchRL, batched or not. It is not saved; config.yaml says what it was called.
     """
@@ -123,17 +119,16 @@ class EnvConfig:
         """Builds `count` environments in this process, batch size `(count,)`, each with a seed of its own.
 
         Observations are float32 `(count, n)` or int64 `(count,)`, or a TensorDict of such leaves, with the leaf
-        `action_mask` where there are masks, actions float32
-        `(count, n)` in [-1, 1], int64 `(count,)` or, where there are several discrete ones, int64 `(count, n)`; rewards
-        are float32 `(count, 1)`. `next` always holds the true final observation. A simulator made of tensors lives on
-        `device`; Gymnasium's are on the CPU. `tolerate_faults` is that of `open`.
+        `action_mask` where there are masks. Actions are float32 `(count, n)` in [-1, 1], int64 `(count,)` or, where
+        there are several discrete ones, int64 `(count, n)`; rewards are float32 `(count, 1)`. `next` always holds the
+        true final observation. A simulator made of tensors lives on `device`; Gymnasium's are on the CPU.
+        `tolerate_faults` is that of `open`.
         """
         count = self.count if count is None else count
         self._check(count)
-        if self.id.startswith(_POOL):
-            env = self._pooled(count, render_mode)
-        elif self.id.startswith((_TORCH, *_JAX)):
-            env = self._simulator(count, device or torch.device("cpu"), render_mode)
+        if self.id.startswith(SIMULATORS):
+            load_plugins(self.plugins)
+            env = open_simulator(self.id, count, device or torch.device("cpu"), render_mode=render_mode)
         elif (make := self._make()) is not None and is_batched(make, self.id, self.kwargs):
             env = self._handed(make, count)
         else:
@@ -148,8 +143,7 @@ class EnvConfig:
     def in_one(self) -> bool:
         """Whether the environments are one batch of tensors or one pool, which no worker can hold a part of."""
         make = self._make()
-        made = make is not None and is_batched(make, self.id, self.kwargs)
-        return made or self.id.startswith((_TORCH, *_JAX, _POOL))
+        return self.id.startswith(SIMULATORS) or (make is not None and is_batched(make, self.id, self.kwargs))
 
     def open(self, render_mode: str | None = None, *, tolerate_faults: bool = False) -> gym.Env[Any, Any]:
         """Open one Gymnasium environment with its adapter, after importing the plugins.
@@ -223,8 +217,7 @@ class EnvConfig:
             ),
             (
                 self.mask in (MaskSource.auto, MaskSource.none) or not self.in_one,
-                f"env.mask={self.mask.value}: the environments of env.id={self.id} are stepped at once, and have no "
-                "masks here: give auto.",
+                f"env.mask={self.mask.value}: masks of env.id={self.id} are not read: give auto.",
             ),
             (
                 self.max_episode_steps is None or not self.in_one,
@@ -255,23 +248,3 @@ class EnvConfig:
             made.close()
             made = SerialEnv(count, partial(make, **self.kwargs))
         return TorchRLEnv(made, self.id, ignore=self.ignore)
-
-    def _pooled(self, count: int, render_mode: str | None) -> EnvBase:
-        if render_mode is not None:
-            raise ConfigError(f"env.id={self.id} cannot be rendered: EnvPool steps without pictures.")
-        return wrapped(importlib.import_module("sac_torchrl.envs.envpool").Pool(self.id.removeprefix(_POOL), count))
-
-    def _simulator(self, count: int, device: torch.device, render_mode: str | None) -> EnvBase:
-        if render_mode is not None:
-            raise ConfigError(f"env.id={self.id} cannot be rendered: its environments are tensors.")
-        if family := _JAX.get(self.id.partition("/")[0] + "/"):
-            load_plugins(self.plugins)
-            # Importing JAX takes seconds.
-            physics = importlib.import_module("sac_torchrl.envs.jax")
-            simulator: EnvBase = getattr(physics, family)(self.id, count, device)
-            return simulator
-        name = self.id.removeprefix(_TORCH)
-        if name not in TORCH:
-            known = [_TORCH + task for task in TORCH]
-            raise ConfigError(f"env.id={self.id} is not a tensor environment{nearest(self.id, known)}")
-        return TORCH[name](count, device)

@@ -38,9 +38,8 @@ Handed: TypeAlias = Callable[[int, Metrics], object] | TorchRLLogger
 class LogConfig:
     """Trackers that receive the configuration and the rows of metrics.csv, each once, also over resumes.
 
-    A tracker that fails or hangs is given up with a warning; the run continues at its own speed. W&B keeps its files in
-    the run folder. MLflow writes to $MLFLOW_TRACKING_URI or else to mlflow.db beside the run folder, trackio where
-    $TRACKIO_DIR says.
+    A tracker that fails or hangs is dropped with a warning; the run never waits for it. W&B keeps its files in the run
+    folder. MLflow writes to $MLFLOW_TRACKING_URI or to mlflow.db beside the run folder, trackio to $TRACKIO_DIR.
     """
 
     sinks: list[str] = field([], "trackers that receive the metrics, as in [wandb,mlflow]", choices=TRACKERS)

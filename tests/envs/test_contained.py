@@ -14,8 +14,9 @@ from training import tensors
 from sac_torchrl import train
 from sac_torchrl.agents.policies import tanh_normal_actor
 from sac_torchrl.envs import contained, generators
-from sac_torchrl.envs.check import Kind, check_env
+from sac_torchrl.envs.check import check_env
 from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.findings import Kind
 from sac_torchrl.envs.vector import seeds
 from sac_torchrl.errors import ConfigError, EnvironmentFault, SacError
 from sac_torchrl.replay.packing import PackedReplayBuffer

@@ -9,8 +9,9 @@ from faulty import Sound
 from tensordict.nn import TensorDictModule
 
 from sac_torchrl.envs.adapter import SpaceAdapter
-from sac_torchrl.envs.check import Kind, check_env
+from sac_torchrl.envs.check import check_env
 from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.findings import Kind
 from sac_torchrl.envs.tensors import Pendulum
 from sac_torchrl.errors import EnvironmentFault
 from sac_torchrl.runs.evaluation import evaluate

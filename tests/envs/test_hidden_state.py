@@ -17,7 +17,8 @@ from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
 from sac_torchrl import EnvConfig
-from sac_torchrl.envs.check import Kind, resume_finding
+from sac_torchrl.envs.findings import Kind
+from sac_torchrl.envs.resume_check import resume_finding
 from sac_torchrl.envs.state import capture, restore
 
 episodes_of_all = 0

@@ -12,7 +12,8 @@ import torch
 from sac_torchrl import Async, DiscreteSAC, EnvConfig, NetworkConfig, Processes, ReplayConfig, Storage
 from sac_torchrl.collectors.direct import Direct
 from sac_torchrl.collectors.experience import CollectorConfig
-from sac_torchrl.envs.check import Kind, check_env
+from sac_torchrl.envs.check import check_env
+from sac_torchrl.envs.findings import Kind
 from sac_torchrl.envs.masks import MaskSource
 from sac_torchrl.errors import ConfigError, EnvironmentFault, LearnerFault
 from sac_torchrl.specs import legal_actions
