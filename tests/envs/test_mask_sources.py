@@ -69,7 +69,7 @@ def test_without_masks_nothing_changes() -> None:
         (plan(MaskSource.info, source="observation"), "has no action_mask: give env.mask=observation."),
         (EnvConfig("CartPole-v1", mask=MaskSource.info), "has no action_mask: give env.mask=none."),
         (EnvConfig("Pendulum-v1", mask=MaskSource.info), "masks are for discrete actions"),
-        (EnvConfig("torch/cartpole", mask=MaskSource.info), "have no masks here: give auto."),
+        (EnvConfig("torch/cartpole", mask=MaskSource.info), "are not read: give auto."),
     ],
 )
 def test_a_source_that_is_not_there_is_refused(config: EnvConfig, advice: str) -> None:
