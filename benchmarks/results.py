@@ -84,10 +84,18 @@ ROWS = [
     Row(
         "taxi",
         "Taxi-v4",
-        "discrete preset=[taxi,table] evaluate.episodes=100",
+        "discrete preset=[taxi,table] env.mask=none evaluate.episodes=100",
         (60_000, 100_000),
         table="discrete",
-        system="table",
+        system="table, no mask",
+    ),
+    Row(
+        "taxi-mask",
+        "Taxi-v4",
+        "discrete preset=[taxi,table] random_frames=20000 total_frames=30000 evaluate.episodes=100",
+        (25_000, 30_000),
+        table="discrete",
+        system="table, its mask",
     ),
     *(
         Row(
