@@ -500,7 +500,7 @@ def test_two_updates_are_those_of_the_system(name: str, float64: None) -> None:
 @pytest.mark.parametrize("name", ["christodoulou2019", "sd_sac"])
 def test_a_system_of_discrete_actions_learns_from_discrete_states(name: str, task: str, tmp_path: Path) -> None:
     config, steps = configured(name), 20
-    config.env = replace(configured(task).env, count=config.env.count)
+    config.env = replace(configured(task).env, count=config.env.count, mask=config.env.mask)
     specs = config.specs()
     agent = config.agent(specs, device=CPU)
     rows, learner = steps * config.env.count, config.learner.build(agent)
