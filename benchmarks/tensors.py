@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.loop:
         torch.set_num_threads(options.threads)
+        with suppress(ImportError):  # older checkouts have none
+            from sac_torchrl.runs.device import keep_freed_memory
+
+            keep_freed_memory()  # as a run does
         loop = bare(options.count) if options.loop == "bare" else ours(options.count, options.learn)
         steps(loop, options.steps)
     script = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]]

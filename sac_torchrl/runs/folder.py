@@ -21,7 +21,7 @@ from sac_torchrl.envs import contained
 from sac_torchrl.errors import ConfigError, DiskError, Preempted, RunFolderInUse, SacError, disk_advice
 from sac_torchrl.fields import field
 from sac_torchrl.files import temporary, write_whole
-from sac_torchrl.runs.device import resolve_device
+from sac_torchrl.runs.device import keep_freed_memory, resolve_device
 from sac_torchrl.runs.seeds import Seeds
 from sac_torchrl.runs.snapshot import versions
 from sac_torchrl.signals import Signals
@@ -124,6 +124,7 @@ class RunConfig:
             # A CPU takes some hundred times longer for an operation on numbers below 1e-38, which Adam's
             # moments reach.
             torch.set_flush_denormal(True)
+            keep_freed_memory()
             seeds = Seeds.derive(seed)
             # Nothing here draws from these, but an environment may: its run can be repeated then.
             random.seed(seeds.environments)

@@ -142,7 +142,7 @@ def test_rewards_of_another_shape_than_the_weights_are_a_fault() -> None:
     )
     env = config.open()
     env.reset(seed=0)
-    with pytest.raises(EnvironmentFault, match=r"shape is \(2,\) and not \(3,\), that of env.reward_weights"):
+    with pytest.raises(EnvironmentFault, match=r"of shape \(2,\), not \(3,\), that of env.reward_weights"):
         env.step(env.action_space.sample())
 
 
