@@ -1,4 +1,4 @@
-"""A guardian for the child processes of this one: it ends those that outlive it.
+"""A guardian for the child processes and temporary folders of this one: it ends and removes those that outlive it.
 
 Only the standard library is imported: the guardian is this file, run as a program.
 """
@@ -6,17 +6,21 @@ Only the standard library is imported: the guardian is this file, run as a progr
 import os
 import secrets
 import select
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 MARK = "SAC_TORCHRL_PARENTS"  # the environment variable by which the guardian knows them
 _GRACE_SECONDS = 3.0  # for processes that end by themselves and clean up
 _LIMIT_SECONDS = 10.0
+_numbers = count()
 
 
 @contextmanager
@@ -41,12 +45,25 @@ def marked() -> Iterator[None]:
             os.environ[MARK] = before
 
 
+def temporary_folder(prefix: str) -> str:
+    """Make a folder among the temporary files that does not outlive this process by more than some seconds.
+
+    Its name has the mark, so the guardian knows it before it is made. Linux only. The name is as short as Python's own:
+    paths of sockets have 107 bytes.
+    """
+    if sys.platform != "linux":
+        return tempfile.mkdtemp(prefix=prefix)
+    folder = Path(tempfile.gettempdir()) / f"{prefix}{_guardian(os.getpid())[:7]}{next(_numbers)}"
+    folder.mkdir(mode=0o700)
+    return str(folder)
+
+
 @cache
 def _guardian(process: int) -> str:
     """Start the guardian of this `process` and return its mark; a forked process has one of its own."""
     mark = secrets.token_hex(8)
     unmarked = {name: value for name, value in os.environ.items() if name != MARK}
-    arguments = [sys.executable, "-I", "-S", __file__, str(process), mark]
+    arguments = [sys.executable, "-I", "-S", __file__, str(process), mark, tempfile.gettempdir()]
     silence = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
     os.posix_spawn(sys.executable, arguments, unmarked, file_actions=silence, setsid=True)
     return mark
@@ -67,7 +84,7 @@ def _cleans_up(process: int) -> bool:
     return b"multiprocessing.resource_tracker" in Path(f"/proc/{process}/cmdline").read_bytes()
 
 
-def _watch(process: int, mark: str) -> None:
+def _watch(process: int, mark: str, temporary: str) -> None:
     os.chdir("/")  # the folder that it was started in may be removed
     with suppress(ProcessLookupError):  # It is gone already.
         gone = select.poll()
@@ -81,7 +98,9 @@ def _watch(process: int, mark: str) -> None:
                     if not _cleans_up(one):
                         os.kill(one, signal.SIGKILL)
         time.sleep(0.1)
+    for folder in Path(temporary).glob(f"*-{mark[:7]}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    _watch(int(sys.argv[1]), sys.argv[2])
+    _watch(int(sys.argv[1]), *sys.argv[2:])

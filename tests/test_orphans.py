@@ -59,6 +59,46 @@ def test_what_a_process_starts_ends_with_it(killed: bool) -> None:
     wait_until(lambda: not any(guardian in command for command in living(sys.executable)))
 
 
+FOLDERS = """
+import multiprocessing.util, sys
+from multiprocessing import forkserver
+from sac_torchrl.collectors.forking import forking
+from sac_torchrl.orphans import temporary_folder
+if __name__ == "__main__":
+    open(temporary_folder("own-") + "/file", "w").close()
+    temporary_folder("own-")
+    with forking():
+        multiprocessing.util.get_temp_dir()
+        print(forkserver._forkserver._forkserver_pid, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("victims", ["run", "run and server", "none"])
+def test_folders_do_not_outlive_a_process(victims: str, tmp_path: Path) -> None:
+    script, temporary = tmp_path / "script.py", tmp_path / "tmp"
+    script.write_text(FOLDERS)
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(temporary)},
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    server = int(process.stdout.readline())
+    process.stdout.close()
+    assert sorted(path.name.split("-")[0] for path in temporary.iterdir()) == ["own", "own", "pymp"]
+    if victims != "none":
+        process.kill()
+    if victims == "run and server":  # which is importing, and has not heard of the folder
+        os.kill(server, signal.SIGKILL)
+    process.stdin.close()
+    process.wait(20)
+    wait_until(lambda: not list(temporary.iterdir()), seconds=10)
+
+
 SEMAPHORE = """
 import multiprocessing, os, sys
 from sac_torchrl.orphans import marked

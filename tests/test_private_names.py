@@ -64,6 +64,7 @@ NAMES = {
     "_np_random": (("gymnasium.spaces.space",), "a space's generator is part of an environment's state"),
     "_step_limit": (("dm_control.rl.control",), "a dm_control task's own time limit"),
     "_envs": (("brax.envs",), "the names of Brax's tasks, for suggestions"),
+    "_config": (("multiprocessing.process",), "where multiprocessing keeps its sockets is removed after a kill, too"),
     "_forkserver": (("multiprocessing.forkserver",), "the process that forks the workers ends with this one"),
     "_forkserver_alive_fd": (("multiprocessing.forkserver",), "the process that forks the workers ends with this one"),
     "_actions": (("argparse",), "the flags that a parser knows, for suggestions"),

@@ -3,22 +3,22 @@
 import ctypes
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver, resource_tracker, util
+from multiprocessing import forkserver, process, resource_tracker, util
 from typing import Any
 
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.orphans import temporary_folder
 from sac_torchrl.signals import STOPPING
 
 # PyTorch and TorchRL take seconds to import, and forking the main process instead would copy its threads' locks in
 # whatever state they are.
 context = multiprocessing.get_context("forkserver")
-
-FOLDER = "SAC_TORCHRL_SERVER_FOLDER"  # names the folder of the server's socket to the server
 
 
 @contextmanager
@@ -28,12 +28,12 @@ def forking() -> Iterator[None]:
     A terminal or a scheduler sends them to the whole group, and the main process ends its workers itself. Raises
     ConfigError for a folder of temporary files with too long a path.
     """
+    _own_folder()
     resource_tracker.ensure_running()  # starting it takes SIGINT and SIGTERM out of the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
-        # A mask is inherited, from here through the server to its children; so is the name of its folder.
+        # A mask is inherited, from here through the server to its children.
         forkserver.set_forkserver_preload(["sac_torchrl.collectors.server"])
-        os.environ[FOLDER] = util.get_temp_dir()
         try:
             forkserver.ensure_running()
         except OSError as error:
@@ -43,10 +43,17 @@ def forking() -> Iterator[None]:
                 f"the folder of temporary files, {tempfile.gettempdir()}, has too long a path for the sockets of "
                 "worker processes: set TMPDIR to a shorter one."
             ) from error
-        del os.environ[FOLDER]
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _own_folder() -> None:
+    """Have multiprocessing keep its sockets in a folder that is removed even if this process is killed."""
+    config: Any = process.current_process()._config  # type: ignore[attr-defined]  # it has no public name
+    if config.get("tempdir") is None:
+        config["tempdir"] = folder = temporary_folder("pymp-")
+        util.Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-100)  # as for its own folder
 
 
 def die_with_parent() -> None:

@@ -5,15 +5,15 @@ import ipaddress
 import logging
 import os
 import secrets
+import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.orphans import marked
+from sac_torchrl.orphans import marked, temporary_folder
 from sac_torchrl.signals import handlers_kept
 
 
@@ -68,22 +68,23 @@ def _local_cluster(ray: Any, *, cpus: int) -> Iterator[dict[str, Any]]:
         raylet.AuthenticationTokenLoader.instance().reset_cache()
 
     several = constants.ENABLE_RAY_CLUSTER
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        try:
-            with _environment(secret):
-                constants.ENABLE_RAY_CLUSTER = False
-                reread()
-                yield {
-                    "address": "local",
-                    "num_cpus": cpus,
-                    "include_dashboard": False,
-                    "_temp_dir": folder,
-                    "_node_ip_address": "127.0.0.1",
-                    "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
-                }
-        finally:
-            constants.ENABLE_RAY_CLUSTER = several
+    folder = temporary_folder("ray-")
+    try:
+        with _environment(secret):
+            constants.ENABLE_RAY_CLUSTER = False
             reread()
+            yield {
+                "address": "local",
+                "num_cpus": cpus,
+                "include_dashboard": False,
+                "_temp_dir": folder,
+                "_node_ip_address": "127.0.0.1",
+                "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
+            }
+    finally:
+        constants.ENABLE_RAY_CLUSTER = several
+        reread()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -54,15 +54,14 @@ class Worker:
         self._env = env
         self._timeout = timeout
         self.heard = False  # whether there is something to receive
-        with starting(environments):
+        with starting(environments), forking():
             self._busy = context.RawValue("i", environments.start)
             self.connection, theirs = context.Pipe()
             _limit_waits(self.connection, timeout)
             self._process = context.Process(
                 target=_main, args=(theirs, serve, environments, self._busy, arguments), daemon=True
             )
-            with forking():
-                self._process.start()
+            self._process.start()
         theirs.close()
         # At exit multiprocessing would wait for a worker that does not answer.
         self._last_resort = util.Finalize(self, _kill, (self._process,), exitpriority=10)
