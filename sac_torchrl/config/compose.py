@@ -8,9 +8,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from sac_torchrl.config.instantiate import instantiate
 from sac_torchrl.config.layers import CHOOSING, SHIPPED, Layer, Setting, layer, read
 from sac_torchrl.config.schema import T, choices, chosen
+from sac_torchrl.config.typed import typed
 from sac_torchrl.errors import ConfigError, nearest
 from sac_torchrl.runs.folder import CONFIG
 
@@ -49,7 +49,7 @@ def compose(recipe: T, settings: Sequence[Setting], *, folder: Path = SHIPPED) -
     if not problems and saved is None and any(setting.key == "total_frames" for setting in keys):
         _shorten(raw, {setting.key for setting in keys})
     try:
-        config = instantiate(raw, type(recipe))
+        config = typed(raw, type(recipe))
     except ConfigError as error:
         problems.append(str(error))
     if problems:
@@ -66,7 +66,7 @@ def from_layer(recipe: T, saved: Layer, settings: Sequence[Setting] = ()) -> T:
     problems = [problem for setting in (*saved.settings, *settings) for problem in _set(raw, setting)]
     if problems:
         raise ConfigError(" ".join(problems))
-    return instantiate(raw, type(recipe))
+    return typed(raw, type(recipe))
 
 
 def with_environment(config: T, settings: Sequence[Setting]) -> T:
@@ -78,7 +78,7 @@ def with_environment(config: T, settings: Sequence[Setting]) -> T:
     problems = [problem for part in settings for setting in _parts(part) for problem in _set(raw, setting)]
     if problems:
         raise ConfigError(" ".join(problems))
-    return instantiate(raw, type(config))
+    return typed(raw, type(config))
 
 
 def refuse_modules(saved: Layer, path: Path) -> None:

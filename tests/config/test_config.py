@@ -21,10 +21,10 @@ from sac_torchrl.agents.sac_v1 import SACv1
 from sac_torchrl.cli.launch import launch
 from sac_torchrl.config.command_line import assignment
 from sac_torchrl.config.files import as_yaml, check_folder, load, open_run
-from sac_torchrl.config.instantiate import instantiate
 from sac_torchrl.config.layers import SHIPPED, read
 from sac_torchrl.config.recipes import configure, recipe_in
 from sac_torchrl.config.schema import TrainConfig
+from sac_torchrl.config.typed import typed
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.learner.capture import Execution
 from sac_torchrl.replay.buffer import Storage
@@ -427,12 +427,12 @@ def test_plan_refuses_what_is_missing_or_unknown_and_gives_tuples() -> None:
 
     raw = OmegaConf.structured(Extended)
     raw.pair.pair = [3, 4, 5]
-    assert instantiate(raw, Extended).pair.pair == (3, 4, 5)
+    assert typed(raw, Extended).pair.pair == (3, 4, 5)
     raw.seed = "???"
     OmegaConf.set_struct(raw, False)
     raw["surplus"] = 1
     with pytest.raises(ConfigError, match=r"surplus is not a key .* seed has no value"):
-        instantiate(raw, Extended)
+        typed(raw, Extended)
 
 
 @pytest.mark.parametrize("text", ["a b", "it's", "a=b,c", "[x]", "back\\slash", "end\\", "ünï", "1"])

@@ -12,7 +12,7 @@ from sac_torchrl.fields import keys
 T = TypeVar("T")
 
 
-def instantiate(raw: DictConfig, schema: type[T]) -> T:
+def typed(raw: DictConfig, schema: type[T]) -> T:
     """Turn what was read into dataclasses; raises one ConfigError that lists everything wrong with it.
 
     Values are data: interpolations such as ${oc.env:HOME} are refused, and so are keys that no dataclass has.
