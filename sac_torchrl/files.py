@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
@@ -25,11 +25,22 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield draft
         sync(draft)
-        draft.replace(path)
+        rename(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Give a file or folder another name; where a signal interrupts that, as on network file systems, try again.
+
+    Python tries other calls again itself, but not this one.
+    """
+    while True:
+        with suppress(InterruptedError):
+            old.replace(new)
+            return
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sac_torchrl.cli.policies import add_environment, add_policy, as_text, chosen_policy, environments
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.errors import ConfigError, DiskError, disk_advice
 
 if TYPE_CHECKING:
     from sac_torchrl.deploy.policy import Policy
@@ -26,25 +28,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Evaluate one checkpoint or all of them, and print the results."""
+    """Evaluate one checkpoint or all of them, and print the results; then raise DiskError for unwritten files."""
     from sac_torchrl.files import write_whole
 
+    unwritten: list[str] = []
     if given.checkpoint == "all":
         from sac_torchrl.runs.snapshot import frames_in
 
         found = [str(frames) for frames in reversed(frames_in(given.policy / "checkpoints"))]
         if not found:
             raise ConfigError(f"--checkpoint all: {given.policy} holds no checkpoint.")
-        content: Any = [_evaluated(argparse.Namespace(**vars(given) | {"checkpoint": frames})) for frames in found]
+        content: Any = [
+            _evaluated(argparse.Namespace(**vars(given) | {"checkpoint": frames}), unwritten) for frames in found
+        ]
     else:
-        content = _evaluated(given)
+        content = _evaluated(given, unwritten)
     text = as_text(content) + "\n"
+    print(text, end="", flush=True)
     if given.output is not None:
-        write_whole(given.output, text)
-    print(text, end="")
+        with _noted(given.output, unwritten):
+            given.output.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(given.output, text)
+    if unwritten:
+        raise DiskError(" ".join(["the result is printed, but", *unwritten]))
 
 
-def _evaluated(given: argparse.Namespace) -> dict[str, Any]:
+@contextmanager
+def _noted(path: Path, unwritten: list[str]) -> Iterator[None]:
+    """Add a line to `unwritten` where the block cannot write the file: no result is lost for it."""
+    try:
+        yield
+    except OSError as error:
+        unwritten.append(f"{path} cannot be written ({error.strerror or error}): {disk_advice(error)}.")
+
+
+def _evaluated(given: argparse.Namespace, unwritten: list[str]) -> dict[str, Any]:
     from sac_torchrl.runs.comparison import paired_difference
     from sac_torchrl.runs.seeds import Seeds
     from sac_torchrl.runs.video import record_video
@@ -66,7 +84,8 @@ def _evaluated(given: argparse.Namespace) -> dict[str, Any]:
         result["difference"] = paired_difference(evaluations[1].returns, evaluations[0].returns)
     if given.video:
         path = given.policy / "videos" / f"{saved.frames}.mp4"
-        result["video"] = str(record_video(policy.actor, (changed or [env])[0], path, seed=seed))
+        with _noted(path, unwritten):
+            result["video"] = str(record_video(policy.actor, (changed or [env])[0], path, seed=seed))
     return result
 
 

@@ -104,7 +104,7 @@ class RayWorker:
         weights = [tensor.cpu() for tensor in actor.state_dict().values()]
         self._learned = learned
         self.task = self._actor.steps.remote(weights)
-        self.deadline = time.monotonic() + self._timeout
+        self.deadline = time.monotonic() + min(self._timeout, 1e9)  # Ray counts milliseconds in 64 bits
 
     def receive(self, specs: Specs, *, stored: int) -> list[Steps | Dropped]:
         """Take the worker's steps; raises WorkerDied."""

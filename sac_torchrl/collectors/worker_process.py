@@ -25,6 +25,7 @@ from sac_torchrl.errors import WorkerDied
 
 START_SECONDS = 120.0  # bounds the imports and the opening of a worker's environments, on a busy machine
 _DYING_SECONDS = 5.0
+_LONGEST_SECONDS = 2e6  # that `poll` takes; a longer wait begins again
 
 _LIMITS = {  # what a system may run out of, and what gives it more
     errno.EMFILE: "allow more open files (ulimit -n)",
@@ -126,6 +127,8 @@ class Worker:
             how += ', while it started: a script that starts workers needs its calls below `if __name__ == "__main__":`'
         if code is not None and code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
+            if code == -signal.SIGKILL:
+                how += ", perhaps by the system for want of memory: free some, or give fewer collector.workers"
         return self._died(how)
 
     def _died(self, how: str, remote_traceback: str = "") -> WorkerDied:
@@ -164,7 +167,7 @@ def listen(workers: Sequence[W], *, patience: float = math.inf) -> list[W]:
     for worker in workers:
         poll.register(worker.connection, select.POLLIN)
     until = min(worker.deadline for worker in workers)
-    seconds = min(patience, max(0.0, until - time.monotonic()))
+    seconds = min(patience, max(0.0, until - time.monotonic()), _LONGEST_SECONDS)
     heard = {file for file, _ in poll.poll(seconds * 1000)}
     now = time.monotonic()
     for worker in workers:
@@ -201,6 +204,7 @@ def _failure(error: BaseException) -> _Failure:
 
 def _limit_waits(connection: Connection, seconds: float) -> None:
     """Set a time limit for writes that the other side does not read, and for reads that it does not finish."""
+    seconds = min(seconds, _LONGEST_SECONDS)
     limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
     with socket.socket(fileno=os.dup(connection.fileno())) as side:
         side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

@@ -6,9 +6,9 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -78,6 +78,27 @@ class Logger:
         self._writer = csv.DictWriter(self._file, self._columns, lineterminator="\n")
 
 
+_BARS = (  # the longest that fits is shown
+    "{percentage:3.0f}%|{bar}| {n}/{total} [{remaining} left, {rate_noinv_fmt}{postfix}]",
+    "{percentage:3.0f}% {n}/{total} [{remaining} left{postfix}]",
+    "{percentage:3.0f}% {n}/{total} [{remaining} left]",
+)
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]  # it takes none when it runs
+    """A bar that leaves out what a narrow terminal has no room for."""
+
+    @property
+    def format_dict(self) -> MutableMapping[str, Any]:
+        shown = super().format_dict
+        shown["total"] = max(shown["total"], shown["n"])  # whole steps of all environments may exceed it
+        for form in _BARS:
+            text = tqdm.format_meter(**{**shown, "bar_format": form.replace("{bar}", ""), "ncols": None})
+            if len(text) < (shown["ncols"] or math.inf):
+                break
+        return {**shown, "bar_format": form}
+
+
 class Progress:
     """A bar on standard error: frames, the newest returns, frames per second and the time left.
 
@@ -92,14 +113,13 @@ class Progress:
         self._tenth = 10 * initial // total
         self._started = time.monotonic()
         self._returns: dict[str, str] = {}
-        self._bar = tqdm(
+        self._bar = _Bar(
             total=total,
             initial=initial,
             file=self._file,
             disable=self._file is None or not self._file.isatty(),
             unit=" frames",
             dynamic_ncols=True,
-            bar_format="{percentage:3.0f}%|{bar}| {n}/{total} [{remaining} left, {rate_noinv_fmt}{postfix}]",
         )
 
     def update(self, frames: int, metrics: Mapping[str, float] | None = None) -> None:
@@ -123,7 +143,7 @@ class Progress:
 
     def _line(self, frames: int) -> str:
         rate = (frames - self._initial) / max(time.monotonic() - self._started, 1e-9)
-        left = tqdm.format_interval((self._total - frames) / rate)
+        left = tqdm.format_interval(max(0, self._total - frames) / rate)
         returns = "".join(f", {word}={value}" for word, value in self._returns.items())
         return f"{frames}/{self._total} frames, {left} left, {rate:.0f} frames/s{returns}"
 

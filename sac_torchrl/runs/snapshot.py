@@ -31,7 +31,7 @@ import torch
 from safetensors import SafetensorError
 
 from sac_torchrl.errors import CheckpointError
-from sac_torchrl.files import open_plain, read_plain, sync, temporary, write_whole
+from sac_torchrl.files import open_plain, read_plain, rename, sync, temporary, write_whole
 from sac_torchrl.trees import Tree, decode, encode
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def write(path: Path, state: Tree, segments: list[Segment]) -> None:
     except OSError:
         shutil.rmtree(stage, ignore_errors=True)  # a full disk needs the space back
         raise
-    stage.rename(path)
+    rename(stage, path)
     sync(path.parent)
 
 
@@ -247,7 +247,7 @@ def discard(path: Path) -> None:
     if stage.exists():
         shutil.rmtree(stage)
     if path.exists():
-        path.rename(stage)
+        rename(path, stage)
         shutil.rmtree(stage)
 
 

@@ -1,11 +1,12 @@
 import csv
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -79,6 +80,25 @@ def test_evaluate_repeats_the_last_evaluation_of_the_run(trained: Path, capsys: 
     assert (trained / "evaluation.json").read_bytes() == before
     more = json.loads((trained / "more.json").read_text())
     assert len(more["returns"]) == len(more["lengths"]) == 3
+
+
+def test_evaluate_prints_its_result_where_no_file_can_be_written(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> NoReturn:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "fsync", full)
+    output = trained / "unwritten.json"
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", str(trained), "--episodes", "1", "--video", "--output", str(output)])
+    assert ended.value.code == 74
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)["returns"]) == 1
+    (line,) = said.err.splitlines()
+    reason = "cannot be written (Read-only file system): make it writable."
+    assert line == (f"error: the result is printed, but {trained / 'videos' / '400.mp4'} {reason} {output} {reason}")
+    assert not output.exists()
 
 
 def test_plot_draws_one_run_and_several(trained: Path, tmp_path: Path) -> None:

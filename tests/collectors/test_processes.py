@@ -257,6 +257,12 @@ def test_free_running_policies_get_new_weights() -> None:
     assert experience.metrics()["train/policy_lag"] == pytest.approx(policy_lag.double().mean().item())
 
 
+@pytest.mark.parametrize("kind", [Processes, Async])
+def test_a_timeout_longer_than_the_system_can_wait_is_none(kind: type[Processes | Async]) -> None:
+    experience, rows = start(kind(workers=1, timeout=1e300), count=1, frames=30, random_frames=0)
+    assert list(experience)[-1:] and len(rows()) == 30
+
+
 def test_environments_are_dealt_out_evenly() -> None:
     assert split(7, 3) == [range(2), range(2, 4), range(4, 7)]
     assert split(2, 8) == [range(1), range(1, 2)]
@@ -279,7 +285,7 @@ def test_a_killed_worker_is_replaced_and_its_step_is_not_there(caplog: pytest.Lo
     assert len(numbers) == 7 + (7 - min(new)), "a new worker plays other episodes"
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert f"process {victim}" in warning
-    assert "was killed by SIGKILL" in warning
+    assert "was killed by SIGKILL, perhaps by the system for want of memory" in warning
     assert "(1 of 1)" in warning
 
 

@@ -1,5 +1,6 @@
 """Tests 6, 11, 12, 23 and 24: loading, the order of a save, moved folders and full disks."""
 
+import errno
 import os
 import shutil
 import signal
@@ -80,6 +81,23 @@ def test_every_file_is_synced_before_its_name_and_the_folder_after(
         ("name", "/4"),
         ("sync", ""),
     ]
+
+
+def test_an_interrupted_rename_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Trial(tmp_path)
+    run.advance(4)
+    replace, interruptions = os.replace, dict[str, int]()
+
+    def interrupted(source: Any, target: Any) -> None:
+        interruptions[str(target)] = interruptions.get(str(target), 0) + 1
+        if interruptions[str(target)] < 3:
+            raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    run.save()
+    assert set(interruptions.values()) == {3} and len(interruptions) == 2
+    assert snapshot.verify(run.folder / "4").frames == 4
 
 
 def test_a_save_that_would_not_fit_writes_nothing_and_says_how_much_is_missing(

@@ -4,6 +4,7 @@ import io
 import math
 import os
 import pty
+import re
 import sys
 import termios
 from pathlib import Path
@@ -137,6 +138,37 @@ def test_on_a_terminal_there_is_a_bar_with_returns_rate_and_time_left() -> None:
     assert "700/1000 [" in last
     assert "left" in last
     assert "frames/s, return=-12.3, eval=3.0]" in last
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (70, " 70% 700/1000 [00:00 left, return=-12345.6, eval=-12345.6]"),
+        (40, " 70% 700/1000 [00:00 left]"),
+    ],
+)
+def test_a_narrow_terminal_has_whole_words(columns: int, shown: str) -> None:
+    reader, writer = pty.openpty()
+    termios.tcsetwinsize(writer, (24, columns))
+    with os.fdopen(writer, "w") as terminal:
+        progress = Progress(1_000, initial=699, file=terminal)
+        progress.update(700, {"train/return": -12345.6, "eval/return_mean": -12345.6})
+        progress.close()
+        last = os.read(reader, 10_000).decode().strip().split("\r")[-1]
+    os.close(reader)
+    assert re.sub(r"\[[\d:]+ left", "[00:00 left", last).rstrip() == shown
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_step_beyond_the_total_leaves_no_negative_time(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: terminal)
+    progress = Progress(1_000, initial=100, file=out)
+    progress.update(1_099)
+    progress.close()
+    last = out.getvalue().strip().split("\r")[-1]
+    assert "00:00 left" in last and "-" not in last and "None" not in last
+    assert last.startswith("100%" if terminal else "1099/1000 frames")
 
 
 def test_the_table_is_on_disk_before_it_replaces_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
