@@ -104,6 +104,12 @@ class Closes(Sound):
             raise ConnectionError("the arm does not answer")
 
 
+class HangsAtClose(Sound):
+    def close(self) -> None:
+        if self.time:
+            time.sleep(600)
+
+
 class ExitsAtClose(Sound):
     def close(self) -> None:
         if self.time:

@@ -17,11 +17,14 @@ from sac_torchrl.envs.masks import Mask, MaskSource, WrongMask, find_mask
 from sac_torchrl.envs.observations import adapt_observation
 from sac_torchrl.envs.rewards import adapt_reward
 from sac_torchrl.errors import EnvironmentFault, LearnerFault, short
+from sac_torchrl.signals import time_limit
 from sac_torchrl.specs import MASK
 
 log = logging.getLogger(__name__)
 
 _LARGEST = float(np.finfo(np.float32).max)
+
+CLOSING = 10.0  # seconds that an environment has to close
 
 # Whatever an environment's own code can raise; KeyboardInterrupt is the user's.
 RAISED = (Exception, SystemExit, GeneratorExit)
@@ -110,9 +113,9 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
         return self._mask.sample(self._legal, self.action_space)
 
     def close(self) -> None:
-        """Close the environment; an error is logged and does not change the run's outcome."""
+        """Close the environment; an error, or more than `CLOSING` seconds, is logged and changes no run's outcome."""
         try:
-            with Contained(self._id):
+            with Contained(self._id), time_limit(CLOSING, f"closing took longer than {CLOSING:g} s"):
                 self.env.close()
         except RAISED as error:
             log.warning("env.id=%s raised %s when it was closed", self._id, say_where(error))

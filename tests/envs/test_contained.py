@@ -13,7 +13,7 @@ from training import tensors
 
 from sac_torchrl import train
 from sac_torchrl.agents.policies import tanh_normal_actor
-from sac_torchrl.envs import contained, generators
+from sac_torchrl.envs import adapter, contained, generators
 from sac_torchrl.envs.check import check_env
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.findings import Kind
@@ -142,8 +142,9 @@ def test_one_that_leaves_the_folder_leaves_the_run_where_it_is(tmp_path: Path, m
     assert not Path("/here").exists()
 
 
-@pytest.mark.parametrize("id", ["Closes-v0", "ExitsAtClose-v0"])
-def test_what_close_raises_is_a_line_in_the_log(tmp_path: Path, id: str) -> None:
+@pytest.mark.parametrize("id", ["Closes-v0", "ExitsAtClose-v0", "HangsAtClose-v0"])
+def test_what_close_raises_is_a_line_in_the_log(tmp_path: Path, id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "CLOSING", 0.2)
     train(short_run(tmp_path / "run", id))
     log = (tmp_path / "run" / "run.log").read_text()
     assert "finished: the results are in" in log
