@@ -58,7 +58,7 @@ class Port(Sound):
         self._socket.close()
 
 
-class Locked(Sound):
+class LockFile(Sound):
     """Holds the lock of a file, by its descriptor."""
 
     def __init__(self) -> None:
@@ -144,6 +144,6 @@ class Unending(Sound):
         return observation, reward, False, False, info
 
 
-for _class in (Only, Counted, Port, Locked, Drawn, Nothing, Text, NoDisplay, Vector, Declared, Unbounded, Picture):
+for _class in (Only, Counted, Port, LockFile, Drawn, Nothing, Text, NoDisplay, Vector, Declared, Unbounded, Picture):
     gym.register(f"{_class.__name__}-v0", f"{__name__}:{_class.__name__}", max_episode_steps=10)
 gym.register("Unending-v0", f"{__name__}:Unending")

@@ -73,7 +73,7 @@ HUGE: dict[str, Any] = {"total_frames": 10**14}
         ("Drawn-v0", "continuous", {"replay": {"prioritized": True}}, ConfigError, "needs TorchRL's C.. extension"),
         ("Only-v0", "continuous", {}, ConfigError, "the robot is in use.*give env.single=true"),
         ("Port-v0", "continuous", {}, ConfigError, "Address already in use.*give env.single=true"),
-        ("Locked-v0", "continuous", {}, ConfigError, "temporarily unavailable.*give env.single=true"),
+        ("LockFile-v0", "continuous", {}, ConfigError, "temporarily unavailable.*give env.single=true"),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_file_is_made(
@@ -100,7 +100,7 @@ def test_a_film_that_can_be_made_is_made(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "videos" / "final.mp4").stat().st_size > 0
 
 
-@pytest.mark.parametrize("id", ["Only-v0", "Port-v0", "Locked-v0"])
+@pytest.mark.parametrize("id", ["Only-v0", "Port-v0", "LockFile-v0"])
 def test_where_only_one_can_be_open_a_run_trains_evaluates_stops_and_resumes_exactly_in_it(
     tmp_path: Path, id: str
 ) -> None:
