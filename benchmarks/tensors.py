@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,11 @@ def main() -> None:
         with suppress(ImportError):  # older checkouts have none
             from sac_torchrl.runs.device import keep_freed_memory
 
-            keep_freed_memory()  # as a run does
+            keep_freed_memory()  # as a run does, which also leaves PyTorch half of its threads between updates
+            from sac_torchrl.learner.capture import half_the_threads
+
+            held = ExitStack()  # until this process ends
+            held.enter_context(half_the_threads())
         loop = bare(options.count) if options.loop == "bare" else ours(options.count, options.learn)
         steps(loop, options.steps)
     script = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]]
