@@ -2,7 +2,7 @@
 
 import argparse
 
-from sac_torchrl.cli.policies import add_environment, add_policy, as_text, chosen_policy, environments
+from sac_torchrl.cli.policies import add_environment, add_episodes, add_policy, as_text, chosen_policy, environments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -10,9 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_policy(parser)
     parser.add_argument("name", metavar="NAME", help="of the dataset, as in pendulum/expert-v0")
     add_environment(parser)
-    parser.add_argument("--episodes", metavar="N", type=int, default=100, help="how many, by default 100")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the first episode, by default 0")
-    parser.add_argument("--stochastic", action="store_true", help="draw actions from the policy")
+    add_episodes(parser, default=100)
 
 
 def run(given: argparse.Namespace) -> None:

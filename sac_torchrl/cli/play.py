@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sac_torchrl.cli.policies import add_environment, add_policy, as_text, chosen_policy, environments
+from sac_torchrl.cli.policies import add_environment, add_episodes, add_policy, as_text, chosen_policy, environments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,9 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_policy(parser)
     add_environment(parser)
     parser.add_argument("--output", metavar="PATH", type=Path, help="NAME.mp4 or NAME.gif; by default on screen")
-    parser.add_argument("--episodes", metavar="N", type=int, default=1, help="how many, by default 1")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the first episode, by default 0")
-    parser.add_argument("--stochastic", action="store_true", help="draw actions from the policy")
+    add_episodes(parser, default=1)
 
 
 def run(given: argparse.Namespace) -> None:

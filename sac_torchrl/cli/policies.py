@@ -31,6 +31,13 @@ def add_environment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("settings", metavar="env.KEY=VALUE", nargs="*", help="other settings of the environment")
 
 
+def add_episodes(parser: argparse.ArgumentParser, *, default: int) -> None:
+    """Options of the episodes that are played."""
+    parser.add_argument("--episodes", metavar="N", type=int, default=default, help=f"how many, by default {default}")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the first episode, by default 0")
+    parser.add_argument("--stochastic", action="store_true", help="draw actions from the policy")
+
+
 def chosen_policy(given: argparse.Namespace) -> "Policy":
     """The policy that the arguments choose."""
     from sac_torchrl.deploy.policies import policy_path

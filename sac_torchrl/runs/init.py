@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.data import TensorDictReplayBuffer
@@ -18,6 +17,7 @@ from sac_torchrl.fields import check, field
 from sac_torchrl.replay.buffer import layout
 from sac_torchrl.runs import snapshot
 from sac_torchrl.runs.folder import CONFIG
+from sac_torchrl.runs.settings import read_settings
 from sac_torchrl.runs.snapshot import Snapshot
 from sac_torchrl.specs import Specs
 
@@ -128,7 +128,7 @@ def rows_of_run(dataset: str | None, specs: Specs) -> TensorDict | None:
                 f"offline.dataset={dataset}: {name.replace('/', '.')} is {there.get(name, 'missing')} there and {here} "
                 "here: give a run with these spaces and n_steps."
             )
-    settings = yaml.safe_load((Path(dataset) / CONFIG).read_text())
+    settings = read_settings(Path(dataset) / CONFIG)
     horizon = settings["n_steps"], settings["variant"]["gamma"]
     if specs.n_steps > 1 and horizon != (specs.n_steps, specs.gamma):
         raise ConfigError(

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from sac_torchrl.errors import ConfigError, short
+from sac_torchrl.errors import ConfigError
+from sac_torchrl.runs.settings import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,13 +85,7 @@ def refuse_different(folders: Sequence[Path]) -> None:
         path = folder / "config.yaml"
         if not path.is_file():
             continue
-        try:
-            text = path.read_text(encoding="utf-8")
-            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-                raise ConfigError(f"{path} holds YAML aliases, and that of a run has none.")  # they multiply
-            config = _flat(yaml.safe_load(text))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path} cannot be read: {short(error)}") from error
+        config = _flat(read_settings(path))
         first = first or config
         for key in sorted(first.keys() | config.keys()):
             if key.partition(".")[0] not in _BESIDES and first.get(key) != config.get(key):
