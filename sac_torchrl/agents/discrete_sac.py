@@ -120,18 +120,21 @@ class DiscreteSAC(Variant):
             fixed_alpha=self.fixed_alpha,
             target_entropy_weight=self.target_entropy_ratio,
             deactivate_vmap=True,
-            terms=Terms(
-                actor_q=self.actor_q,
-                target_q=self.target_q,
-                q_clip=self.q_clip,
-                entropy_penalty=self.entropy_penalty,
-                alpha_form=self.alpha_form,
-                reward_scale=self.reward_scale,
-                critic_loss_scale=self.critic_loss_scale,
-            ),
+            terms=self._terms(),
         ).to(device)
         agent = assemble(actor, loss, critics, gamma=self.gamma, tau=self.tau)
         return self.with_temperature(agent, loss.log_alpha, loss.target_entropy, most=math.log(actions))
+
+    def _terms(self) -> Terms:
+        return Terms(
+            actor_q=self.actor_q,
+            target_q=self.target_q,
+            q_clip=self.q_clip,
+            entropy_penalty=self.entropy_penalty,
+            alpha_form=self.alpha_form,
+            reward_scale=self.reward_scale,
+            critic_loss_scale=self.critic_loss_scale,
+        )
 
     def alpha_bounds(self) -> tuple[float, float]:
         """The smallest and the largest temperature."""
@@ -188,13 +191,7 @@ class DiscreteSAC(Variant):
             alpha=[self.alpha],
             fixed_alpha=self.fixed_alpha,
             target_entropy=[self.target_entropy_ratio * most],
-            terms=Terms(
-                actor_q=self.actor_q,
-                target_q=self.target_q,
-                alpha_form=self.alpha_form,
-                reward_scale=self.reward_scale,
-                critic_loss_scale=self.critic_loss_scale,
-            ),
+            terms=self._terms(),
             critic_entropy=self.critic_entropy,
             stored_value=stored_value(self.critic, sizes) if several else _of_index,
             expectation_first=several and self.critic is ActionCritic.decomposed,

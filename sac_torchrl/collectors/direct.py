@@ -121,8 +121,8 @@ class DirectExperience(Experience):
         with generators.preserve(), envstate.unshared(self._env):
             try:
                 finding, restorable = resume_finding(self._job.env)
-            except Exception as error:  # noqa: BLE001 - an environment may raise anything, and the run goes on
-                log.warning("whether a resumed episode goes on alike could not be tried: %s", short(error))
+            except Exception as error:  # noqa: BLE001 - an environment may raise anything, and the run continues
+                log.warning("whether a resumed episode continues in the same way could not be tried: %s", short(error))
         if finding is not None:
             good = finding.kind is Kind.note and "missing" not in state
             level = logging.DEBUG if good else logging.INFO if finding.kind is Kind.note else logging.WARNING

@@ -162,7 +162,7 @@ def read_policy(path: Path) -> SavedPolicy:
 
 
 def _mask_source(specs: Specs, plan: EnvConfig, observation: Space[Any]) -> MaskSource:
-    """What env.mask=auto came to, as far as one who acts without the environment needs it."""
+    """What env.mask=auto came to, as far as acting without the environment needs it."""
     if specs.mask is None:
         return MaskSource.none
     observed = MASK not in plan.ignore and MASK in getattr(observation, "spaces", ())

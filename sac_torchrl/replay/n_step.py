@@ -104,8 +104,8 @@ class DelayedNStep(NStep):
             grown[key] = torch.cat([new.unsqueeze(0), held])
         for key, column in grown.items():
             self._held.get(key).copy_(column[:-1])
-        goes_on = torch.cat([torch.ones_like(done).unsqueeze(0), growing]) & ~done
-        self._valid.copy_(goes_on[:-1])
+        continued = torch.cat([torch.ones_like(done).unsqueeze(0), growing]) & ~done
+        self._valid.copy_(continued[:-1])
         complete: TensorDictBase = TensorDict(
             {key: column[-1] for key, column in grown.items()}, batch_size=[self._count]
         )
