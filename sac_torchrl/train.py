@@ -3,8 +3,7 @@
 import logging
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +48,7 @@ def train(
 
     Raises ConfigError before a file is made, and any other SacError where the run fails.
     """
-    make = _taken_out(keys)
-    cfg = recipe if isinstance(recipe, TrainConfig) else configure(recipe, preset=preset, **keys)
-    if cfg is recipe and (preset or keys or make):
-        raise TypeError("preset and keys change a recipe that is named; change the fields of a TrainConfig itself.")
-    if make is not None:
-        cfg.env = replace(cfg.env, make=make)
-    evaluation = None
+    cfg = configure(recipe, preset=preset, **keys)
     specs = cfg.specs()
     try_out(cfg, specs)
     weights, of_run = cfg.initial_weights(specs), rows_of_run(cfg.offline.dataset, specs)
@@ -64,27 +57,12 @@ def train(
         torch.manual_seed(run.seeds.initialization)
         agent = cfg.agent(specs, device=run.device)
         learner = cfg.learner.build(agent, updates=cfg.updates)
-        buffer = cfg.replay.build(
-            run.folder / "replay",
-            specs,
-            rows=cfg.total_frames,
-            batch_size=cfg.batch_size,
-            seed=run.seeds.sampling,
-            device=run.device,
-        )
+        buffer = cfg.buffer(specs, run.folder / "replay", seed=run.seeds.sampling, device=run.device)
         source = cfg.offline.build(buffer, offline, batch_size=cfg.batch_size, device=run.device)
-        experience = cfg.collector.build(
-            cfg.env,
-            agent.actor,
-            buffer,
-            specs=specs,
-            total_frames=cfg.total_frames,
-            random_frames=cfg.random_frames,
-            seed=run.seeds.environments,
+        experience = cfg.experience(agent.actor, buffer, specs, seed=run.seeds.environments)
+        test_env = (
+            None if cfg.env.single else run.closing(cfg.env.build(count=cfg.evaluate.episodes, device=run.device))
         )
-        test_env = None
-        if not cfg.env.single:
-            test_env = run.closing(cfg.env.build(count=cfg.evaluate.episodes, device=run.device))
         checkpoints = cfg.checkpoint.build(run.folder / "checkpoints", buffer, learner=learner, experience=experience)
         torch.manual_seed(run.seeds.exploration)
         start = checkpoints.restore() or 0
@@ -96,6 +74,7 @@ def train(
         log_now = Every(cfg.log_every, frames=start)
         evaluate_now = Every(cfg.evaluate.every, frames=start)
         save_now = Every(cfg.checkpoint.every, frames=start)
+        evaluation = None
         logger = run.closing(Logger(run.folder, resumed_at=start, sinks=cfg.log.build(run.folder, sinks)))
         progress = run.closing(Progress(cfg.total_frames, initial=start))
         callbacks = Callbacks(on_step, on_evaluation, cfg.stop.build(metric(run.folder, "eval/return_mean")[1]))
@@ -138,18 +117,6 @@ def train(
         if cfg.evaluate.video:
             record_video(agent.actor, cfg.env, run.folder / "videos" / "final.mp4", seed=run.seeds.evaluation)
     return Result(run.folder, evaluation, cfg.env)
-
-
-def _taken_out(keys: dict[str, Any]) -> Callable[..., Any] | None:
-    """Remove the function that makes the environments from the keys of `train`: a file cannot hold it."""
-    env = keys.get("env")
-    make: Callable[..., Any] | None = None
-    if callable(env):
-        make = keys.pop("env")
-    elif isinstance(env, Mapping) and "make" in env:
-        make = env["make"]
-        keys["env"] = {name: value for name, value in env.items() if name != "make"}
-    return make
 
 
 class _Callable(types.ModuleType):

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.agents.agent import Agent
 from sac_torchrl.agents.crossq import CrossQ
@@ -22,7 +25,7 @@ from sac_torchrl.agents.tqc import TQC
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.collectors.async_ import Async
 from sac_torchrl.collectors.direct import Direct
-from sac_torchrl.collectors.experience import CollectorConfig
+from sac_torchrl.collectors.experience import CollectorConfig, Experience
 from sac_torchrl.collectors.processes import Processes
 from sac_torchrl.collectors.ray import Ray
 from sac_torchrl.envs.config import EnvConfig
@@ -179,6 +182,26 @@ class TrainConfig:
         build = partial(self.variant.build, specs, device=device)
         agent = replace(build(), rebuild=build)
         return with_normalization(agent, specs, device=device) if self.normalize else agent
+
+    def buffer(self, specs: Specs, folder: Path, *, seed: int, device: torch.device) -> TensorDictReplayBuffer:
+        """Build the replay buffer, empty, with its files in `folder` where they are on disk."""
+        return self.replay.build(
+            folder, specs, rows=self.total_frames, batch_size=self.batch_size, seed=seed, device=device
+        )
+
+    def experience(
+        self, actor: ProbabilisticActor, buffer: TensorDictReplayBuffer, specs: Specs, *, seed: int
+    ) -> Experience:
+        """Build the collector of the environments, in which `actor` acts and fills `buffer`."""
+        return self.collector.build(
+            self.env,
+            actor,
+            buffer,
+            specs=specs,
+            total_frames=self.total_frames,
+            random_frames=self.random_frames,
+            seed=seed,
+        )
 
     def initial_weights(self, specs: Specs) -> dict[str, Tensor]:
         """The weights that `init.run` gives a new run, by their names in the loss; empty for a run with checkpoints.

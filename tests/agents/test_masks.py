@@ -10,11 +10,9 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.data import Binary, Categorical, Composite, MultiCategorical, Unbounded
 from torchrl.objectives import LossModule
-from training import assert_equal_state, train as updates
 
 from sac_torchrl import (
     DiscreteSAC,
-    Execution,
     LearnerConfig,
     NetworkConfig,
     Specs,
@@ -237,19 +235,6 @@ class _Seen(nn.Module):
     def forward(self, observation: Any) -> Tensor:
         seen: Tensor = observation.get("seen")
         return seen
-
-
-@pytest.mark.parametrize("sizes", [ONE, SEVERAL], ids=["discrete", "several"])
-def test_captured_updates_are_the_eager_ones_bit_for_bit(sizes: tuple[int, ...]) -> None:
-    data = [transitions(sizes, seed=seed) for seed in range(3)]
-    eager, captured = (
-        LearnerConfig(lr=1e-2, execution=execution).build(built(sizes))
-        for execution in (Execution.eager, Execution.captured)
-    )
-    metrics = updates(eager, data)
-    assert metrics == updates(captured, data)
-    assert {"entropy", "entropy_target"} <= metrics[0].keys()
-    assert_equal_state(eager, captured)
 
 
 def test_the_warning_compares_with_the_target_of_the_states(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,6 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from sac_torchrl import SAC, Agent, NetworkConfig, ReplayConfig, SimBa, Specs, S
 from sac_torchrl.agents.normalization import Normalizer, with_normalization
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.errors import ConfigError
-from sac_torchrl.learner.capture import Execution
 from sac_torchrl.learner.learner import LearnerConfig
 
 CPU = torch.device("cpu")
@@ -101,30 +99,6 @@ def test_losses_and_actions_are_those_of_normalised_observations(tmp_path: Path,
     assert not torch.allclose(plain.actor.get_dist(batch).loc, would, atol=1e-2)
     trained = [parameter for name, parameter in agent.loss.named_parameters() if name.startswith("actor_network")]
     assert {id(parameter) for parameter in trained} == {id(parameter) for parameter in agent.actor.parameters()}
-
-
-@VARIANTS
-def test_captured_updates_follow_the_statistics_and_a_loaded_learner_has_them(tmp_path: Path, variant: Variant) -> None:
-    buffer = ring(tmp_path, 50)  # the first rows are gone
-    learners = [
-        LearnerConfig(execution=execution).build(build(variant)) for execution in (Execution.eager, Execution.captured)
-    ]
-
-    def step(one: Any, seed: int) -> dict[str, float]:
-        torch.manual_seed(seed)
-        one.agent.observe(buffer)
-        return {name: float(value) for name, value in one.update(transitions(16, seed=seed)).items()}
-
-    for seed in range(4):
-        buffer.extend(transitions(20, seed=100 + seed))
-        first, second = (step(one, seed) for one in learners)
-        assert first == second
-    other = LearnerConfig(execution=Execution.captured).build(build(variant, seed=9))
-    step(other, 5)
-    cast(Any, other.agent.observers[0]).seen.zero_()  # another number of rows
-    other.load_state_dict(copy.deepcopy(learners[0].state_dict()))
-    buffer.extend(transitions(20, seed=7))
-    assert step(other, 8) == step(learners[0], 8)
 
 
 def test_updates_and_evaluations_move_no_statistics(tmp_path: Path) -> None:

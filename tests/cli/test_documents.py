@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import sac_torchrl
+from sac_torchrl import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 # Enough to go through everything once, and to be over in seconds.
@@ -149,3 +150,10 @@ def test_what_is_listed_for_type_checkers_is_what_is_exported() -> None:
 def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
         assert ((ROOT / page).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", [name for options in TrainConfig.variants.values() for name in options])
+def test_every_variant_has_a_page_with_the_same_parts(name: str) -> None:
+    page = (ROOT / "docs" / "variants" / f"{name}.md").read_text()
+    wanted = ["Idea", "Equations", "Metrics", "Deviations", "Results"]
+    assert [heading for heading in re.findall(r"^## (\w+)", page, re.MULTILINE) if heading in wanted] == wanted

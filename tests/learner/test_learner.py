@@ -1,7 +1,6 @@
 import copy
 import json
 import math
-import shutil
 from itertools import pairwise
 from typing import Any, cast
 
@@ -176,18 +175,6 @@ def test_losses_see_the_weights_that_the_order_says(order: Order, actor_updates:
             torch.testing.assert_close(parameter, expected, rtol=1e-5, atol=1e-6)
 
 
-@VARIANTS
-@pytest.mark.parametrize("order", list(Order))
-def test_captured_updates_are_bit_for_bit_the_eager_ones_in_every_order(discrete: bool, order: Order) -> None:
-    learning = {"order": order, "actor_every": 2, "actor_updates": 2, "target_every": 3}
-    eager, captured = (
-        build(discrete=discrete, execution=it, learning=learning) for it in (Execution.eager, Execution.captured)
-    )
-    data = batches(7, discrete=discrete)
-    assert train(eager, data) == train(captured, data)
-    assert_equal_state(eager, captured)
-
-
 @EXECUTIONS
 @pytest.mark.parametrize(
     "learning",
@@ -248,47 +235,6 @@ def test_metrics_are_not_overwritten_by_the_next_update() -> None:
     kept = metrics.clone()
     learner.update(second)
     assert (metrics == kept).all()
-
-
-@VARIANTS
-@pytest.mark.parametrize("fixed_alpha", [False, True])
-def test_captured_updates_are_bit_for_bit_the_eager_ones(discrete: bool, fixed_alpha: bool) -> None:
-    eager, captured = (
-        build(discrete=discrete, execution=execution, fixed_alpha=fixed_alpha)
-        for execution in (Execution.eager, Execution.captured)
-    )
-    start = {name: tensor.clone() for name, tensor in tensors(eager.state_dict()["loss"]).items()}
-    data = batches(20, discrete=discrete)
-    assert train(eager, data) == train(captured, data)
-    assert_equal_state(eager, captured)
-    moved = {
-        name for name, tensor in tensors(eager.state_dict()["loss"]).items() if not torch.equal(tensor, start[name])
-    }
-    assert {name for name in start if "network_params" in name} <= moved
-
-
-@VARIANTS
-@pytest.mark.parametrize("embedding", [None, 4], ids=["one-hot", "embedding"])
-def test_captured_updates_are_the_eager_ones_for_discrete_states(discrete: bool, embedding: int | None) -> None:
-    eager, captured = (
-        build(discrete=discrete, execution=it, states=5, embedding=embedding)
-        for it in (Execution.eager, Execution.captured)
-    )
-    data = batches(3, discrete=discrete, states=5)
-    assert train(eager, data) == train(captured, data)
-    assert_equal_state(eager, captured)
-
-
-@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_updates_are_the_eager_ones() -> None:
-    """But for the order in which sums are taken; the random numbers are the same."""
-    eager, compiled = (build(width=4, lr=1e-3, execution=it) for it in (Execution.eager, Execution.compiled))
-    data = batches(5, rows=4)
-    for expected, found in zip(train(eager, data), train(compiled, data), strict=True):
-        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    first, second = tensors(eager.state_dict()), tensors(compiled.state_dict())
-    for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=1e-6)
 
 
 @VARIANTS

@@ -9,11 +9,8 @@ from tensordict import TensorDict
 from torchrl.data import Bounded, Categorical, PrioritizedSampler, TensorDictReplayBuffer, Unbounded
 
 from sac_torchrl import SAC, TQC, CrossQ, DiscreteSAC, DroQ, FastSAC, NetworkConfig, ReplayConfig, SimBa, Specs, Storage
-from sac_torchrl.agents.normalization import with_normalization
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.errors import ConfigError, LearnerFault
-from sac_torchrl.learner.capture import Execution
-from sac_torchrl.learner.learner import LearnerConfig, Order
 from sac_torchrl.runs.checkpoint import CheckpointConfig
 
 CPU = torch.device("cpu")
@@ -151,42 +148,6 @@ def test_weights_are_the_critics_alone(variant: Variant) -> None:
     for name in ("loss_actor", "loss_alpha"):
         for other in (equal, first, second):
             torch.testing.assert_close(other[name], plain[name])
-
-
-@pytest.mark.parametrize(
-    ("variant", "order", "normalize"),
-    [
-        (SAC(network=SMALL), Order.critics_first, True),
-        (DroQ(network=SMALL), Order.together, False),
-        (CrossQ(network=SMALL, critic_hidden=[8]), Order.together, True),
-        (TQC(network=SMALL, critic_hidden=[8], quantiles=3), Order.together, False),
-    ],
-    ids=["sac", "droq", "crossq", "tqc"],
-)
-def test_a_learner_returns_each_rows_error_and_captured_is_eager(
-    tmp_path: Path, variant: Variant, order: Order, normalize: bool
-) -> None:
-    found = []
-    for execution in (Execution.eager, Execution.captured):
-        buffer = ring(tmp_path, capacity=50, batch_size=8)
-        buffer.extend(transitions(50))
-        torch.manual_seed(0)
-        agent = variant.build(SPECS, device=CPU)
-        if normalize:
-            agent = with_normalization(agent, SPECS, device=CPU)
-            agent.observe(buffer)
-        learner = LearnerConfig(execution=execution, order=order, actor_every=2).build(agent)
-        errors = []
-        for _ in range(4):
-            batch = buffer.sample()
-            metrics = learner.update(batch)
-            assert metrics.get("td_error", None) is None
-            assert batch["td_error"].shape == (8,)
-            buffer.update_tensordict_priority(batch)
-            errors.append(batch["td_error"])
-        found.append(torch.stack(errors))
-    assert torch.equal(*found)
-    assert (found[0] > 0).all()
 
 
 def test_priorities_are_in_a_checkpoint(tmp_path: Path) -> None:
