@@ -337,14 +337,16 @@ def published() -> str:
     """Write the table of what others report."""
     sources: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for line in read(PUBLISHED):
-        sources.setdefault((line["version"], line["temperature"], line["source"]), []).append(line)
-    lines = ["| environment | frames | mean return | SAC | source |", "|---|---|---|---|---|"]
-    for (version, how, source), points in sources.items():
+        sources.setdefault((line["version"], line["temperature"], line["target"], line["source"]), []).append(line)
+    lines = [
+        "| environment | frames | mean return | SAC | entropy target, of the dimensions | source |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (version, how, target, source), points in sources.items():
         frames = " / ".join(f"{int(point['frames']):,}" for point in points)
         returns = " / ".join(f"{float(point['return_mean']):,.0f}" for point in points)
-        lines.append(
-            f"| {version} | {frames} | {returns} | {how if how == 'DroQ' else f'{how} temperature'} | {source} |"
-        )
+        algorithm = how if how == "DroQ" else f"{how} temperature"
+        lines.append(f"| {version} | {frames} | {returns} | {algorithm} | {target or '-'} | {source} |")
     return "\n".join(lines)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -22,15 +21,16 @@ class Ensemble(Variant):
     The temperature is learned so that the policy's entropy in the [-1, 1] action space meets `target_entropy`.
     """
 
-    entropy_per_dimension: ClassVar[float] = -1.0
-
     critics: int = field(2, "Q networks", least=1)
     gamma: float = field(0.99, "discount", least=0, most=1)
     tau: float = field(0.005, "part of the critics that enters the target networks at a step", above=0, most=1)
     alpha: float = field(1.0, "temperature, the first one where it is learned", above=0)
     fixed_alpha: bool = field(False, "keep the temperature at alpha")
     target_entropy: float | None = field(
-        None, "entropy that the temperature keeps, in nats; null: the variant's, per action dimension"
+        None, "entropy that the temperature keeps, in nats; null: entropy_per_dimension times the number of actions"
+    )
+    entropy_per_dimension: float = field(
+        -1.0, "entropy for each action dimension, in nats, where target_entropy is null (jaxrl, SimBa: -0.5)"
     )
 
     def _build(

@@ -37,13 +37,15 @@ class FastSAC(Ensemble):
         "normalize": True,
         "learner": {"betas": [0.9, 0.95], "weight_decay": 1e-3, "actor_every": 4, "order": "critics_first"},
     }
-    entropy_per_dimension: ClassVar[float] = 0.0
 
     network: NetworkConfig = field(NetworkConfig([512, 256, 128]), "the networks of the actor")
     critic_hidden: list[int] = field([768, 384, 192], "widths of the critics' hidden layers", least=1)
     gamma: float = field(0.97, "discount", least=0, most=1)
     tau: float = field(0.125, "part of the critics that enters the target networks at a step", above=0, most=1)
     alpha: float = field(0.001, "temperature, the first one where it is learned", above=0)
+    entropy_per_dimension: float = field(
+        0.0, "entropy for each action dimension, in nats, where target_entropy is null"
+    )
     alpha_form: AlphaForm = field(AlphaForm.alpha, "factor of the temperature's loss: log_alpha or alpha itself")
     reward_scale: float = field(1.0, "factor of rewards, so that returns lie from v_min to v_max", above=0)
     atoms: int = field(101, "returns that a critic gives probabilities to", least=2)

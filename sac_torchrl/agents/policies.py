@@ -19,12 +19,14 @@ class StdForm(Enum):
     """How a network's output becomes a standard deviation.
 
     `clip`: the exponential of the output clipped to [-20, 2] (haarnoja/sac, Spinning Up, Stable-Baselines3);
+    `narrow_clip`: to [-10, 2] (jaxrl);
     `tanh`: the exponential of the output's tanh stretched to [-5, 2] (pytorch_sac, CleanRL), with a gradient
     everywhere; `softplus`: softplus + 1e-5 (softlearning); `biased_softplus`: a softplus that is 1 at 0, not below
     0.1 (TorchRL's recipe).
     """
 
     clip = "clip"
+    narrow_clip = "narrow_clip"
     tanh = "tanh"
     softplus = "softplus"
     biased_softplus = "biased_softplus"
@@ -34,6 +36,8 @@ class StdForm(Enum):
         match self:
             case StdForm.clip:
                 return output.clamp(-20.0, 2.0).exp()
+            case StdForm.narrow_clip:
+                return output.clamp(-10.0, 2.0).exp()
             case StdForm.tanh:
                 return (-5.0 + 3.5 * (output.tanh() + 1.0)).exp()
             case StdForm.softplus:

@@ -32,9 +32,11 @@ class SimBa(Ensemble):
         "normalize": True,
         "learner": {"lr": 1e-4, "weight_decay": 1e-2},
     }
-    entropy_per_dimension: ClassVar[float] = -0.5
 
     alpha: float = field(0.01, "temperature, the first one where it is learned", above=0)
+    entropy_per_dimension: float = field(
+        -0.5, "entropy for each action dimension, in nats, where target_entropy is null"
+    )
     alpha_form: AlphaForm = field(AlphaForm.alpha, "factor of the temperature's loss: log_alpha or alpha itself")
     actor_width: int = field(128, "width of the actor's residual blocks", least=1)
     actor_blocks: int = field(1, "residual blocks of the actor", least=1)

@@ -89,6 +89,8 @@ def test_the_loss_trains_the_actor_that_acts(discrete: bool) -> None:
 def test_the_entropy_target_counts_action_dimensions(dimensions: int) -> None:
     specs = Specs(VECTOR, Bounded(-1, 1, shape=dimensions))
     assert float(SAC(network=SMALL).build(specs, device=CPU).loss.target_entropy) == -dimensions
+    halved = SAC(network=SMALL, entropy_per_dimension=-0.5)
+    assert float(halved.build(specs, device=CPU).loss.target_entropy) == -dimensions / 2
     assert float(SAC(network=SMALL, target_entropy=-0.5).build(specs, device=CPU).loss.target_entropy) == -0.5
     assert float(SAC(network=SMALL, target_entropy=0.0).build(specs, device=CPU).loss.target_entropy) == 0
 

@@ -44,7 +44,8 @@ class System:
     clipped: float | None = None  # the norm of each loss's gradient
     alpha: float = 1.0
     learned: bool = True
-    entropy_ratio: float | None = None  # of log(actions); None: minus the number of dimensions
+    entropy_ratio: float | None = None  # of log(actions); None: `per_dimension` for each dimension
+    per_dimension: float = -1.0
     alpha_form: str = "log_alpha"
     reward_scale: float = 1.0
     actor_q: str = "min"
@@ -138,6 +139,15 @@ SYSTEMS = {
     "torchrl": System(
         std="biased_softplus", random=25_000, starts=24_000, update_every=1_000, envs=8, evaluated=(25_000, 8)
     ),
+    "jaxrl": System(
+        init="wide_orthogonal",
+        std="narrow_clip",
+        per_dimension=-0.5,
+        alpha_form="alpha",
+        order="critics_first",
+        random=9_999,
+        evaluated=(5_000, 10),
+    ),
     "christodoulou2019": System(
         variant="discrete_sac",
         hidden=(512,),
@@ -225,6 +235,8 @@ def numbers(config: TrainConfig) -> System:
         row = replace(row, std=variant.std.value)
     if not isinstance(variant, SACv1):
         row = replace(row, alpha_form=variant.alpha_form.value)
+    if isinstance(variant, SAC):
+        row = replace(row, per_dimension=variant.entropy_per_dimension)
     if isinstance(variant, DiscreteSAC):
         row = replace(
             row,
@@ -311,6 +323,7 @@ def perceptron(weights: Weights, *inputs: Tensor) -> Tensor:
 
 STD: dict[str, Callable[[Tensor], Tensor]] = {
     "clip": lambda x: torch.exp(torch.minimum(torch.maximum(x, torch.tensor(-20.0)), torch.tensor(2.0))),
+    "narrow_clip": lambda x: torch.exp(torch.minimum(torch.maximum(x, torch.tensor(-10.0)), torch.tensor(2.0))),
     "tanh": lambda x: torch.exp(-5 + 0.5 * (2 + 5) * (torch.tanh(x) + 1)),
     "softplus": lambda x: torch.log1p(torch.exp(x)) + 1e-5,
     "biased_softplus": lambda x: torch.clamp(torch.log1p(torch.exp(x + math.log(math.exp(0.99) - 1))) + 0.01, min=0.1),
@@ -409,7 +422,7 @@ class Derivation:
 
     def temperature(self, entropy: Tensor) -> Tensor:
         ratio = self.system.entropy_ratio
-        target = -float(DIMENSIONS) if ratio is None else ratio * math.log(ACTIONS)
+        target = self.system.per_dimension * DIMENSIONS if ratio is None else ratio * math.log(ACTIONS)
         factor = self.log_alpha.exp() if self.system.alpha_form == "alpha" else self.log_alpha
         return factor * (entropy.detach() - target).mean()
 
