@@ -155,7 +155,7 @@ def masked(action: TensorSpec | None, count: int) -> Case:
 DELAYED = {"actor_every": 2, "actor_updates": 2, "target_every": 3}
 PLAIN: dict[str, Variant] = {"sac": SAC(network=SMALL), "discrete": DiscreteSAC(SMALL)}
 SYSTEMS = ["spinup", "haarnoja2018a", "softlearning", "pytorch_sac", "cleanrl", "sb3", "tianshou", "torchrl"]
-SYSTEMS += ["christodoulou2019", "sd_sac", "haarnoja2018_gmm", "haarnoja2018_lsp"]
+SYSTEMS += ["jaxrl", "christodoulou2019", "sd_sac", "haarnoja2018_gmm", "haarnoja2018_lsp"]
 CASES: dict[str, Case] = {
     **{name: Case(variant, learning={"actor_every": 2}) for name, variant in MEMBERS.items()},
     **{
