@@ -59,7 +59,7 @@ def train(
         learner = cfg.learner.build(agent, updates=cfg.updates)
         buffer = cfg.buffer(specs, run.folder / "replay", seed=run.seeds.sampling, device=run.device)
         source = cfg.offline.build(buffer, offline, batch_size=cfg.batch_size, device=run.device)
-        experience = cfg.experience(agent.actor, buffer, specs, seed=run.seeds.environments)
+        experience = run.closing(cfg.experience(agent.actor, buffer, specs, seed=run.seeds.environments))
         test_env = (
             None if cfg.env.single else run.closing(cfg.env.build(count=cfg.evaluate.episodes, device=run.device))
         )
@@ -113,6 +113,7 @@ def train(
             log.info("this run is finished at %d frames: total_frames and stop. say how long it trains", start)
             seed = run.seeds.evaluation + start
             evaluation = cfg.evaluate.run(agent.actor, test_env or experience.lend(), seed=seed)
+        experience.close()  # a film may need the only environment there is
         curve([run.folder], run.folder / "curve.png", title=cfg.env.id)
         if cfg.evaluate.video:
             record_video(agent.actor, cfg.env, run.folder / "videos" / "final.mp4", seed=run.seeds.evaluation)

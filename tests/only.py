@@ -102,6 +102,14 @@ class NoDisplay(Drawn):
     PICTURE = OSError("no display")
 
 
+class OnlyDrawn(Only, Drawn):
+    """One can be open, to be drawn or not."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        Only.__init__(self)
+        self.render_mode = render_mode
+
+
 class Vector(Sound):
     """Rewards are vectors, and nothing declares that."""
 
@@ -144,6 +152,7 @@ class Unending(Sound):
         return observation, reward, False, False, info
 
 
-for _class in (Only, Counted, Port, LockFile, Drawn, Nothing, Text, NoDisplay, Vector, Declared, Unbounded, Picture):
+KINDS = (Only, Counted, Port, LockFile, Drawn, OnlyDrawn, Nothing, Text, NoDisplay)
+for _class in (*KINDS, Vector, Declared, Unbounded, Picture):
     gym.register(f"{_class.__name__}-v0", f"{__name__}:{_class.__name__}", max_episode_steps=10)
 gym.register("Unending-v0", f"{__name__}:Unending")

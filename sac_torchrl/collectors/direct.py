@@ -81,6 +81,11 @@ class DirectExperience(Experience):
         self._cutting = True
         return self._env
 
+    def close(self) -> None:
+        """Close the environments, unless an iteration did."""
+        if not self._env.is_closed:
+            self._env.close()
+
     def metrics(self) -> dict[str, float]:
         """As for every Experience; raises EnvironmentFault if a number that was stored is not finite."""
         self._check()

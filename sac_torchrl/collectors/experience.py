@@ -173,6 +173,9 @@ class Experience(ABC):
         """The only environment there is, for an evaluation (env.single): its running episode is cut."""
         raise ValueError(f"{type(self).__name__} has no environment in this process to lend")
 
+    def close(self) -> None:
+        """Close environments that were opened, and that no iteration closed."""
+
     @abstractmethod
     def _collect(self) -> Generator[list[Steps | Dropped], None, None]:
         """Open the environments and step them while the iteration lasts; close them at its end."""
