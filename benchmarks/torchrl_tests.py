@@ -1,9 +1,11 @@
-"""Run TorchRL's own tests of its losses and of TanhNormal with this package's classes in their place.
+"""Run TorchRL's own tests of its losses, TanhNormal and replay buffers with this package's classes in their place.
 
 python benchmarks/torchrl_tests.py CHECKOUT
 
-CHECKOUT is a working tree of pytorch/rl. Prints how many tests pass with TorchRL's classes and with ours, and the
-names of those that pass with TorchRL's alone.
+CHECKOUT is a working tree of pytorch/rl. Prints how many of the tests that make an object of the class pass with
+TorchRL's and with ours, and the names of those that pass with TorchRL's alone. A replay buffer of ours needs the
+columns of its rows when it is built: here a TensorDictReplayBuffer on a lazy storage of one dimension takes them from
+its first rows.
 """
 
 import argparse
@@ -14,18 +16,30 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+BUFFERS = "test/rb"
 SUITES = {
     "SACLoss": ("test/objectives/test_sac.py", "TestSAC and not Discrete"),
     "DiscreteSACLoss": ("test/objectives/test_sac.py", "TestDiscreteSAC"),
     "TQCLoss": ("test/objectives/test_tqc.py", ""),
     "TanhNormal": ("test/test_distributions.py", "TestTanhNormal"),
+    "TensorDictReplayBuffer": (BUFFERS, "not ray"),
+    "PrioritizedSampler": (BUFFERS, "rioritized and not ray"),
 }
 PLUGIN = """
+import os
+
+import pytest
+import torch
+import torchrl.data.replay_buffers
+import torchrl.data.replay_buffers.samplers
 import torchrl.modules
 import torchrl.objectives
 from sac_torchrl.agents.losses import SACDiscreteLoss, SACv2Loss, Terms
 from sac_torchrl.agents.policies import SquashedNormal
 from sac_torchrl.agents.tqc import TruncatedLoss
+from sac_torchrl.replay.packing import PackedMemmapStorage, PackedReplayBuffer, PackedTensorStorage
+from sac_torchrl.replay.prioritized import PackedPrioritizedSampler
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
 
 
 class Continuous(SACv2Loss):
@@ -42,11 +56,74 @@ torchrl.objectives.SACLoss = Continuous
 torchrl.objectives.DiscreteSACLoss = Discrete
 torchrl.objectives.TQCLoss = TruncatedLoss
 torchrl.modules.TanhNormal = SquashedNormal
+
+made = []
+
+
+def counted(base):
+    class Counted(base):
+        def __init__(self, *arguments, **options):
+            made.append(self)
+            super().__init__(*arguments, **options)
+
+    Counted.__name__, Counted.__qualname__ = base.__name__, base.__qualname__
+    return Counted
+
+
+class Buffer(PackedReplayBuffer):
+    def __init__(self, *arguments, **options):
+        storage = options.get("storage")
+        self._lazy = None
+        if type(storage) in PACKED and storage.ndim == 1:
+            self._lazy = storage
+            made.append(self)
+        super().__init__(*arguments, **options)
+
+    def extend(self, rows, **options):
+        self._begin(rows)
+        if self._lazy is None:
+            return TensorDictReplayBuffer.extend(self, rows, **options)
+        return super().extend(rows, **options)
+
+    def add(self, row):
+        self._begin(row.unsqueeze(0))
+        return TensorDictReplayBuffer.add(self, row) if self._lazy is None else super().add(row)
+
+    def _begin(self, rows):
+        if self._lazy is None or isinstance(self._storage, tuple(PACKED.values())):
+            return
+        flat = rows.reshape(-1)
+        keys = [key if isinstance(key, tuple) else (key,) for key in flat.keys(True, True)]
+        columns = {key: (flat[key].dtype, flat[key].shape[1:]) for key in keys}
+        place = torch.device(self._lazy.device)
+        options = {"scratch_dir": self._lazy.scratch_dir} if hasattr(self._lazy, "scratch_dir") else {"device": place}
+        packed = PACKED[type(self._lazy)](self._lazy.max_size, columns, destination=place, **options)
+        packed._attached_entities = self._lazy._attached_entities
+        packed._rng = getattr(self._lazy, "_rng", None)
+        self._storage = packed
+
+
+PACKED = {LazyTensorStorage: PackedTensorStorage, LazyMemmapStorage: PackedMemmapStorage}
+INSTEAD = {"TensorDictReplayBuffer": Buffer, "PrioritizedSampler": counted(PackedPrioritizedSampler)}
+buffers = torchrl.data.replay_buffers
+for place in (torchrl.data, buffers, buffers.replay_buffers, buffers.samplers):
+    if hasattr(place, os.environ["SUITE"]):
+        setattr(place, os.environ["SUITE"], INSTEAD[os.environ["SUITE"]])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    made.clear()
+    try:
+        return (yield)
+    finally:
+        if made:
+            item.user_properties.append(("made", "yes"))
 """
 
 
 def run(checkout: Path, suite: str, *, ours: bool, timeout: float) -> dict[str, bool]:
-    """Whether each test that was not skipped passed, by name."""
+    """Whether each test that was not skipped passed, by name; of buffers, with ours, those that made one."""
     file, chosen = SUITES[suite]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "in_place_of_torchrls.py").write_text(PLUGIN)
@@ -54,15 +131,16 @@ def run(checkout: Path, suite: str, *, ours: bool, timeout: float) -> dict[str, 
         words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", file]
         words += ["-p", "in_place_of_torchrls"] * ours + ["-k", chosen] * bool(chosen)
         path = os.pathsep.join([folder, str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-        environment = os.environ | {"PYTHONPATH": path}
+        environment = os.environ | {"PYTHONPATH": path, "SUITE": suite}
         done = subprocess.run(words, cwd=checkout, env=environment, timeout=timeout, capture_output=True, text=True)
         if not report.is_file():
             raise SystemExit(f"pytest made no report of {suite}:\n{done.stdout}{done.stderr}")
         cases = ET.parse(report).iter("testcase")  # noqa: S314 - pytest's own file
+        marked = ours and file == BUFFERS
         return {
-            str(case.get("name")): case.find("failure") is None and case.find("error") is None
+            f"{case.get('classname')}::{case.get('name')}": case.find("failure") is None and case.find("error") is None
             for case in cases
-            if case.find("skipped") is None
+            if case.find("skipped") is None and (not marked or case.find(".//property[@name='made']") is not None)
         }
 
 
@@ -77,6 +155,8 @@ def main() -> None:
     lost: list[str] = []
     for suite in given.suite:
         theirs, ours = (run(given.checkout, suite, ours=own, timeout=given.timeout) for own in (False, True))
+        if SUITES[suite][0] == BUFFERS:
+            theirs = {name: passed for name, passed in theirs.items() if name in ours}
         print(f"| {suite} | {len(theirs)} | {sum(theirs.values())} | {sum(ours.values())} |", flush=True)
         lost += [f"{suite}: {name}" for name, passed in theirs.items() if passed and not ours.get(name, False)]
     print("\n".join(["", "Pass with TorchRL's alone:", *lost]))

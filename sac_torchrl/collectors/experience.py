@@ -173,7 +173,7 @@ class Experience(ABC):
         """The only environment there is, for an evaluation (env.single): its running episode is cut."""
         raise ValueError(f"{type(self).__name__} has no environment in this process to lend")
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - the others open nothing before an iteration, which closes it
         """Close environments that were opened, and that no iteration closed."""
 
     @abstractmethod

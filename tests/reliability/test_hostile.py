@@ -126,18 +126,21 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        (BOMB, "has an alias"),
-        ("a: " + "[" * 3000 + "]" * 3000, "nested more than 100 deep"),
-        ("a: b\n" * 400_000, "has more than 1,000,000 bytes"),
-        ("seed: " + "9" * 5000, "cannot be read as YAML"),
-        ("\x00\x01", "cannot be read as YAML"),
-        ("- 1", "holds no settings|cannot be read"),
-    ],
-    ids=["aliases", "deep", "long", "digits", "binary", "list"],
-)
+CONFIGURATIONS = {
+    "aliases": (BOMB, "has an alias"),
+    "deep": ("a: " + "[" * 3000 + "]" * 3000, "nested more than 100 deep"),
+    "long": ("a: b\n" * 40_000, "has more than 100,000 bytes"),
+    "repeated": ("a: b\n" * 3_900, "found duplicate key a"),
+    "lists": ("a: [" + "[]," * 33_000 + "]", "has more than 20,000 words"),
+    "keys": ("{" + ",".join(f"k{number}: 1" for number in range(9_000)) + "}", "has more than 20,000 words"),
+    "indented": ("".join(f"{' ' * depth}k{depth}:\n" for depth in range(400)), "nested too deep"),
+    "digits": ("seed: " + "9" * 5000, "cannot be read as YAML"),
+    "binary": ("\x00\x01", "cannot be read as YAML"),
+    "list": ("- 1", "holds no settings|cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("content", "what"), CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
 def test_a_configuration_that_is_a_bomb_is_refused(tmp_path: Path, content: str, what: str) -> None:
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(ConfigError, match=what):
