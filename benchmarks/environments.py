@@ -1,10 +1,11 @@
 """Trains 1,000 frames on environments of many packages, follows what refusals advise, and writes docs/environments.md.
 
-python benchmarks/environments.py                     all of benchmarks/environments.csv
-python benchmarks/environments.py MiniGrid Blackjack  those whose id or package contains one of the words
+python benchmarks/environments.py                     those of benchmarks/environments.csv without a verdict
+python benchmarks/environments.py MiniGrid Blackjack  those whose id or package contains one of the words, again
 
-Each package is installed into an environment of its own below build/environments, over the packages of this one. Of an
-environment that runs, the stored rows are compared with what it returned, and its actions with what it was given.
+Each package is installed into an environment of its own below build/environments, over the packages of this one, and
+verdicts are kept there. Of an environment that runs, the stored rows are compared with what it returned, and its
+actions with what it was given. One that Gymnasium itself cannot make is not counted.
 """
 
 import csv
@@ -23,7 +24,7 @@ HOME = ROOT / "build" / "environments"
 TABLE = ROOT / "benchmarks" / "environments.csv"
 PAGE = ROOT / "docs" / "environments.md"
 FRAMES = 1000
-SECONDS = 240
+SECONDS = 900
 LIMIT = 200  # steps an episode, where a refusal asks for a limit
 
 ADVICE = (
@@ -47,16 +48,17 @@ class Row:
 
 
 def main(words: list[str]) -> None:
-    """Try every row, print a line each as it is known, and write the page if none was left out."""
+    """Try every row, print a line each as it is known, and write the page."""
     rows = list(_rows())
-    tried = [row for row in rows if not words or any(word in f"{row.id} {row.package}" for word in words)]
-    for row in tried:
-        _try(row)
-        print(f"{row.id:40} {' '.join(row.advised):40} {row.verdict}", flush=True)
-        (HOME / "verdicts").mkdir(parents=True, exist_ok=True)
-        (HOME / "verdicts" / f"{re.sub(r'[^A-Za-z0-9.-]', '_', row.id)}.json").write_text(
-            json.dumps({"advised": row.advised, "verdict": row.verdict})
-        )
+    for row in rows:
+        kept = HOME / "verdicts" / f"{re.sub(r'[^A-Za-z0-9.-]', '_', row.id)}.json"
+        if any(word in f"{row.id} {row.package}" for word in words) or (not words and not kept.exists()):
+            _try(row)
+            print(f"{row.id:40} {' '.join(row.advised):40} {row.verdict}", flush=True)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps({"advised": row.advised, "verdict": row.verdict}))
+        elif kept.exists():
+            row.advised, row.verdict = json.loads(kept.read_text()).values()
     _write(rows)
 
 
@@ -121,7 +123,7 @@ def _python(package: str) -> str | None:
 
 
 def _install(python: str, package: str) -> bool:
-    words = [package.replace("sac_torchrl[", f"{ROOT}[")]  # this one, not the one of the registry
+    words = package.replace("sac_torchrl[", f"{ROOT}[").split()  # this one, not the one of the registry
     done = subprocess.run([python, "-m", "pip", "install", "-q", *words], capture_output=True, check=False)
     return done.returncode == 0
 
@@ -147,10 +149,6 @@ def _run(python: str, id: str, keys: dict[str, Any]) -> dict[str, str]:
 
 
 def _write(rows: list[Row]) -> None:
-    for row in rows:
-        path = HOME / "verdicts" / f"{re.sub(r'[^A-Za-z0-9.-]', '_', row.id)}.json"
-        if not row.verdict and path.exists():
-            row.advised, row.verdict = json.loads(path.read_text()).values()
     tried = [row for row in rows if row.verdict]
     made = [row for row in tried if not row.verdict.startswith("not made")]
     runs = [row for row in made if row.verdict.startswith("runs")]

@@ -20,6 +20,7 @@ from sac_torchrl.envs import generators, state as envstate
 from sac_torchrl.envs.findings import Kind
 from sac_torchrl.envs.resume_check import resume_finding
 from sac_torchrl.envs.tensors import TensorEnv
+from sac_torchrl.envs.torchrl import TorchRLEnv
 from sac_torchrl.errors import CheckpointError, EnvironmentFault, short
 from sac_torchrl.learner.finite import FiniteFlag
 from sac_torchrl.replay.buffer import layout, rows
@@ -65,7 +66,8 @@ class DirectExperience(Experience):
                 new = rows(batch, self._job.specs)
                 if not isinstance(self._env, GymWrapper):  # those are looked at one by one, at their edge
                     self._watch.see(value for value in new.values(True, True) if value.is_floating_point())
-                yield [Steps(new, batch["next", "done"].reshape(1, -1), slice(None))]
+                unknown = self._env.unknown if isinstance(self._env, TorchRLEnv) else None
+                yield [Steps(new, batch["next", "done"].reshape(1, -1), slice(None), unknown=unknown)]
                 if self._cutting:
                     self._store(self._n_step.cut())
                     with generators.preserve():

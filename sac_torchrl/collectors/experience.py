@@ -41,13 +41,15 @@ class Steps:
 
     `rows` `(steps * n,)`, one step after the other, are what the buffer stores; `done` `(steps, n)` is true where an
     episode ended; `environments` are the indices of the `n` environments; `policy_lag` is the mean number of stored
-    frames that the acting policy had not been trained on.
+    frames that the acting policy had not been trained on. The rows of one step where `unknown` `(n,)` end an episode
+    and do not hold what it ended with: they are counted, and not stored.
     """
 
     rows: TensorDictBase
     done: Tensor
     environments: slice | Tensor
     policy_lag: float = 0.0
+    unknown: Tensor | None = None
 
     def first(self, frames: int) -> "Steps":
         """As many of these steps as make that many frames, or all."""
@@ -198,7 +200,11 @@ class Experience(ABC):
         new = len(steps.rows)
         if not new:
             return
-        if self._job.specs.n_steps == 1:
+        if steps.unknown is not None:
+            indices, known = torch.arange(new, device=steps.unknown.device), ~steps.unknown
+            self._store(self._n_step.cut(indices[steps.unknown]))
+            self._store(self._n_step(steps.rows[known], steps.done[0, known], indices[known]))
+        elif self._job.specs.n_steps == 1:
             self._store(steps.rows)
         else:
             for rows, done in zip(steps.rows.split(steps.done.shape[1]), steps.done, strict=True):

@@ -54,6 +54,8 @@ class Policy:
         ignore, observed = saved.env["ignore"], saved.mask is MaskSource.observation
         self.takes_mask = saved.mask not in (MaskSource.none, MaskSource.observation)
         self.leaves = leaves_of(self.spec.observation, [*ignore, MASK] if observed else ignore)
+        if (keys := saved.variant["actor_keys"]) is not None:
+            self.leaves = [leaf for leaf in self.leaves if leaf.name in keys]
         if saved.mask is not MaskSource.none:
             self.leaves.append(mask_leaf(self.spec.action, observed=observed))
         bins = saved.env.get("bins")

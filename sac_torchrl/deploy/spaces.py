@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from torchrl.data import Bounded, Categorical, TensorSpec
+from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, TensorSpec
 
 from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.config import EnvConfig
@@ -100,6 +100,10 @@ def agent_specs(
 
 
 def _agent_space(spec: TensorSpec) -> spaces.Space[Any]:
+    if isinstance(spec, Composite):
+        return spaces.Dict({str(name): _agent_space(leaf) for name, leaf in spec.items()})
+    if isinstance(spec, MultiCategorical):
+        return spaces.MultiDiscrete([int(count) for count in spec.nvec])
     if isinstance(spec, Categorical):
         return spaces.Discrete(int(spec.space.n))
     bound = 1.0 if isinstance(spec, Bounded) else np.inf

@@ -24,7 +24,7 @@ def adapt_action(
     if bins is not None and not isinstance(space, Box):
         raise ConfigError(f"env.bins={bins}: the action space of env.id={id} is {short(space)}, not a Box: give null.")
     if bounds is not None:
-        space = _bounded(space, id, bounds)
+        space = bounded(space, id, bounds)
     if isinstance(space, Discrete):
         return _discrete(space, id)
     if isinstance(space, (MultiDiscrete, MultiBinary)) and len(space.shape) == 1 and space.shape[0] > 0:
@@ -69,7 +69,8 @@ def _sensible(space: Box) -> Any:
     return (np.abs(space.low.astype(np.float64)) <= SENSIBLE) & (np.abs(space.high.astype(np.float64)) <= SENSIBLE)
 
 
-def _bounded(space: Space[Any], id: str, bounds: tuple[float, float]) -> Space[Any]:
+def bounded(space: Space[Any], id: str, bounds: tuple[float, float]) -> Box:
+    """The Box with `bounds` where it has none; raises ConfigError where it has its own."""
     if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating) or _sensible(space).all():
         raise ConfigError(
             f"env.bounds={list(bounds)}: the actions of env.id={id}, {short(space)}, have bounds of their own: "

@@ -13,10 +13,11 @@ from torchrl.envs import EnvBase, SerialEnv
 
 from sac_torchrl.envs import dmc
 from sac_torchrl.envs.adapter import SpaceAdapter, TolerateFaults, say_where
+from sac_torchrl.envs.autoreset import AutoresetEnv
 from sac_torchrl.envs.contained import Contained
 from sac_torchrl.envs.ends import refuse_endless
 from sac_torchrl.envs.gymnasium import open_gymnasium
-from sac_torchrl.envs.handed import Make, VectorAdapter, find_make, is_batched, made_id, open_made
+from sac_torchrl.envs.handed import Kind, Make, VectorAdapter, find_make, kind_of, made_id, open_made
 from sac_torchrl.envs.masks import MaskSource
 from sac_torchrl.envs.plugins import load_plugins, wrap
 from sac_torchrl.envs.simulators import SIMULATORS, open_simulator
@@ -38,7 +39,8 @@ class EnvConfig:
     its episode, for up to `faults` steps of an environment; the next one ends the run.
 
     In Python `make` is called for the environments instead, with `kwargs`: it returns a Gymnasium environment, a vector
-    environment or an environment of TorchRL, batched or not. It is not saved; config.yaml says what it was called.
+    environment, an environment of TorchRL, batched or not, or a simulator with the interface of Isaac Lab and MJLab. It
+    is not saved; config.yaml says what it was called.
     """
 
     id: str = field("Pendulum-v1", "Gymnasium's id, or dmc/, torch/, brax/, playground/ or envpool/ and a task")
@@ -81,7 +83,7 @@ class EnvConfig:
         One without a time limit is also played with random actions, and refused where no episode ends.
         """
         self._check(self.count)
-        env = self.build(count=1)
+        env = self.build(count=self.count if self._kind() is not Kind.one else 1)
         try:
             if torch.get_default_dtype() != torch.float32:  # a plugin may have set it
                 raise ConfigError(
@@ -91,7 +93,7 @@ class EnvConfig:
                 )
             if not self.in_one:
                 refuse_endless(env, self.id)
-            elif self._make() is not None and (together := env.batch_size[0]) not in (1, self.count):
+            elif (together := env.batch_size[0]) != self.count:
                 raise ConfigError(
                     f"env.count={self.count}: env.id={self.id} makes {together} environments together: give "
                     f"env.count={together}."
@@ -129,7 +131,7 @@ class EnvConfig:
         if self.id.startswith(SIMULATORS):
             load_plugins(self.plugins)
             env = open_simulator(self.id, count, device or torch.device("cpu"), render_mode=render_mode)
-        elif (make := self._make()) is not None and is_batched(make, self.id, self.kwargs):
+        elif (make := self._make()) is not None and self._kind() is not Kind.one:
             env = self._handed(make, count)
         else:
             env = wrapped(
@@ -142,8 +144,13 @@ class EnvConfig:
     @property
     def in_one(self) -> bool:
         """Whether the environments are one batch of tensors or one pool, which no worker can hold a part of."""
+        return self._kind() is not Kind.one
+
+    def _kind(self) -> Kind:
+        if self.id.startswith(SIMULATORS):
+            return Kind.together
         make = self._make()
-        return self.id.startswith(SIMULATORS) or (make is not None and is_batched(make, self.id, self.kwargs))
+        return Kind.one if make is None else kind_of(make, self.id, self.kwargs, single=self.single)
 
     def open(self, render_mode: str | None = None, *, tolerate_faults: bool = False) -> gym.Env[Any, Any]:
         """Open one Gymnasium environment with its adapter, after importing the plugins.
@@ -181,20 +188,21 @@ class EnvConfig:
         return TolerateFaults(env, self.faults) if tolerate_faults and self.faults else env
 
     def _check(self, count: int) -> None:
-        unused: tuple[str, ...] = (
-            ("kwargs", "wrappers", "ignore", "reward_weights", "bounds", "single") if self.in_one else ()
-        )
+        kind = self._kind()
+        unused = {"kwargs", "wrappers", "ignore", "reward_weights", "bounds", "single"} if self.in_one else set[str]()
         if self._make() is not None:
-            unused = tuple(key for key in unused if key not in ("kwargs", "ignore"))
+            unused -= {"kwargs", "ignore"}
+        if kind is Kind.autoreset:
+            unused -= {"bounds", "single"}
         check(
             replace(self, count=count),
             "env",
             *(
                 (not getattr(self, key), f"env.{key}={getattr(self, key)}: env.id={self.id} takes none: leave it out.")
-                for key in unused
+                for key in sorted(unused)
             ),
             (
-                not self.single or count == 1,
+                not self.single or count == 1 or kind is Kind.autoreset,
                 f"env.single=true: only one can be open, and {count} are needed: give env.count=1.",
             ),
             (
@@ -241,7 +249,9 @@ class EnvConfig:
 
     def _handed(self, make: Make, count: int) -> EnvBase:
         """Environments that a function makes together, or `count` times one of TorchRL's."""
-        made = open_made(make, self.id, self.kwargs)
+        made = open_made(make, self.id, self.kwargs, single=self.single)
+        if self._kind() is Kind.autoreset:
+            made = AutoresetEnv(made, self.id, bounds=self.bounds, keep_open=self.single)
         if isinstance(made, VectorEnv):
             return wrapped(VectorAdapter(made, self.id, ignore=self.ignore))
         if not made.batch_size:

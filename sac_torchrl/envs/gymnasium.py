@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from sac_torchrl.envs.autoreset import resets_itself
 from sac_torchrl.envs.dmc import known_tasks
 from sac_torchrl.envs.quiet import quiet
 from sac_torchrl.errors import ConfigError, nearest, short
@@ -38,7 +39,7 @@ def open_gymnasium(
     options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
         with quiet(mujoco="mujoco" in entry):
-            return gym.make(id, limit, disable_env_checker=True, **options, **arguments)
+            made = gym.make(id, limit, disable_env_checker=True, **options, **arguments)
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         family = entry.removeprefix("gymnasium.envs.").partition(".")[0].partition(":")[0]
         extra = _EXTRAS.get(family, f"gymnasium[{family}]") if entry.startswith("gymnasium.envs.") else None
@@ -50,6 +51,13 @@ def open_gymnasium(
         raise ConfigError(
             f"env.id={id} cannot be made: {type(error).__name__}: {short(_without_kwargs(error))}{_advice(error)}"
         ) from error
+    if resets_itself(made):
+        made.close()
+        raise ConfigError(
+            f"env.id={id} steps many environments at once: make it by a function, EnvConfig(make=...), or register "
+            "that in a plugin with sac_torchrl.register(ID, make)."
+        )
+    return made
 
 
 def _nearest_id(id: str) -> str:

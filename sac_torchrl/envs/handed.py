@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 import gymnasium as gym
@@ -11,23 +12,36 @@ from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 from torchrl.envs import EnvBase
 
 from sac_torchrl.envs.actions import adapt_action
+from sac_torchrl.envs.autoreset import resets_itself
 from sac_torchrl.envs.observations import adapt_observation
 from sac_torchrl.envs.vector import AgentVectorEnv, put
 from sac_torchrl.errors import ConfigError, EnvironmentFault, short
 
 Make = Callable[..., Any]
 
+
+class Kind(Enum):
+    """What a function makes: one environment, several together, or a simulator that resets its environments itself."""
+
+    one = "one"
+    together = "together"
+    autoreset = "autoreset"
+
+
 # The ids of EnvConfig(make=...), which say in config.yaml what made the environment.
 MADE = "python/"
 
 _registered: dict[str, Make] = {}
-_kinds: dict[Make, type] = {}
+_kinds: dict[Make, Kind] = {}
+# Simulators of env.single=true: one in this process, as long as it lasts.
+_kept: dict[Make, Any] = {}
 
 
 def register(id: str, make: Make) -> None:
     """Have `env.id=ID` call `make(**env.kwargs)`; a module that does so is named as a plugin on the command line.
 
-    `make` returns a Gymnasium environment, a Gymnasium vector environment or an environment of TorchRL.
+    `make` returns a Gymnasium environment, a Gymnasium vector environment, an environment of TorchRL, or a simulator
+    with the interface of Isaac Lab and MJLab.
     """
     _registered[id] = make
 
@@ -51,8 +65,13 @@ def find_make(id: str, make: Make | None) -> Make | None:
     return make or _registered.get(id)
 
 
-def open_made(make: Make, id: str, arguments: dict[str, Any]) -> Any:
-    """What `make` returns; raises ConfigError for what is no environment of one agent, whatever `make` raises."""
+def open_made(make: Make, id: str, arguments: dict[str, Any], *, single: bool = False) -> Any:
+    """What `make` returns; raises ConfigError for what is no environment of one agent, whatever `make` raises.
+
+    Where `single`, a simulator that resets itself is made once and kept.
+    """
+    if make in _kept:
+        return _kept[make]
     try:
         made = make(**arguments)
     except Exception as error:
@@ -60,10 +79,15 @@ def open_made(make: Make, id: str, arguments: dict[str, Any]) -> Any:
     # A SerialEnv that was not started yet hangs when an attribute that it does not have is read.
     if vars(made).get("group_map") if isinstance(made, EnvBase) else hasattr(made, "possible_agents"):
         raise ConfigError(f"env.id={id}: {type(made).__name__} is of several agents, and SAC here trains one.")
+    if resets_itself(made) and not isinstance(made, VectorEnv):
+        _kinds[make] = Kind.autoreset
+        if single:
+            _kept[make] = made
+        return made
     if not isinstance(made, (gym.Env, VectorEnv, EnvBase)):
         raise ConfigError(
             f"env.id={id}: what made it returned {short(repr(made))}: return an environment of Gymnasium, a vector "
-            "environment of Gymnasium or an environment of TorchRL."
+            "environment of Gymnasium, an environment of TorchRL or a simulator such as Isaac Lab's."
         )
     if isinstance(made, VectorEnv) and made.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
         made.close()
@@ -71,17 +95,18 @@ def open_made(make: Make, id: str, arguments: dict[str, Any]) -> Any:
             f"env.id={id}: its vector environment resets itself, which hides final observations: make it with "
             "autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED."
         )
-    _kinds[make] = type(made)
+    _kinds[make] = Kind.one if isinstance(made, gym.Env) else Kind.together
     return made
 
 
-def is_batched(make: Make, id: str, arguments: dict[str, Any]) -> bool:
-    """Whether `make` returns more than one Gymnasium environment; calls it once to find out."""
+def kind_of(make: Make, id: str, arguments: dict[str, Any], *, single: bool) -> Kind:
+    """What `make` makes; calls it once to find out."""
     if make not in _kinds:
-        made = open_made(make, id, arguments)
-        if not (isinstance(made, EnvBase) and made.is_closed):  # a SerialEnv is closed until it is reset
+        made = open_made(make, id, arguments, single=single)
+        # A SerialEnv is closed until it is reset.
+        if make not in _kept and not (isinstance(made, EnvBase) and made.is_closed):
             made.close()
-    return not issubclass(_kinds[make], gym.Env)
+    return _kinds[make]
 
 
 def refuse_unpicklable(make: Make | None, id: str) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from gymnasium.spaces import Box
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import (
@@ -20,6 +21,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import step_mdp
 
 from sac_torchrl.envs.actions import SENSIBLE
+from sac_torchrl.envs.autoreset import AutoresetEnv
 from sac_torchrl.envs.observations import PICTURE_SIDE
 from sac_torchrl.errors import ConfigError, short
 
@@ -50,6 +52,7 @@ class TorchRLEnv(EnvBase):
         count = env.batch_size[0]
         self.observation_spec = Composite(observation=observation).expand((count,)).to(env.device)
         self._taken: TensorSpec = env.action_spec_unbatched
+        self.native_spaces = None, _native(env, self._taken)
         action: Any = _chosen(self._taken, id)
         self.action_spec = action.expand(count, *action.shape).to(env.device)
         self.reward_spec = Unbounded(shape=torch.Size([count, 1]), device=env.device)
@@ -57,6 +60,11 @@ class TorchRLEnv(EnvBase):
         self.done_spec = Composite(  # type: ignore[misc]  # TorchRL's metaclass hides its setter
             done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=torch.Size([count]), device=env.device
         )
+
+    @property
+    def unknown(self) -> Tensor | None:
+        """Bool `(count,)`: the environments truncated by the last step without a final observation; None: none."""
+        return self._inner.unknown if isinstance(self._inner, AutoresetEnv) else None
 
     def _find(self, ignore: list[str]) -> dict[Any, tuple[str, TensorSpec]]:
         found: dict[Any, tuple[str, TensorSpec]] = {}
@@ -119,6 +127,17 @@ class TorchRLEnv(EnvBase):
         if not self._inner.is_closed:
             self._inner.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+def _native(env: EnvBase, spec: TensorSpec) -> Box | None:
+    """The space of the actions that the environment takes, as one vector; None for those of the agent."""
+    if isinstance(env, AutoresetEnv):
+        return env.action_space
+    if not isinstance(spec, Bounded) or not spec.dtype.is_floating_point:
+        return None
+    bounds: Any = spec.space
+    low, high = (bound.cpu().reshape(-1).numpy() for bound in (bounds.low, bounds.high))
+    return Box(low, high, dtype=low.dtype.type)
 
 
 def _observed(spec: TensorSpec, id: str, name: str) -> TensorSpec:

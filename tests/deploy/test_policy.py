@@ -98,6 +98,13 @@ def assert_acts_as_trained(policy: sac.Policy) -> None:
             assert policy.spec.action.contains(action if single else action[0])
 
 
+def test_a_policy_of_some_leaves_needs_no_others(save: Save) -> None:
+    policy = sac.Policy.load(save("sac", "Leaves-v0", actor_keys=["place", "pair.0"], normalize=True))
+    observation = observations(policy.spec.observation, 1)[0]
+    some = {"place": observation["place"], "pair": observation["pair"][:1]}
+    assert np.array_equal(policy(some), policy(observation))
+
+
 def test_torch_comes_in_and_goes_out(save: Save) -> None:
     policy = sac.Policy.load(save("sac", "Uneven-v0"))
     rows = np.array(observations(policy.spec.observation, 4))

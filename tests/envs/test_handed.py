@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from runs import digest
 from tensordict import TensorDict
@@ -17,6 +18,7 @@ from torchrl.envs import EnvBase, GymEnv, SerialEnv, StepCounter, TransformedEnv
 import sac_torchrl
 from sac_torchrl import EnvConfig
 from sac_torchrl.cli.main import main
+from sac_torchrl.deploy.spaces import environment_spaces
 from sac_torchrl.envs.handed import register
 from sac_torchrl.errors import ConfigError
 
@@ -94,6 +96,9 @@ def test_torchrls_environments_are_adapted_at_the_edge(make: Any) -> None:
         "matrix": (torch.Size([4]), torch.float32),
         "phase": (torch.Size([]), torch.int64),
     }
+    observed, taken = environment_spaces(specs, config)  # those of a deployed policy
+    assert observed == Dict(matrix=Box(-np.inf, np.inf, (4,)), phase=Discrete(3))
+    assert taken == Box(-3.0, 1.0, (1,), np.float64) and taken.dtype == np.float64
     env = config.build(seed=0)
     limit = 3 if make is batched else 4
     root = env.reset()
