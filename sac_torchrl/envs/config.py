@@ -224,7 +224,7 @@ class EnvConfig:
                 f"env.bins={self.bins}: env.id={self.id} takes its own actions only: give null.",
             ),
             (
-                self.mask in (MaskSource.auto, MaskSource.none) or not self.in_one,
+                self.mask in (MaskSource.auto, MaskSource.none) or not self.id.startswith(SIMULATORS),
                 f"env.mask={self.mask.value}: masks of env.id={self.id} are not read: give auto.",
             ),
             (
@@ -253,8 +253,8 @@ class EnvConfig:
         if self._kind() is Kind.autoreset:
             made = AutoresetEnv(made, self.id, bounds=self.bounds, keep_open=self.single)
         if isinstance(made, VectorEnv):
-            return wrapped(VectorAdapter(made, self.id, ignore=self.ignore))
+            return wrapped(VectorAdapter(made, self.id, ignore=self.ignore, mask=self.mask))
         if not made.batch_size:
             made.close()
             made = SerialEnv(count, partial(make, **self.kwargs))
-        return TorchRLEnv(made, self.id, ignore=self.ignore)
+        return TorchRLEnv(made, self.id, ignore=self.ignore, mask=self.mask)

@@ -13,9 +13,11 @@ from torchrl.envs import EnvBase
 
 from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.autoreset import resets_itself
+from sac_torchrl.envs.masks import MaskSource, WrongMask, find_mask
 from sac_torchrl.envs.observations import adapt_observation
 from sac_torchrl.envs.vector import AgentVectorEnv, put
 from sac_torchrl.errors import ConfigError, EnvironmentFault, short
+from sac_torchrl.specs import MASK
 
 Make = Callable[..., Any]
 
@@ -120,16 +122,33 @@ def refuse_unpicklable(make: Make | None, id: str) -> None:
         ) from error
 
 
-class VectorAdapter(AgentVectorEnv):
-    """A Gymnasium vector environment without autoreset, at the agent's edge; raises EnvironmentFault."""
+class _First(gym.Env[Any, Any]):
+    """As much of the first of several environments as shows where its masks are."""
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], id: str, *, ignore: list[str]) -> None:
+    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
+        self.observation_space, self.action_space = envs.single_observation_space, envs.single_action_space
+        self.reset = envs.reset  # type: ignore[method-assign]
+
+
+class VectorAdapter(AgentVectorEnv):
+    """A Gymnasium vector environment without autoreset, at the agent's edge; raises EnvironmentFault.
+
+    Masks of legal actions are in the observation or in `info["action_mask"]` `(count, n)`.
+    """
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any], id: str, *, ignore: list[str], mask: MaskSource) -> None:
         self._envs, self._id = envs, id
         self.metadata = envs.metadata
         self.render_mode = envs.render_mode
         self.native_spaces = envs.single_observation_space, envs.single_action_space
-        observed, self._observed = adapt_observation(envs.single_observation_space, id, ignore)
         taken, self._taken = adapt_action(envs.single_action_space, id)
+        self._first = _First(envs)
+        self._mask = find_mask(self._first, id, mask, taken, ignore)
+        if self._mask is not None and self._mask.source is MaskSource.observation:
+            ignore = [*ignore, MASK]
+        observed, self._observed = adapt_observation(envs.single_observation_space, id, ignore)
+        if self._mask is not None:
+            observed = self._mask.with_leaf(observed, id)
         super().__init__(envs.num_envs, observed, taken)
 
     def close_extras(self, **options: Any) -> None:
@@ -138,23 +157,38 @@ class VectorAdapter(AgentVectorEnv):
 
     def _reset(self, seeds: list[int | None] | None, mask: Any) -> None:
         given: Any = seeds  # Gymnasium's declaration has no list
-        observations, _ = self._envs.reset(seed=given, options=None if mask.all() else {"reset_mask": mask})
-        self._see(observations)
+        observations, infos = self._envs.reset(seed=given, options=None if mask.all() else {"reset_mask": mask})
+        self._see(observations, infos, mask, terminated=np.zeros_like(mask))
 
     def _step(self, actions: Any) -> tuple[Any, Any, Any]:
         space = self._envs.single_action_space
         empty: Any = create_empty_array(space, self.num_envs)
         chosen = concatenate(space, [self._taken(action) for action in actions], empty)
-        observations, rewards, terminated, truncated, _ = self._envs.step(chosen)
+        observations, rewards, terminated, truncated, infos = self._envs.step(chosen)
         if not np.isfinite(rewards).all():
             raise EnvironmentFault(f"env.id={self._id} returned the rewards {short(rewards)}, not all finite.")
-        self._see(observations)
+        self._see(observations, infos, np.ones_like(terminated), terminated=terminated)
         return np.asarray(rewards, np.float64), terminated, truncated
 
-    def _see(self, observations: Any) -> None:
+    def _see(self, observations: Any, infos: Any, which: Any, *, terminated: Any) -> None:
+        """Take over what the environments of `which` `(count,)` observe."""
+        masks = infos.get(MASK)
         for number, observation in enumerate(iterate(self._envs.observation_space, observations)):
+            if not which[number]:
+                continue
             try:
-                put(self._observations, number, self._observed(observation))
+                seen = self._observed(observation)
+                if self._mask is not None:
+                    info = {} if masks is None else {MASK: masks[number]}
+                    legal = self._mask.read(self._first, observation, info, ended=terminated[number])
+                    seen = (seen if isinstance(seen, dict) else {"observation": seen}) | {
+                        MASK: self._mask.stored(legal)
+                    }
+                put(self._observations, number, seen)
+            except WrongMask as error:
+                raise EnvironmentFault(
+                    f"environment {number} of env.id={self._id} returned the mask {error}."
+                ) from error
             except (TypeError, ValueError) as error:
                 raise EnvironmentFault(
                     f"environment {number} of env.id={self._id} returned {short(repr(observation))}, {error}."

@@ -22,8 +22,11 @@ from torchrl.envs.utils import step_mdp
 
 from sac_torchrl.envs.actions import SENSIBLE
 from sac_torchrl.envs.autoreset import AutoresetEnv
+from sac_torchrl.envs.masks import MaskSource
 from sac_torchrl.envs.observations import PICTURE_SIDE
+from sac_torchrl.envs.vector import draw_legal
 from sac_torchrl.errors import ConfigError, short
+from sac_torchrl.specs import MASK
 
 # Counters of transforms, which are no observations.
 _COUNTED = {"step_count", "is_init", "episode_reward", "traj_ids"}
@@ -34,10 +37,11 @@ class TorchRLEnv(EnvBase):
 
     A leaf of numbers, of any dtype and shape, is a float32 vector, a discrete one stays as it is and a one-hot becomes
     its index. Of one leaf the key is `observation`; several are leaves below it by their names, joined by dots, without
-    those that `ignore` names and those that TorchRL's transforms count in. Raises ConfigError for other spaces.
+    those that `ignore` names and those that TorchRL's transforms count in. Of discrete actions the key `action_mask`,
+    as TorchRL's ActionMask has it, is the mask of legal ones. Raises ConfigError for other spaces.
     """
 
-    def __init__(self, env: EnvBase, id: str, *, ignore: list[str]) -> None:
+    def __init__(self, env: EnvBase, id: str, *, ignore: list[str], mask: MaskSource = MaskSource.auto) -> None:
         super().__init__(device=env.device, batch_size=env.batch_size)
         self._inner, self._id = env, id
         self._held: TensorDictBase | None = None
@@ -48,6 +52,9 @@ class TorchRLEnv(EnvBase):
             raise ConfigError(f"env.id={id}: its actions and rewards are {keys}, of several agents: give one of each.")
         self._leaves = self._find(ignore)
         specs = {name: _observed(spec, id, name) for name, spec in self._leaves.values()}
+        self._choices = self._mask_sizes(mask, id)
+        if self._choices:
+            specs[MASK] = Binary(sum(self._choices), dtype=torch.bool)
         observation = next(iter(specs.values())) if list(specs) == ["observation"] else Composite(specs)
         count = env.batch_size[0]
         self.observation_spec = Composite(observation=observation).expand((count,)).to(env.device)
@@ -65,6 +72,31 @@ class TorchRLEnv(EnvBase):
     def unknown(self) -> Tensor | None:
         """Bool `(count,)`: the environments truncated by the last step without a final observation; None: none."""
         return self._inner.unknown if isinstance(self._inner, AutoresetEnv) else None
+
+    def _mask_sizes(self, source: MaskSource, id: str) -> list[int]:
+        """How many values each of the masked actions has; none where there is no mask to use."""
+        spec: Any = self._inner.action_spec_unbatched
+        one = isinstance(spec, OneHot) or (isinstance(spec, Categorical) and not spec.shape)
+        sizes = [int(spec.space.n)] if one else [int(n) for n in getattr(spec, "nvec", ())]
+        place = next((leaf for name, leaf in self._leaves.values() if name == MASK), None)
+        if place is None or not sizes or source is MaskSource.none:
+            if source in (MaskSource.auto, MaskSource.none):
+                return []
+            raise ConfigError(
+                f"env.mask={source.value}: env.id={id} observes no {MASK} of discrete actions: give auto."
+            )
+        if source not in (MaskSource.auto, MaskSource.observation) or place.shape != (sum(sizes),):
+            raise ConfigError(
+                f"env.mask={source.value}: the masks of env.id={id} are its observation {tuple(place.shape)}, and its "
+                f"actions have {sum(sizes)} values: give env.mask=auto and a mask of as many, or env.mask=none."
+            )
+        return sizes
+
+    def rand_action(self, tensordict: Any = None) -> Any:
+        """Draw actions uniformly, from those that the mask in `tensordict` allows where there are masks."""
+        if tensordict is None or not self._choices:
+            return super().rand_action(tensordict)
+        return draw_legal(tensordict, self._choices, self.action_spec.shape)
 
     def _find(self, ignore: list[str]) -> dict[Any, tuple[str, TensorSpec]]:
         found: dict[Any, tuple[str, TensorSpec]] = {}
@@ -103,6 +135,8 @@ class TorchRLEnv(EnvBase):
 
     def _seen(self, tensordict: TensorDictBase) -> dict[str, Any]:
         leaves = {name: _observe(tensordict[key], spec) for key, (name, spec) in self._leaves.items()}
+        if self._choices:
+            leaves[MASK] = leaves[MASK].bool()
         return leaves if list(leaves) == ["observation"] else {"observation": leaves}
 
     def _act(self, action: Tensor) -> Tensor:

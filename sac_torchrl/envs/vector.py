@@ -48,13 +48,18 @@ class LeafWrapper(GymWrapper):
             return super().rand_action(tensordict)
         space = self._env.single_action_space
         sizes = [int(space.n)] if isinstance(space, Discrete) else space.nvec.tolist()
-        legal = legal_actions(mask, sum(sizes)).float().split_with_sizes(sizes, -1)
-        chosen = torch.cat([torch.multinomial(part, 1) for part in legal], -1)
-        return tensordict.set("action", chosen.reshape(self.action_spec.shape))
+        return draw_legal(tensordict, sizes, self.action_spec.shape)
 
     def read_obs(self, observations: Any) -> dict[str, Any]:
         """The tensors of what was observed."""
         return {"observation": as_tensors(observations)}
+
+
+def draw_legal(tensordict: Any, sizes: Sequence[int], shape: torch.Size) -> Any:
+    """Draw `action` uniformly from the actions, of so many values each, that the leaf `action_mask` allows."""
+    legal = legal_actions(tensordict.get(("observation", MASK)), sum(sizes)).float().split_with_sizes(list(sizes), -1)
+    chosen = torch.cat([torch.multinomial(part, 1) for part in legal], -1)
+    return tensordict.set("action", chosen.reshape(shape))
 
 
 def leaf_spec(space: Space[Any]) -> TensorSpec:

@@ -1,5 +1,7 @@
 """Masks from where environments have them to the leaf `action_mask`, checked at every step."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ import masked
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torchrl.envs import GymWrapper
 
 from sac_torchrl import Async, DiscreteSAC, EnvConfig, NetworkConfig, Processes, ReplayConfig, Storage
 from sac_torchrl.collectors.direct import Direct
@@ -115,6 +119,40 @@ def test_an_illegal_action_is_the_learners_fault(sizes: tuple[int, ...], illegal
     env.close()
 
 
+def vector(source: str, *sizes: int) -> Any:
+    one = partial(masked.Masked, source, sizes)
+    return SyncVectorEnv([one, one], autoreset_mode=AutoresetMode.DISABLED)
+
+
+def torchrl(*sizes: int) -> Any:
+    return GymWrapper(masked.Masked("observation", sizes), categorical_action_encoding=True)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes"),
+    [
+        (partial(vector, "info", 4), (4,)),
+        (partial(vector, "observation", 2, 3), (2, 3)),
+        (partial(vector, "info", *LARGE), LARGE),
+        (partial(torchrl, 4), (4,)),
+    ],
+)
+def test_environments_that_are_handed_over_have_masks(make: Any, sizes: tuple[int, ...], tmp_path: Path) -> None:
+    config = EnvConfig(make=make, count=2)
+    assert config.specs().mask is not None
+    take_legal_actions(config, Direct(), sizes, tmp_path)
+    assert replace(config, mask=MaskSource.none).specs().mask is None
+    with pytest.raises(ConfigError, match=r"env\.mask=method.*give env\.mask="):
+        replace(config, mask=MaskSource.method).specs()
+
+
+def test_a_wrong_mask_of_a_vector_environment_is_named() -> None:
+    one = partial(masked.Masked, "info", (5,), "length")
+    make = partial(SyncVectorEnv, [one, one], autoreset_mode=AutoresetMode.DISABLED)
+    with pytest.raises(EnvironmentFault, match=r"environment 0 .* returned the mask .*of shape \(4,\), not \(5,\)"):
+        EnvConfig(make=make, count=2).build(seed=0).rollout(5, auto_cast_to_device=False)
+
+
 @pytest.mark.parametrize(
     ("collector", "sizes"),
     [
@@ -127,8 +165,11 @@ def test_an_illegal_action_is_the_learners_fault(sizes: tuple[int, ...], illegal
     ids=str,
 )
 def test_collectors_take_legal_actions_only(collector: CollectorConfig, sizes: tuple[int, ...], tmp_path: Path) -> None:
+    take_legal_actions(plan(count=2, sizes=sizes), collector, sizes, tmp_path)
+
+
+def take_legal_actions(config: EnvConfig, collector: CollectorConfig, sizes: tuple[int, ...], tmp_path: Path) -> None:
     """Random ones, then the policy's: the environment itself fails at an illegal one."""
-    config = plan(count=2, sizes=sizes)
     specs = config.specs()
     agent = DiscreteSAC(network=NetworkConfig([8])).build(specs, device=CPU)
     buffer = ReplayConfig(storage=Storage.ram).build(tmp_path, specs, rows=240, batch_size=8, seed=0, device=CPU)
