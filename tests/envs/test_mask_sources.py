@@ -121,7 +121,8 @@ def test_an_illegal_action_is_the_learners_fault(sizes: tuple[int, ...], illegal
 
 def vector(source: str, *sizes: int) -> Any:
     one = partial(masked.Masked, source, sizes)
-    return SyncVectorEnv([one, one], autoreset_mode=AutoresetMode.DISABLED)
+    short = lambda: gym.wrappers.TimeLimit(one(), 5)  # noqa: E731
+    return SyncVectorEnv([one, short], autoreset_mode=AutoresetMode.DISABLED)
 
 
 def torchrl(*sizes: int) -> Any:
