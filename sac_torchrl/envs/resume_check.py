@@ -21,11 +21,10 @@ def resume_finding(plan: EnvConfig) -> tuple[Finding, bool]:
     env, other = (plan.build(seed=seed, count=1) for seed in (2, 3))
     try:
         other.reset()
-        root = env.step_mdp(env.rand_step(env.reset()))
         env.rollout(_PLAYED, auto_reset=True)
         root = env.reset()
         for _ in range(3):
-            root = env.step_mdp(env.rand_step(root))
+            _, root = env.step_and_maybe_reset(env.rand_action(root))
         try:
             state = decode(*encode(capture(env)))
         except TypeError as error:

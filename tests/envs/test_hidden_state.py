@@ -302,3 +302,20 @@ def test_a_saved_state_makes_no_object_of_foreign_code() -> None:
     enemies[0] |= {"class": "test_hidden_state:Enemy"}
     with pytest.raises(ValueError, match="has no method __class__"):
         restore(EnvConfig("Enemies-v0").build(), state)
+
+
+class Brief(Base):
+    """Episodes of two steps, and an error beyond their end."""
+
+    def step(self, action: Any) -> Any:
+        observed, reward, _, _, info = super().step(action)
+        assert self.time <= 2, "stepped beyond its end"
+        return observed, reward, self.time == 2, False, info
+
+    def seen(self) -> float:
+        return float(self.np_random.random())
+
+
+def test_no_episode_is_played_beyond_its_end() -> None:
+    finding, restorable = resume_finding(EnvConfig(make=Brief))
+    assert finding.kind is Kind.note and restorable
