@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from sac_torchrl.learner.learner import Learner as Learner, LearnerConfig as LearnerConfig, Order as Order
     from sac_torchrl.learner.precision import Precision as Precision
     from sac_torchrl.learner.rates import Schedule as Schedule
-    from sac_torchrl.replay.buffer import ReplayConfig as ReplayConfig, Storage as Storage
+    from sac_torchrl.replay.buffer import Hindsight as Hindsight, ReplayConfig as ReplayConfig, Storage as Storage
     from sac_torchrl.replay.offline import OfflineConfig as OfflineConfig
     from sac_torchrl.runs.callbacks import Stop as Stop
     from sac_torchrl.runs.checkpoint import CheckpointConfig as CheckpointConfig, Checkpoints as Checkpoints
@@ -102,6 +102,7 @@ _EXPORTS = {
     "Schedule": "sac_torchrl.learner.rates",
     "ReplayConfig": "sac_torchrl.replay.buffer",
     "Storage": "sac_torchrl.replay.buffer",
+    "Hindsight": "sac_torchrl.replay.buffer",
     "OfflineConfig": "sac_torchrl.replay.offline",
     "Stop": "sac_torchrl.runs.callbacks",
     "CheckpointConfig": "sac_torchrl.runs.checkpoint",

@@ -13,6 +13,9 @@ from sac_torchrl.errors import ConfigError
 # Key of the behavior policy's entropy, stored if Specs.entropy.
 ENTROPY = "entropy"
 
+# Key of a row's environment and the number of its episode there, stored if Specs.episodes.
+EPISODE = "episode"
+
 # Name of the observation's leaf that says which actions are legal.
 MASK = "action_mask"
 
@@ -41,7 +44,8 @@ class Specs:
     `action_mask`, if it is bool `(n,)` or the bits of that in uint8, is the mask of legal actions. `action` is a
     float32 vector `(n,)` in [-1, 1], the int64 index `()` of a discrete action, or the int64 indices `(n,)` of several.
     With `n_steps` above 1 a row holds the rewards of that many frames, discounted by `gamma`, as one. With `entropy`
-    a row holds the entropy, in nats, of the policy that chose its action. `observation_space` and `action_space` are
+    a row holds the entropy, in nats, of the policy that chose its action. With `episodes` a row holds its environment
+    and the number of its episode there, int32 `(2,)`. `observation_space` and `action_space` are
     the environment's own, null where they are the agent's.
     """
 
@@ -50,6 +54,7 @@ class Specs:
     n_steps: int = 1
     gamma: float = 0.99
     entropy: bool = False
+    episodes: bool = False
     observation_space: Space[Any] | None = None
     action_space: Space[Any] | None = None
 

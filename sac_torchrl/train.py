@@ -57,7 +57,14 @@ def train(
         torch.manual_seed(run.seeds.initialization)
         agent = cfg.agent(specs, device=run.device)
         learner = cfg.learner.build(agent, updates=cfg.updates)
-        buffer = cfg.buffer(specs, run.folder / "replay", seed=run.seeds.sampling, device=run.device)
+        goals = cfg.goals()
+        buffer = cfg.buffer(
+            specs,
+            run.folder / "replay",
+            seed=run.seeds.sampling,
+            device=run.device,
+            goals=goals and run.closing(goals),
+        )
         source = cfg.offline.build(buffer, offline, batch_size=cfg.batch_size, device=run.device)
         experience = run.closing(cfg.experience(agent.actor, buffer, specs, seed=run.seeds.environments))
         test_env = (

@@ -11,6 +11,7 @@ from sac_torchrl import (
     EnvConfig,
     EvaluationConfig,
     Execution,
+    Hindsight,
     LearnerConfig,
     NetworkConfig,
     ReplayConfig,
@@ -26,7 +27,7 @@ def configuration(folder: Path, id: str, *, ratio: float = 0.3, plugins: Sequenc
     """A run of 240 frames in two environments, with four checkpoints."""
     discrete = id.startswith(("CartPole", "Masked"))
     small = NetworkConfig([8])
-    plugins = {"Borrowing-v0": ["faulty"], "Masked-v0": ["masked"]}.get(id, plugins)
+    plugins = {"Borrowing-v0": ["faulty"], "Masked-v0": ["masked"], "Line-v0": ["goals"]}.get(id, plugins)
     return TrainConfig(
         variant=DiscreteSAC(network=small) if discrete else SAC(network=small),
         env=EnvConfig(id, 2, list(plugins)),
@@ -37,7 +38,7 @@ def configuration(folder: Path, id: str, *, ratio: float = 0.3, plugins: Sequenc
         log_every=36,
         device="cpu",
         learner=LearnerConfig(execution=Execution.eager),
-        replay=ReplayConfig(capacity=150),
+        replay=ReplayConfig(capacity=150, hindsight=Hindsight.future if id == "Line-v0" else Hindsight.none),
         evaluate=EvaluationConfig(every=100 if id == "Pendulum-v1" else FRAMES, episodes=1),
         checkpoint=CheckpointConfig(every=60),
         run=RunConfig(str(folder)),

@@ -15,7 +15,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.envs.config import EnvConfig
-from sac_torchrl.replay.n_step import NStep
+from sac_torchrl.replay.n_step import NStep, NumberedEpisodes
 from sac_torchrl.specs import Specs
 
 
@@ -80,7 +80,9 @@ class Experience(ABC):
         count, specs = job.env.count, job.specs
         self.frames = 0
         self._job = job
-        self._n_step = NStep(specs.n_steps, gamma=specs.gamma, count=count, device=device)
+        self._n_step: NStep = NStep(specs.n_steps, gamma=specs.gamma, count=count, device=device)
+        if specs.episodes:
+            self._n_step = NumberedEpisodes(count)
         # They stay on the device of the transitions and are read when they are logged: reading waits for the GPU.
         self._returns = torch.zeros(count, dtype=torch.float64, device=device)
         self._lengths = torch.zeros(count, dtype=torch.int64, device=device)
@@ -204,7 +206,7 @@ class Experience(ABC):
             indices, known = torch.arange(new, device=steps.unknown.device), ~steps.unknown
             self._store(self._n_step.cut(indices[steps.unknown]))
             self._store(self._n_step(steps.rows[known], steps.done[0, known], indices[known]))
-        elif self._job.specs.n_steps == 1:
+        elif self._job.specs.n_steps == 1 and not self._job.specs.episodes:
             self._store(steps.rows)
         else:
             for rows, done in zip(steps.rows.split(steps.done.shape[1]), steps.done, strict=True):

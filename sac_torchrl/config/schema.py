@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.fields import check, field
 from sac_torchrl.learner.learner import LearnerConfig
-from sac_torchrl.replay.buffer import ReplayConfig
+from sac_torchrl.replay.buffer import Hindsight, ReplayConfig
 from sac_torchrl.replay.offline import OfflineConfig
 from sac_torchrl.runs.checkpoint import CheckpointConfig
 from sac_torchrl.runs.device import resolve_device
@@ -43,6 +43,9 @@ from sac_torchrl.runs.schedule import ReplayRatio, StopConfig
 from sac_torchrl.runs.sinks import LogConfig
 from sac_torchrl.runs.snapshot import frames_in
 from sac_torchrl.specs import Specs
+
+if TYPE_CHECKING:
+    from sac_torchrl.envs.goals import Goals
 
 T = TypeVar("T", bound="TrainConfig")
 
@@ -136,6 +139,22 @@ class TrainConfig:
                 f"offline.dataset={self.offline.dataset}: it does not store the behavior policy's entropy; give "
                 "variant.entropy_penalty=0.",
             ),
+            *(
+                (not in_the_way, f"replay.hindsight=future: {why}")
+                for in_the_way, why in (
+                    (self.n_steps > 1, "a row of several frames has rewards of one goal; give n_steps=1."),
+                    (self.normalize, "goals would be normalized by other ones than are sampled; give normalize=false."),
+                    (
+                        self.offline.dataset is not None,
+                        "rows of a dataset have no episodes to take goals from; give offline.dataset=null.",
+                    ),
+                    (
+                        self.variant.needs_entropy,
+                        "the stored entropy is that of the policy with another goal; give variant.entropy_penalty=0.",
+                    ),
+                )
+                if self.replay.hindsight is not Hindsight.none
+            ),
             (
                 self.n_steps <= 1 or self.updates_after >= first,
                 f"n_steps={self.n_steps} with env.count={self.env.count}: give random_frames of at least {first}, or "
@@ -175,7 +194,36 @@ class TrainConfig:
     def specs(self) -> Specs:
         """The spaces of the environment and what a replay row spans; makes one environment, and closes it."""
         specs = self.env.specs()
-        return replace(specs, n_steps=self.n_steps, gamma=self.variant.gamma, entropy=self.variant.needs_entropy)
+        return replace(
+            specs,
+            n_steps=self.n_steps,
+            gamma=self.variant.gamma,
+            entropy=self.variant.needs_entropy,
+            episodes=self.replay.hindsight is not Hindsight.none,
+        )
+
+    def goals(self) -> "Goals | None":
+        """What computes the rewards of other goals, where rows are sampled with them; it holds an environment.
+
+        Raises ConfigError where that cannot be, or where the first update might come before an episode is finished.
+        """
+        if self.replay.hindsight is Hindsight.none:
+            return None
+        from sac_torchrl.envs.goals import Goals  # only where it is used
+
+        goals = Goals(self.env)
+        # In as many frames, and one more, some environment has begun a second episode.
+        longest = goals.limit * self.env.count
+        rows = min(self.replay.capacity, self.total_frames)
+        if self.updates_after >= longest and rows > longest:
+            return goals
+        goals.close()
+        raise ConfigError(
+            f"replay.hindsight=future draws rows of finished episodes, and the first may end after {longest} frames "
+            f"(env.count={self.env.count}, {goals.limit} steps each): give learning_starts of at least that, and more "
+            f"total_frames and replay.capacity (they are {self.updates_after}, {self.total_frames} and "
+            f"{self.replay.capacity})."
+        )
 
     def agent(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build the agent of the variant, with a normalizer of observations where one is wanted."""
@@ -183,10 +231,12 @@ class TrainConfig:
         agent = replace(build(), rebuild=build)
         return with_normalization(agent, specs, device=device) if self.normalize else agent
 
-    def buffer(self, specs: Specs, folder: Path, *, seed: int, device: torch.device) -> TensorDictReplayBuffer:
-        """Build the replay buffer, empty, with its files in `folder` where they are on disk."""
+    def buffer(
+        self, specs: Specs, folder: Path, *, seed: int, device: torch.device, goals: "Goals | None" = None
+    ) -> TensorDictReplayBuffer:
+        """Build the replay buffer, empty, with its files in `folder` where they are on disk; `goals` are of `goals()`."""
         return self.replay.build(
-            folder, specs, rows=self.total_frames, batch_size=self.batch_size, seed=seed, device=device
+            folder, specs, rows=self.total_frames, batch_size=self.batch_size, seed=seed, device=device, goals=goals
         )
 
     def experience(

@@ -28,6 +28,8 @@ def try_out(config: TrainConfig, specs: Specs) -> None:
         config.agent(specs, device=torch.device("cpu"))
         if config.evaluate.video or not config.env.in_one:
             _step_once(config.env, draw=config.evaluate.video)
+        if (goals := config.goals()) is not None:
+            goals.close()
     # A resumed run has its room already: its new rows take the place of the old ones.
     folder = None if config.run.saved() is not None else _existing(Path(config.run.folder or "runs"))
     config.replay.try_out(folder, specs, rows=config.total_frames, device=resolve_device(config.device))

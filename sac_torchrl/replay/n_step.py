@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from sac_torchrl.specs import SPAN
+from sac_torchrl.specs import EPISODE, SPAN
 
 
 class NStep:
@@ -114,6 +114,39 @@ class DelayedNStep(NStep):
     def cut(self, environments: slice | Tensor = slice(None)) -> TensorDictBase:
         """Raises NotImplementedError: episodes that are stepped in this process continue."""
         raise NotImplementedError("rows of several frames of tensor environments are not cut.")
+
+
+class NumberedEpisodes(NStep):
+    """Rows of one frame, each with its environment and the number of its episode there, in `episode` `(n, 2)`.
+
+    An episode ends with its last row, or where it is cut; the next row of the environment begins another.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__(1, gamma=1.0, count=count)
+        self._numbers = torch.zeros(count, dtype=torch.int32)
+        self._begins = torch.ones(count, dtype=torch.bool)
+
+    def __call__(self, rows: TensorDictBase, done: Tensor, environments: slice | Tensor) -> TensorDictBase:
+        """Number the rows of one frame, `(n,)`."""
+        self._numbers[environments] += self._begins[environments]
+        which = torch.arange(len(self._numbers), dtype=torch.int32)[environments]
+        self._begins[environments] = done
+        return rows.copy().set(EPISODE, torch.stack([which, self._numbers[environments]], -1))
+
+    def cut(self, environments: slice | Tensor = slice(None)) -> TensorDictBase:
+        """End the running episodes of the `environments`; no row is held back, `(0,)`."""
+        self._begins[environments] = True
+        return TensorDict(batch_size=[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of every environment's newest episode, and whether its next row begins another."""
+        return {"episodes": self._numbers.clone(), "begins": self._begins.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        self._numbers.copy_(state["episodes"])
+        self._begins.copy_(state["begins"])
 
 
 def _oldest_first(rows: TensorDictBase, wanted: Tensor) -> TensorDictBase:

@@ -1,0 +1,54 @@
+"""Toy environments of docs/results.md; a plugin: `PYTHONPATH=benchmarks ... env.plugins=[toys]`."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete
+from numpy.typing import NDArray
+
+
+class BitFlipping(gym.Env[Any, Any]):
+    """An action flips one of `bits`, each -1 or 1, and the episode ends where all are those of the goal.
+
+    The reward is -1 a step and 0 for the last one (Andrychowicz et al. 2017, arXiv 1707.01495, section 3.1).
+    """
+
+    def __init__(self, bits: int = 15) -> None:
+        bit = Box(-1, 1, (bits,), np.float32)
+        self.observation_space = Dict(observation=bit, achieved_goal=bit, desired_goal=bit)
+        self.action_space = Discrete(bits)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Draw bits and goal, which differ."""
+        super().reset(seed=seed)
+        self.bits = self.goal = self._draw()
+        while np.array_equal(self.bits, self.goal):
+            self.goal = self._draw()
+        return self._seen(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Flip a bit."""
+        self.bits = self.bits.copy()
+        self.bits[action] *= -1
+        done = bool(self.compute_terminated(self.bits, self.goal, {}))
+        return self._seen(), float(done) - 1.0, done, False, {"is_success": done}
+
+    def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: Any) -> NDArray[np.float64]:
+        """-1, or 0 where the goal is achieved, `(...)` for goals `(..., bits)`."""
+        reward: NDArray[np.float64] = self.compute_terminated(achieved_goal, desired_goal, info) - 1.0
+        return reward
+
+    def compute_terminated(self, achieved_goal: Any, desired_goal: Any, info: Any) -> NDArray[np.bool_]:
+        """Whether the goal is achieved, `(...)`."""
+        equal: NDArray[np.bool_] = np.all(achieved_goal == desired_goal, axis=-1)
+        return equal
+
+    def _draw(self) -> NDArray[np.float32]:
+        return self.np_random.choice(np.array([-1, 1], np.float32), self.action_space.n)
+
+    def _seen(self) -> dict[str, NDArray[np.float32]]:
+        return {"observation": self.bits, "achieved_goal": self.bits, "desired_goal": self.goal}
+
+
+gym.register("BitFlipping-v0", BitFlipping, max_episode_steps=15)
