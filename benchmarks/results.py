@@ -32,7 +32,7 @@ COLUMNS = ("run", "seed", "frames", "return_mean", "return_std", "length_mean")
 
 @dataclass(frozen=True)
 class Row:
-    """Runs of one command, and the frames at which the table has their returns."""
+    """Runs of one command, and the frames at which the table has their returns, or another `measure` of evaluations."""
 
     name: str
     environment: str
@@ -41,6 +41,7 @@ class Row:
     seeds: tuple[int, ...] = (0, 1, 2)
     table: str = "default"
     system: str = "default"
+    measure: str = "return_mean"
 
 
 HALFCHEETAH = "HalfCheetah-v5"
@@ -243,24 +244,26 @@ def make(row: Row, seed: int) -> None:
     recipe, *words = row.command.split()
     folder = MADE / f"{row.name}-{seed}"
     command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), *words, f"seed={seed}", f"run.folder={folder}"]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    path = os.pathsep.join([str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])  # for the toys
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path})
     new = not file_of(row).exists()
+    columns = COLUMNS if row.measure in COLUMNS else (*COLUMNS, row.measure)
     with file_of(row).open("a") as file:
         write = csv.writer(file, lineterminator="\n").writerow
         if new:
-            write(COLUMNS)
+            write(columns)
         for line in read(folder / "metrics.csv"):
             if line["eval/return_mean"]:
-                values = (line[f"eval/{name}"] for name in COLUMNS[3:])
+                values = (line[f"eval/{name}"] for name in columns[3:])
                 write([row.name, seed, line["frames"], *values])
     read.cache_clear()
 
 
 def curves(row: Row) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The frames `(n,)` at which all seeds of a row were evaluated, and their mean returns there, `(seeds, n)`."""
+    """The frames `(n,)` at which all seeds of a row were evaluated, and what it measures there, `(seeds, n)`."""
     lines = [line for line in read(file_of(row)) if line["run"] == row.name]
     seeds = [
-        {float(line["frames"]): float(line["return_mean"]) for line in lines if line["seed"] == str(seed)}
+        {float(line["frames"]): float(line[row.measure]) for line in lines if line["seed"] == str(seed)}
         for seed in row.seeds
     ]
     seeds = [seed for seed in seeds if seed]
@@ -318,6 +321,7 @@ def picture(path: Path, groups: dict[str, list[Row]], algorithm: str) -> None:
         axes.set_ylim(seen.min() - margin, seen.max() + margin)  # not as wide as the widest interval
         axes.set_title(environment, fontsize="medium")
         label_axes(axes)
+        axes.set_ylabel({"return_mean": "return"}.get(rows[0].measure, rows[0].measure))
         axes.legend(frameon=False, fontsize="x-small")
     figure.savefig(path)
 

@@ -104,6 +104,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         rows = min(self.replay.capacity, self.total_frames)
         first = self.n_steps * self.env.count
+        seen = self.variant.actor_keys, self.variant.critic_keys
         problem = ""
         try:
             resolve_device(self.device)
@@ -151,6 +152,11 @@ class TrainConfig:
                     (
                         self.variant.needs_entropy,
                         "the stored entropy is that of the policy with another goal; give variant.entropy_penalty=0.",
+                    ),
+                    (
+                        any("desired_goal" not in keys for keys in seen if keys is not None),
+                        "networks learn of goals that they do not see; add desired_goal to variant.actor_keys and "
+                        "variant.critic_keys.",
                     ),
                 )
                 if self.replay.hindsight is not Hindsight.none

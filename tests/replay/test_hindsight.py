@@ -172,6 +172,31 @@ def test_an_episode_ends_with_its_last_row_or_where_it_is_cut() -> None:
     assert numbers(False, False) == [[1, 2], [2, 3]]
 
 
+def test_environments_of_other_speeds_keep_their_order_in_a_ring_that_wraps() -> None:
+    """After every row of three environments, one of them slow, its episodes long: all pairs of rows and goals."""
+    random, speeds = np.random.default_rng(0), [0.6, 0.3, 0.1]
+    for capacity in (7, 20, 33):
+        sampler = EpisodeSampler(capacity, ratio=1)
+        sampler._rng = torch.Generator().manual_seed(0)
+        rows, episodes = list[tuple[int, int]](), [1, 1, 1]
+        for row in range(300):
+            lane = int(random.choice(3, p=speeds))
+            episodes[lane] += random.random() < speeds[lane] / 3
+            rows.append((lane, episodes[lane]))
+            sampler.note(torch.tensor([rows[-1]]), row)
+            held = range(max(0, len(rows) - capacity), len(rows))
+            finished = [one for one in held if rows[one][1] < episodes[rows[one][0]]]
+            if finished:
+                index, info = sampler.sample(None, 64)
+                drawn = set(zip(index.tolist(), info["goal"].tolist(), strict=True))
+                pairs = ((one, other) for one in finished for other in held if other >= one)
+                same = {(one % capacity, other % capacity) for one, other in pairs if rows[one] == rows[other]}
+                assert drawn <= same
+            else:
+                with pytest.raises(EnvironmentFault):
+                    sampler.sample(None, 64)
+
+
 def test_nothing_is_drawn_before_an_episode_is_finished() -> None:
     sampler = EpisodeSampler(10, ratio=0.5)
     sampler._rng = torch.Generator()
@@ -221,6 +246,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "priorities": ("Line-v0", {"replay": {"prioritized": True}}, "replay.hindsight=future: .*replay.prioritized=false"),
     "normalization": ("Line-v0", {"normalize": True}, "replay.hindsight=future: .*normalize=false"),
     "a dataset": ("Line-v0", {"offline": {"dataset": "line/x-v0"}}, "replay.hindsight=future: .*offline.dataset=null"),
+    "unseen goals": (
+        "Line-v0",
+        {"variant": {"critic_keys": ["observation"]}},
+        "add desired_goal to variant.actor_keys",
+    ),
     "early updates": ("Line-v0", {"learning_starts": 17}, "may end after 18 frames .*learning_starts of at least that"),
     "few rows": ("Line-v0", {"replay": {"capacity": 18}}, r"may end after 18 frames .*\(they are 40, 240 and 18\)"),
 }
