@@ -240,7 +240,7 @@ class TrainConfig:
     def buffer(
         self, specs: Specs, folder: Path, *, seed: int, device: torch.device, goals: "Goals | None" = None
     ) -> TensorDictReplayBuffer:
-        """Build the replay buffer, empty, with its files in `folder` where they are on disk; `goals` are of `goals()`."""
+        """Build the replay buffer, empty, with its files in `folder` where they are on disk, for what `goals` made."""
         return self.replay.build(
             folder, specs, rows=self.total_frames, batch_size=self.batch_size, seed=seed, device=device, goals=goals
         )
