@@ -57,14 +57,8 @@ def train(
         torch.manual_seed(run.seeds.initialization)
         agent = cfg.agent(specs, device=run.device)
         learner = cfg.learner.build(agent, updates=cfg.updates)
-        goals = cfg.goals()
-        buffer = cfg.buffer(
-            specs,
-            run.folder / "replay",
-            seed=run.seeds.sampling,
-            device=run.device,
-            goals=goals and run.closing(goals),
-        )
+        replay = run.folder / "replay"
+        buffer = cfg.buffer(specs, replay, seed=run.seeds.sampling, device=run.device, parts=run.parts)
         source = cfg.offline.build(buffer, offline, batch_size=cfg.batch_size, device=run.device)
         experience = run.closing(cfg.experience(agent.actor, buffer, specs, seed=run.seeds.environments))
         test_env = (

@@ -1,6 +1,7 @@
 """The whole configuration of a run as one dataclass."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -238,9 +239,15 @@ class TrainConfig:
         return with_normalization(agent, specs, device=device) if self.normalize else agent
 
     def buffer(
-        self, specs: Specs, folder: Path, *, seed: int, device: torch.device, goals: "Goals | None" = None
+        self, specs: Specs, folder: Path, *, seed: int, device: torch.device, parts: ExitStack
     ) -> TensorDictReplayBuffer:
-        """Build the replay buffer, empty, with its files in `folder` where they are on disk, for what `goals` made."""
+        """Build the replay buffer, empty, with its files in `folder` where they are on disk.
+
+        Hindsight opens an environment, which `parts` closes.
+        """
+        goals = self.goals()
+        if goals is not None:
+            parts.callback(goals.close)
         return self.replay.build(
             folder, specs, rows=self.total_frames, batch_size=self.batch_size, seed=seed, device=device, goals=goals
         )
