@@ -73,7 +73,8 @@ class Contained:
         *handlers, grad, dtype, threads, silent = self._before
         if handlers != list(after[: len(handlers)]) and threading.current_thread() is threading.main_thread():
             for number, handler in zip(STOPPING, handlers, strict=True):
-                signal.signal(number, handler)
+                if handler is not None:  # one that Python did not install
+                    signal.signal(number, handler)
             _tell(self._id, "installed handlers of signals, which would keep the run from being stopped")
         others: tuple[tuple[str, Any, Any, Callable[[Any], object]], ...] = (
             ("grad mode", grad, after[-4], torch.set_grad_enabled),
