@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from typing import Any, cast
 
 import gymnasium as gym
@@ -55,6 +56,13 @@ class Silence(_InStep):
 
     def mischief(self) -> None:
         logging.disable(logging.CRITICAL)
+
+
+class Warnings(_InStep):
+    WHERE = "reset"
+
+    def mischief(self) -> None:
+        warnings.filterwarnings("error", category=UserWarning)
 
 
 class Handlers(_InStep):

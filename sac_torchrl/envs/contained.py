@@ -4,6 +4,7 @@ import importlib
 import logging
 import signal
 import threading
+import warnings
 from collections.abc import Callable
 from functools import cache
 from types import TracebackType
@@ -40,7 +41,8 @@ class Contained:
     """Run the environment `id` in the block, and restore what it changes of the process.
 
     That is the handlers of signals that stop a run, grad mode, the default dtype, the number of threads, the level
-    below which logging is silent, and torch's generator where it is seeded. Each is logged once.
+    below which logging is silent, filters that turn warnings into errors, and torch's generator where it is seeded.
+    Each is logged once.
     """
 
     __slots__ = ("_before", "_generator", "_id", "_seed")
@@ -70,12 +72,16 @@ class Contained:
             self._put_back(after)
 
     def _put_back(self, after: tuple[Any, ...]) -> None:
-        *handlers, grad, dtype, threads, silent = self._before
+        *handlers, filters, grad, dtype, threads, silent = self._before
         if handlers != list(after[: len(handlers)]) and threading.current_thread() is threading.main_thread():
             for number, handler in zip(STOPPING, handlers, strict=True):
                 if handler is not None:  # one that Python did not install
                     signal.signal(number, handler)
             _tell(self._id, "installed handlers of signals, which would keep the run from being stopped")
+        new = max(0, len(warnings.filters) - filters)
+        if any(one[0] == "error" for one in warnings.filters[:new]):  # as warnings.filterwarnings inserts them
+            warnings.filters[:new] = [one for one in warnings.filters[:new] if one[0] != "error"]  # type: ignore[index]
+            _tell(self._id, "turned warnings into errors, those of other packages too")
         others: tuple[tuple[str, Any, Any, Callable[[Any], object]], ...] = (
             ("grad mode", grad, after[-4], torch.set_grad_enabled),
             ("torch's default dtype", dtype, after[-3], torch.set_default_dtype),
@@ -91,6 +97,7 @@ class Contained:
 def _state() -> tuple[Any, ...]:
     return (
         *map(_handler, STOPPING),
+        len(warnings.filters),
         torch.is_grad_enabled(),
         torch.get_default_dtype(),
         torch.get_num_threads(),

@@ -13,6 +13,7 @@ from torchrl.envs import EnvBase
 
 from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.autoreset import resets_itself
+from sac_torchrl.envs.contained import Contained
 from sac_torchrl.envs.masks import MaskSource, WrongMask, find_mask
 from sac_torchrl.envs.observations import adapt_observation
 from sac_torchrl.envs.vector import AgentVectorEnv, put
@@ -75,7 +76,8 @@ def open_made(make: Make, id: str, arguments: dict[str, Any], *, single: bool = 
     if make in _kept:
         return _kept[make]
     try:
-        made = make(**arguments)
+        with Contained(id):
+            made = make(**arguments)
     except Exception as error:
         raise ConfigError(f"env.id={id} cannot be made: {type(error).__name__}: {short(error)}") from error
     # A SerialEnv that was not started yet hangs when an attribute that it does not have is read.

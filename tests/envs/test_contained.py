@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def short_run(folder: Path, id: str, **changes: Any) -> Any:
 
 def state() -> tuple[Any, ...]:
     handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)]
-    return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads(), handlers, logging.root.disabled
+    settings = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads(), handlers
+    return *settings, logging.root.disabled, list(warnings.filters)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,7 @@ def state() -> tuple[Any, ...]:
         ("Dtype", "default dtype"),
         ("Threads", "number of threads"),
         ("Silence", "logging"),
+        ("Warnings", "warnings"),
         ("Handlers", "handlers of signals"),
     ],
 )
