@@ -1,6 +1,7 @@
 """Trains on one environment and compares what is stored with what it returned: `environment_trial.py ID KEYS FRAMES`.
 
-KEYS are those of EnvConfig as JSON. Prints one line of JSON: `verdict` is runs, refused or failed.
+KEYS are those of EnvConfig as JSON, `make` a function of environment_makers. Prints one line of JSON: `verdict` is
+runs, refused, unmade (Gymnasium itself cannot make it either) or failed.
 """
 
 import json
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import environment_makers
 import gymnasium as gym
 import numpy as np
 import torch
@@ -19,28 +21,37 @@ from torchrl.data import Categorical
 
 import sac_torchrl as sac
 import sac_torchrl.envs.config as envs
+from sac_torchrl.envs import contained
 from sac_torchrl.errors import ConfigError, SacError
+from sac_torchrl.specs import MASK, legal_actions
 
 
 class Recorder(gym.Wrapper[Any, Any, Any, Any]):
     """Keeps what the environment was given and returned: one entry a step, and the observation of before."""
 
-    log: list[tuple[Any, Any, Any, Any, bool, bool]] = []  # noqa: RUF012 - one for the environment that is trained on
+    log: list[tuple[Any, Any, Any, Any, bool, Any, Any]] = []  # noqa: RUF012 - one for the environment that is trained on
 
     def reset(self, **options: Any) -> Any:
         """Start an episode."""
         result = self.env.reset(**options)
-        self.seen = np.copy(result[0]) if isinstance(result[0], np.ndarray) else _copied(result[0])
+        self.seen, self.legal = _copied(result[0]), self._mask(*result)
         return result
 
     def step(self, action: Any) -> Any:
         """Take an action."""
         given = np.copy(action)
-        observation, reward, terminated, truncated, _ = result = self.env.step(action)
-        after = _copied(observation)
-        Recorder.log.append((self.seen, given, after, np.copy(reward), bool(terminated), bool(truncated)))
-        self.seen = after
+        observation, reward, terminated, _, info = result = self.env.step(action)
+        after, legal = _copied(observation), self._mask(observation, info)
+        Recorder.log.append((self.seen, given, after, np.copy(reward), bool(terminated), self.legal, legal))
+        self.seen, self.legal = after, legal
         return result
+
+    def _mask(self, observation: Any, info: Any) -> Any:
+        if isinstance(observation, dict) and MASK in observation:
+            return np.copy(observation[MASK])
+        if self.env.has_wrapper_attr("action_masks"):
+            return np.copy(self.env.get_wrapper_attr("action_masks")())
+        return np.copy(info[MASK]) if MASK in info else None
 
 
 def _copied(observation: Any) -> Any:
@@ -67,19 +78,22 @@ def _leaves(observation: Any, space: Any, path: tuple[str, ...] = ()) -> Iterato
 def main(id: str, keys: dict[str, Any], frames: int) -> dict[str, str]:
     """Train for a while; the verdict and a line."""
     said: list[str] = []
+    undone: list[str] = []  # what the environment did to the process
 
     class Said(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
+            (undone if record.name == contained.__name__ else said).append(record.getMessage())
 
     logging.getLogger("sac_torchrl").addHandler(Said(logging.WARNING))
     if "bounds" in keys:
         keys["bounds"] = tuple(keys["bounds"])
+    if "make" in keys:
+        keys["make"] = getattr(environment_makers, keys["make"])
     config = sac.EnvConfig(id, **keys)
     try:
         specs = config.specs()
     except ConfigError as error:
-        return {"verdict": "refused", "line": str(error)}
+        return {"verdict": _refused(id, keys, str(error)), "line": str(error)}
     adapter = envs.SpaceAdapter
     opened: list[Any] = []
 
@@ -110,19 +124,37 @@ def main(id: str, keys: dict[str, Any], frames: int) -> dict[str, str]:
     if wrong or said:
         return {"verdict": "failed", "line": f"failed: {wrong or said[0]}"}
     seen = ", ".join(" ".join([*key[1:], str(tuple(leaf.shape))]) for key, leaf in specs.leaves.items())
-    return {"verdict": "runs", "line": f"runs; {seen if len(seen) < 90 else f'{len(specs.leaves)} leaves'}"}
+    seen = seen if len(seen) < 90 else f"{len(specs.leaves)} leaves"
+    return {"verdict": "runs", "line": "; ".join(["runs", seen, *undone])}
+
+
+def _refused(id: str, keys: dict[str, Any], line: str) -> str:
+    if "cannot be made" in line:
+        try:
+            gym.make(id, **keys.get("kwargs", {})).close()
+        except Exception:  # noqa: BLE001 - whatever its constructor raises
+            return "unmade"
+    return "refused"
 
 
 def _compare(rows: Any, env: Any, config: Any, specs: Any) -> str:
     if len(rows) != len(Recorder.log):
         return f"{len(rows)} rows of {len(Recorder.log)} steps"
-    for number, (before, action, after, reward, terminated, _) in enumerate(Recorder.log):
+    for number, (before, action, after, reward, terminated, *masks) in enumerate(Recorder.log):
         row = rows[number]
-        for came, columns in ((before, row["observation"]), (after, row["next", "observation"])):
+        for came, legal, columns in zip(
+            (before, after), masks, (row["observation"], row["next", "observation"]), strict=True
+        ):
             leaves = dict(_leaves(came, env.observation_space))
             for key in specs.leaves:
                 stored = columns if len(key) == 1 else columns[key[1]]
-                raw = np.asarray(leaves[key[1] if len(key) > 1 else ""]).astype(stored.numpy().dtype)
+                if specs.mask is not None and key[-1] == MASK:
+                    if not np.array_equal(legal_actions(stored, len(legal)).numpy(), legal.astype(bool)):
+                        return f"row {number} holds another mask"
+                    continue
+                raw = np.asarray(leaves[key[1] if len(key) > 1 and key[1] in leaves else ""]).astype(
+                    stored.numpy().dtype
+                )
                 if not np.array_equal(stored.numpy().reshape(-1), raw.reshape(-1)):
                     return f"row {number} holds another {'.'.join(key)}"
         weights = config.reward_weights

@@ -42,7 +42,7 @@ class Row:
     package: str
     plugin: str
     keys: dict[str, Any]
-    known: bool
+    make: str
     advised: list[str] = field(default_factory=list)
     verdict: str = ""
 
@@ -66,7 +66,7 @@ def _rows() -> Iterator[Row]:
     with TABLE.open() as file:
         for line in csv.DictReader(file):
             keys = json.loads(line["keys"] or "{}")
-            yield Row(line["id"], line["package"], line["plugin"], keys, line["known"] == "yes")
+            yield Row(line["id"], line["package"], line["plugin"], keys, line["make"])
 
 
 def _try(row: Row) -> None:
@@ -77,15 +77,17 @@ def _try(row: Row) -> None:
     keys = {**row.keys, **({"plugins": [row.plugin]} if row.plugin else {})}
     for _ in range(6):
         said = _run(python, row.id, keys)
-        if said["verdict"] != "refused":
+        if said["verdict"] not in ("refused", "unmade"):
             row.verdict = said["line"]
             return
-        advice = _advice(said["line"])
+        advice = _advice(said["line"], row)
         if advice is None or advice in row.advised:
-            row.verdict = f"refused: {said['line']}"
+            row.verdict = f"{'refused' if said['verdict'] == 'refused' else 'not made'}: {said['line']}"
             return
         row.advised.append(advice)
-        if advice.startswith("pip install "):
+        if advice.startswith("EnvConfig"):
+            keys["make"] = row.make
+        elif advice.startswith("pip install "):
             _install(python, advice.removeprefix("pip install "))
         else:
             name, _, value = advice.partition("=")
@@ -93,8 +95,10 @@ def _try(row: Row) -> None:
             keys[name] = merged
 
 
-def _advice(line: str) -> str | None:
+def _advice(line: str, row: Row) -> str | None:
     """The first thing that a refusal says to give or to install."""
+    if row.make and "EnvConfig(make=...)" in line:
+        return f"EnvConfig(make={row.make})"
     for pattern, form in ADVICE:
         if found := pattern.search(line):
             return form.format(*found.groups()) if form else f"pip install {found[1]}"
@@ -154,6 +158,7 @@ def _write(rows: list[Row]) -> None:
     runs = [row for row in made if row.verdict.startswith("runs")]
     advised = [row for row in runs if row.advised]
     packages = len({row.package for row in tried})
+    left = len(rows) - len(tried)
     share = 100 * len(runs) / max(1, len(made))
     lines = [
         "# Environments",
@@ -164,9 +169,8 @@ def _write(rows: list[Row]) -> None:
         "what it was given. Where a refusal says what to give, that was given, and is in the third column.",
         "",
         f"{len(made)} can be made here. Of these {len(runs) - len(advised)} run as they are and {len(advised)} after",
-        f"the refusal's own advice: {share:.0f} %.",
-        f"{len(rows) - len(tried)} more of benchmarks/environments.csv were not tried for this page:",
-        "the share is not one of them all.",
+        f"the refusal's own advice: {len(runs)}, {share:.0f} %.",
+        *([f"{left} more of benchmarks/environments.csv were not tried for this page."] if left else []),
         "",
         "| environment | package | given | what comes of it |",
         "| --- | --- | --- | --- |",
@@ -174,7 +178,10 @@ def _write(rows: list[Row]) -> None:
     for row in tried:
         keys = " ".join(f"env.{name}={json.dumps(value)}" for name, value in row.keys.items())
         given = " ".join(
-            [*([keys] if keys else []), *(one if one.startswith("pip") else f"env.{one}" for one in row.advised)]
+            [
+                *([keys] if keys else []),
+                *(one if one.startswith(("pip", "EnvConfig")) else f"env.{one}" for one in row.advised),
+            ]
         )
         package = row.package or "Gymnasium, DeepMind Control"
         lines.append(f"| {row.id} | {package} | {f'`{given}`' if given else ''} | {row.verdict.replace('|', '/')} |")
