@@ -119,6 +119,8 @@ def main(id: str, keys: dict[str, Any], frames: int) -> dict[str, str]:
                 learner.update(buffer.sample())
         learner.metrics()
     except (SacError, ConfigError) as error:
+        if bare := _bare(id, keys):
+            return {"verdict": "unmade", "line": f"played without this package it raises too: {bare}"}
         return {"verdict": "failed", "line": f"ends with a line: {error}"}
     wrong = _compare(buffer[:], opened[0], config, specs)
     if wrong or said:
@@ -129,12 +131,20 @@ def main(id: str, keys: dict[str, Any], frames: int) -> dict[str, str]:
 
 
 def _refused(id: str, keys: dict[str, Any], line: str) -> str:
-    if "cannot be made" in line:
-        try:
-            gym.make(id, **keys.get("kwargs", {})).close()
-        except Exception:  # noqa: BLE001 - whatever its constructor raises
-            return "unmade"
-    return "refused"
+    return "unmade" if "cannot be made" in line and _bare(id, keys) else "refused"
+
+
+def _bare(id: str, keys: dict[str, Any]) -> str:
+    """What the environment raises when Gymnasium makes it and samples of its own action space are played."""
+    try:
+        env = gym.make(id, **keys.get("kwargs", {}))
+        env.reset(seed=0)
+        for _ in range(200):
+            if any(env.step(env.action_space.sample())[2:4]):
+                env.reset()
+    except Exception as error:  # noqa: BLE001 - whatever its code raises
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    return ""
 
 
 def _compare(rows: Any, env: Any, config: Any, specs: Any) -> str:

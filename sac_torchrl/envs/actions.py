@@ -11,6 +11,7 @@ from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault, short
 
 # Bounds beyond this mean that there are none.
 SENSIBLE = 1e6
+_INTEGERS = "not one of floating point numbers"
 
 
 def adapt_action(
@@ -36,10 +37,12 @@ def adapt_action(
             "such as env.bounds=[-1,1]."
         )
     if problem or not isinstance(space, Box):
-        raise ConfigError(
-            f"env.id={id}: the action space is {short(space)}, {problem}: "
-            "give it one with gymnasium.wrappers.TransformAction."
+        advice = (
+            "env.wrappers=[{DiscretizeAction: {bins: 11, multidiscrete: true}}] makes 11 values of each to choose from"
+            if problem == _INTEGERS
+            else "give it one with gymnasium.wrappers.TransformAction"
         )
+        raise ConfigError(f"env.id={id}: the action space is {short(space)}, {problem}: {advice}.")
     rescale = _rescaling(space, id)
     if bins is not None:
         choices, checked = _several(MultiDiscrete([bins] * space.shape[0]), id)
@@ -114,7 +117,7 @@ def _action_problem(space: Space[Any]) -> str:
     if not isinstance(space, Box) or len(space.shape) != 1 or space.shape[0] == 0:
         return "not a Box of shape (n,), a Discrete, or a MultiDiscrete or MultiBinary of shape (n,)"
     if not np.issubdtype(space.dtype, np.floating):
-        return "not one of floating point numbers"
+        return _INTEGERS
     if not (space.low < space.high).all():
         return "with a lower bound that is not below the upper one"
     return ""

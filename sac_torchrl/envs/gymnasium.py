@@ -43,7 +43,7 @@ def open_gymnasium(
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         family = entry.removeprefix("gymnasium.envs.").partition(".")[0].partition(":")[0]
         extra = _EXTRAS.get(family, f"gymnasium[{family}]") if entry.startswith("gymnasium.envs.") else None
-        advice = short(error) if extra is None else f"pip install '{extra}'"
+        advice = f"{short(error)}{_module(error)}" if extra is None else f"pip install '{extra}'"
         raise ConfigError(f"env.id={id} needs a package that is not installed: {advice}") from error
     except Exception as error:
         if render_mode is not None and "render_mode" in str(error):
@@ -65,6 +65,11 @@ def _nearest_id(id: str) -> str:
     known = [*gym.registry, *known_tasks()]
     same = [one for one in known if one.partition("/")[2].lower() == id.lower()]
     return f": did you mean {' or '.join(same[:3])}?" if same else nearest(id, known)
+
+
+def _module(error: Exception) -> str:
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    return "" if name is None else f": pip install '{name.partition('.')[0]}', or the package that it is in"
 
 
 def _without_kwargs(error: Exception) -> str:

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import counting
 import gymnasium as gym
@@ -336,6 +336,14 @@ def test_other_action_spaces_are_refused(register: Register, action: spaces.Spac
     assert problem in message and "\n" not in message
 
 
+def test_integers_are_chosen_from_as_their_refusal_says(register: Register) -> None:
+    id = register(action=spaces.Box(np.array([0, 2]), np.array([100, 12]), dtype=np.int16))
+    with pytest.raises(ConfigError, match=r"env\.wrappers=\[\{DiscretizeAction: \{bins: 11, multidiscrete: true\}\}\]"):
+        EnvConfig(id).specs()
+    wrapper = {"DiscretizeAction": {"bins": 11, "multidiscrete": True}}
+    assert cast(Any, EnvConfig(id, wrappers=[wrapper]).specs().action).nvec.tolist() == [11, 11]
+
+
 @pytest.mark.parametrize(
     ("id", "limit"),
     [
@@ -445,6 +453,9 @@ def test_a_missing_package_names_what_to_install(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delitem(sys.modules, "gymnasium.envs.box2d.lunar_lander", raising=False)
     with pytest.raises(ConfigError, match=r"pip install 'sac_torchrl\[box2d\]'"):
         EnvConfig("LunarLander-v3").specs()
+    gym.register("Wanting-v0", "absent_simulator.envs:Wanting")
+    with pytest.raises(ConfigError, match=r"No module named 'absent_simulator'.*: pip install 'absent_simulator', or"):
+        EnvConfig("Wanting-v0").specs()
 
 
 @pytest.mark.parametrize("id", ["Pendulum-v1", "CartPole-v1", "dmc/cartpole-swingup"])
