@@ -1,6 +1,9 @@
 """The spaces of an agent, and the names of the columns that a row of the replay buffer may have."""
 
+import itertools
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +28,9 @@ SPAN = "steps_to_next_obs"
 # Keys of the importance weights that TorchRL's sampler writes into a batch, and of the TD errors that the learner adds.
 WEIGHT, ERROR = "priority_weight", "td_error"
 
+# The most joint values of discrete actions that are summed over.
+MOST_ENUMERATED = 1024
+
 
 def legal_actions(mask: Tensor, count: int) -> Tensor:
     """Which of `count` actions are legal, bool `(..., count)`, by a leaf `action_mask`, in bits or not."""
@@ -33,6 +39,41 @@ def legal_actions(mask: Tensor, count: int) -> Tensor:
     # numpy.packbits puts the first of eight into the highest bit.
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=mask.device)
     return ((mask.unsqueeze(-1) >> shifts) & 1).flatten(-2)[..., :count].to(torch.bool)
+
+
+@dataclass(frozen=True)
+class HybridAction:
+    """How a vector `(M + D,)` in [-1, 1] holds an action of M discrete and then D continuous numbers.
+
+    Discrete number m has `sizes[m]` values. Value k of n is stored as the middle of the k-th of n equal parts of
+    [-1, 1], (2k + 1) / n - 1, and every number in that part stands for it: uniform numbers are uniform values.
+    `parameters` lists the continuous numbers, from 0 to D - 1, that belong to each joint value of the discrete ones,
+    the last of them running fastest. A joint value makes no use of the others.
+    """
+
+    sizes: tuple[int, ...]
+    dimensions: int
+    parameters: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def centers(self) -> list[list[float]]:
+        """The stored numbers of each joint value, `(K, M)`."""
+        joint = itertools.product(*(range(size) for size in self.sizes))
+        return [[(2 * k + 1) / n - 1 for k, n in zip(values, self.sizes, strict=True)] for values in joint]
+
+    @cached_property
+    def belongs(self) -> list[list[bool]]:
+        """Whether each continuous number belongs to each joint value, `(K, D)`."""
+        return [[number in own for number in range(self.dimensions)] for own in self.parameters]
+
+    @property
+    def joint(self) -> int:
+        """The number of joint values, K."""
+        return math.prod(self.sizes)
+
+    def __str__(self) -> str:
+        sizes = " x ".join(str(size) for size in self.sizes)
+        return f"{sizes} discrete values with {self.dimensions} continuous parameters"
 
 
 @dataclass(frozen=True)
@@ -46,7 +87,7 @@ class Specs:
     With `n_steps` above 1 a row holds the rewards of that many frames, discounted by `gamma`, as one. With `entropy`
     a row holds the entropy, in nats, of the policy that chose its action. With `episodes` a row holds its environment
     and the number of its episode there, int32 `(2,)`. `observation_space` and `action_space` are
-    the environment's own, null where they are the agent's.
+    the environment's own, null where they are the agent's. `hybrid` says which columns of `action` are discrete.
     """
 
     observation: TensorSpec
@@ -57,6 +98,7 @@ class Specs:
     episodes: bool = False
     observation_space: Space[Any] | None = None
     action_space: Space[Any] | None = None
+    hybrid: HybridAction | None = None
 
     def __post_init__(self) -> None:
         leaves = self.action.values(True, True) if isinstance(self.action, Composite) else [self.action]

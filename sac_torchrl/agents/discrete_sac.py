@@ -13,14 +13,14 @@ from sac_torchrl.agents.critics import action_value_critic, state_action_critic
 from sac_torchrl.agents.heads import EnumeratedCategorical, Head, action_sizes, choose_head, head_of
 from sac_torchrl.agents.losses import AlphaForm, CriticReduction, SACDiscreteLoss, Terms
 from sac_torchrl.agents.masks import MaskedCategorical, MaskedLogits
-from sac_torchrl.agents.multi_discrete import MOST_ENUMERATED, ActionCritic, OneHotActions, factored_actor, stored_value
+from sac_torchrl.agents.multi_discrete import ActionCritic, OneHotActions, factored_actor, stored_value
 from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.policies import categorical_actor
 from sac_torchrl.agents.temperature import BoundedTemperature
 from sac_torchrl.agents.variant import Variant, assemble, with_hidden
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.fields import field
-from sac_torchrl.specs import Specs
+from sac_torchrl.specs import MOST_ENUMERATED, Specs
 
 
 @dataclass
@@ -93,12 +93,13 @@ class DiscreteSAC(Variant):
 
     def build(self, specs: Specs, *, device: torch.device) -> Agent:
         """Build actor, critics and their loss; raises ConfigError where actions are continuous."""
-        if head_of(specs.action) is Head.gaussian:
+        if head_of(specs) in (Head.gaussian, Head.hybrid):
+            has = specs.hybrid or f"{specs.action.shape[-1]} continuous dimensions"
             raise ConfigError(
-                f"variant=discrete_sac needs discrete actions, and this environment has {specs.action.shape[-1]} "
-                "continuous dimensions: `sac-torchrl train continuous` trains in it."
+                f"variant=discrete_sac needs discrete actions, and this environment has {has}: "
+                "`sac-torchrl train continuous` trains in it."
             )
-        several = choose_head(self.head, specs.action) is not Head.discrete
+        several = choose_head(self.head, specs) is not Head.discrete
         if several or specs.mask is not None or not self.critic_entropy:
             return self._build_head(specs, device=device)
         [actions] = action_sizes(specs.action)
@@ -165,7 +166,7 @@ class DiscreteSAC(Variant):
         from sac_torchrl.agents.head_loss import HeadLoss  # only a head that needs it waits for it to be imported
 
         sizes = action_sizes(specs.action)
-        several = head_of(specs.action) is Head.multi_discrete
+        several = head_of(specs) is Head.multi_discrete
         masked = specs.mask is not None
         self._check_head(sizes, several=several, masked=masked)
         policy = self.network.build(self.actor_sees(specs), outputs=sum(sizes), device=device)

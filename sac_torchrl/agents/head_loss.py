@@ -31,8 +31,8 @@ class HeadLoss(LossModule):
     - `loss_actor`: mean -V(s);
     - `loss_alpha`: the sum over kinds of mean log alpha_j (H_j - target_j), or alpha_j in place of its logarithm.
 
-    With masks of illegal actions the target of a state is target_j times `Choices.target_scale`, and the mean is over
-    states with more than one legal action.
+    With masks of illegal actions, and with parameters of discrete values, the target of a state is target_j times
+    `Choices.target_scale`, and the mean is over states where that is not 0.
 
     Without `critic_entropy` the target has no entropies (Asad et al. 2025, arXiv 2509.09838). With `log_prior`, the
     log-density `(B, K)` of a prior over actions, alpha_0 log_prior(a_k) is added to every Q.
@@ -122,7 +122,8 @@ class HeadLoss(LossModule):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return the losses, `alpha` and `entropy`, with masks `entropy_target` too.
 
-        Writes `td_error`, `(batch,)`, into `tensordict`.
+        With two kinds of actions `alpha_discrete` and `entropy_discrete` are those of the second. Writes `td_error`,
+        `(batch,)`, into `tensordict`.
         """
         target = self.target(tensordict)
         predicted = self._stored_values(tensordict)
@@ -146,6 +147,7 @@ class HeadLoss(LossModule):
                 "entropy": reached[0],
             }
             | ({} if choices.target_scale is None else {"entropy_target": wanted[0]})
+            | ({} if len(reached) == 1 else {"alpha_discrete": self._alpha[1], "entropy_discrete": reached[1]})
         )
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from torchrl.data import Categorical as CategoricalSpec, MultiCategorical, Tenso
 
 from sac_torchrl.agents.policies import SquashedNormal
 from sac_torchrl.errors import ConfigError
+from sac_torchrl.specs import Specs
 
 
 class Head(Enum):
@@ -20,6 +21,7 @@ class Head(Enum):
     gaussian = "gaussian"
     discrete = "discrete"
     multi_discrete = "multi_discrete"
+    hybrid = "hybrid"
 
 
 class PolicyForm(Enum):
@@ -37,16 +39,18 @@ class Prior(Enum):
     normal = "normal"
 
 
-def head_of(action: TensorSpec) -> Head:
-    """The head for an action space: continuous, discrete, or several discrete actions at once."""
-    if isinstance(action, MultiCategorical):  # it is a Categorical too
+def head_of(specs: Specs) -> Head:
+    """The head for an action space: continuous, discrete, several discrete actions at once, or both kinds."""
+    if specs.hybrid is not None:
+        return Head.hybrid
+    if isinstance(specs.action, MultiCategorical):  # it is a Categorical too
         return Head.multi_discrete
-    return Head.discrete if isinstance(action, CategoricalSpec) else Head.gaussian
+    return Head.discrete if isinstance(specs.action, CategoricalSpec) else Head.gaussian
 
 
-def choose_head(head: Head, action: TensorSpec) -> Head:
+def choose_head(head: Head, specs: Specs) -> Head:
     """The head that `variant.head` asks for; raises ConfigError where the action space needs another one."""
-    fitting = head_of(action)
+    fitting = head_of(specs)
     if head not in (Head.auto, fitting):
         raise ConfigError(
             f"variant.head={head.value} does not fit the action space of this environment, which needs "
@@ -70,7 +74,8 @@ class Choices:
     `(B, K, kinds)` has the log-probability of each action, in nats, for each kind of action that has a temperature of
     its own. `exact_entropies` `(B, kinds)` is there where the policy knows its entropies without these draws. Where
     some actions are illegal, `target_scale` `(B, kinds)` is the largest entropy of a state's legal actions as a part
-    of that of all actions: what the entropy target is multiplied by in each state, 0 where there is no choice.
+    of that of all actions: what the entropy target is multiplied by in each state, 0 where there is no choice. Where
+    parameters belong to discrete values, it is the mean part of them that belongs to the policy's value.
     """
 
     weights: Tensor

@@ -76,7 +76,7 @@ class SquashedMixture(Distribution):
     @property
     def mode(self) -> Tensor:
         """The squashed mean of the component of the largest weight, `(..., D)`; the density may be higher elsewhere."""
-        return self._of_component(self._loc, self._log_weights.argmax(-1)).tanh()
+        return of_component(self._loc, self._log_weights.argmax(-1)).tanh()
 
     deterministic_sample = mode
 
@@ -109,17 +109,24 @@ class SquashedMixture(Distribution):
         return Choices(self._log_weights.exp(), u.tanh(), spread.log_prob_before_tanh(u).unsqueeze(-1))
 
     def _draw(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        weights = self._log_weights.exp().expand(*sample_shape, *self._log_weights.shape)
-        # The smallest of exponential variables of these rates is each with its probability.
-        waited = -torch.log1p(-torch.rand(weights.shape, dtype=weights.dtype, device=weights.device))
-        component = (weights / waited).argmax(-1)
-        loc, scale = self._of_component(self._loc, component), self._of_component(self._scale, component)
+        component = draw_component(self._log_weights, sample_shape)
+        loc, scale = of_component(self._loc, component), of_component(self._scale, component)
         return loc + scale * torch.randn_like(loc)
 
-    def _of_component(self, values: Tensor, component: Tensor) -> Tensor:
-        values = values.expand(*component.shape, *values.shape[-2:])
-        place = component[..., None, None].expand(*component.shape, 1, values.shape[-1])
-        return values.gather(-2, place).squeeze(-2)
+
+def draw_component(log_weights: Tensor, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+    """Draw indices `(*sample_shape, ...)` with the probabilities of which `(..., K)` are the logarithms."""
+    weights = log_weights.exp().expand(*sample_shape, *log_weights.shape)
+    # The smallest of exponential variables of these rates is each with its probability.
+    waited = -torch.log1p(-torch.rand(weights.shape, dtype=weights.dtype, device=weights.device))
+    return (weights / waited).argmax(-1)
+
+
+def of_component(values: Tensor, component: Tensor) -> Tensor:
+    """Of values `(..., K, D)` those of `component` `(...)`, which may have more dimensions in front: `(..., D)`."""
+    values = values.expand(*component.shape, *values.shape[-2:])
+    place = component[..., None, None].expand(*component.shape, 1, values.shape[-1])
+    return values.gather(-2, place).squeeze(-2)
 
 
 def mixture_actor(

@@ -17,9 +17,6 @@ from sac_torchrl.agents.heads import Choices
 from sac_torchrl.agents.masks import is_legal, target_scale
 from sac_torchrl.specs import Specs
 
-# The most joint actions that are summed over.
-MOST_ENUMERATED = 1024
-
 
 class ActionCritic(Enum):
     """What a critic of several discrete actions is.

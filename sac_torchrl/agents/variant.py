@@ -111,6 +111,11 @@ def action_dimensions(name: str, specs: Specs) -> int:
             f"variant={name} needs continuous actions, and this environment has {sizes} discrete ones: "
             "`sac-torchrl train discrete` trains in it."
         )
+    if specs.hybrid is not None:
+        raise ConfigError(
+            f"variant={name} needs continuous actions, and this environment has {specs.hybrid}: give variant=sac, "
+            "which has a policy for them."
+        )
     dimensions: int = specs.action.shape[-1]
     return dimensions
 

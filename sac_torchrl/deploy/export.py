@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 
+from sac_torchrl.deploy.edges import output_names
 from sac_torchrl.deploy.policy import Policy
 from sac_torchrl.deploy.saved import FILE, SavedPolicy
+from sac_torchrl.envs.observations import every_leaf
 from sac_torchrl.errors import ConfigError, SacError
 from sac_torchrl.extras import require
 from sac_torchrl.files import replacing
@@ -25,7 +27,7 @@ BATCHES = 1, 7, 256
 _SMALLEST = 1e-6
 _MARGIN = 1e-5
 
-Act = Callable[[Sequence[Any]], Any]
+Act = Callable[[Sequence[Any]], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Parity:
     `error` is the largest difference of an action, in widths of its range, `rounding` that between float32 and
     float64. `bound` is how large `error` may be: 1e-6, or four times `rounding` where that is more, as float32 sums
     differ in their order. Of discrete actions `error` is the largest share of a batch that differs, where the two
-    likeliest are more than 1e-5 apart, and may be 0.
+    likeliest are more than 1e-5 apart, and may be 0. Of a Dict or Tuple it is the largest of its leaves, and one that
+    is discrete may not differ.
     """
 
     observations: int
@@ -70,12 +73,12 @@ def export_policy(policy: Policy, path: Path, recorded: Sequence[Any]) -> SavedP
 
 
 def measure(policy: Policy, act: Act, recorded: Sequence[Any], *, exact: bool = False) -> Parity:
-    """Compare `act`, which takes the leaves of a batch, with the policy; raises SacError beyond the bound.
+    """Compare `act`, from the leaves of a batch to those of actions, with the policy; raises SacError beyond the bound.
 
     `exact` demands the same bits.
     """
     count = len(recorded[0])
-    action_space = policy.spec.action
+    spaces = [space for _, space in every_leaf(policy.spec.action)]
     wide = copy.deepcopy(policy.module).double()
     error = rounding = 0.0
     for batch in BATCHES:
@@ -83,25 +86,31 @@ def measure(policy: Policy, act: Act, recorded: Sequence[Any], *, exact: bool = 
             leaves = [leaf[start : start + batch] for leaf in recorded]
             tensors = [torch.from_numpy(leaf) for leaf in leaves]
             with torch.no_grad():
-                here = policy.module(*tensors).numpy()
+                here = _arrays(policy.module(*tensors))
                 with _float64():
-                    exactly = wide(*tensors).numpy()
-                    clear = wide.margin(*tensors).numpy() > _MARGIN
+                    exactly = _arrays(wide(*tensors))
+                    # A NaN is clear, so that it is found.
+                    clear = ~(wide.margin(*tensors).numpy() <= _MARGIN)
             there = act(leaves)
-            if there.shape != here.shape or there.dtype != here.dtype:
-                raise SacError(
-                    f"the export gives {there.dtype} {there.shape} for {here.dtype} {here.shape}: no file is left."
-                )
-            if isinstance(action_space, Box):
-                width = action_space.high.astype(np.float64) - action_space.low
-                # Unlike max, NumPy's keeps a NaN.
-                error = float(np.maximum(error, _distance(here, there, width)))
-                rounding = max(rounding, _distance(here, exactly, width))
-            else:
-                # Where float32 and float64 choose differently it is a tie of a head that has no margin.
-                clear &= _same(here, exactly)
-                error = max(error, float((~_same(here, there) & clear).mean()))
-    bound = 0.0 if exact or not isinstance(action_space, Box) else max(_SMALLEST, 4 * rounding)
+            for one, other in zip(here, there, strict=True):
+                if other.shape != one.shape or other.dtype != one.dtype:
+                    raise SacError(
+                        f"the export gives {other.dtype} {other.shape} for {one.dtype} {one.shape}: no file is left."
+                    )
+            for space, *both in zip(spaces, here, exactly, strict=True):
+                if not isinstance(space, Box):
+                    # Where float32 and float64 choose differently it is a tie of a head that has no margin.
+                    clear &= _same(*both)
+            for space, one, other, exact_one in zip(spaces, here, there, exactly, strict=True):
+                if isinstance(space, Box):
+                    width = space.high.astype(np.float64) - space.low
+                    # Unlike max, NumPy's keeps a NaN.
+                    error = float(np.maximum(error, _distance(one[clear], other[clear], width)))
+                    rounding = max(rounding, _distance(one[clear], exact_one[clear], width))
+                else:
+                    error = float(np.maximum(error, (~_same(one, other) & clear).mean()))
+    numbers = any(isinstance(space, Box) for space in spaces)
+    bound = 0.0 if exact or not numbers else max(_SMALLEST, 4 * rounding)
     # Not `error > bound`, which is false of NaN.
     if not error <= bound:
         raise SacError(
@@ -140,15 +149,16 @@ def _export_onnx(policy: Policy, path: Path, recorded: Sequence[Any]) -> SavedPo
                 draft,
                 dynamo=True,
                 input_names=[leaf.name for leaf in policy.leaves],
-                output_names=["action"],
+                output_names=output_names(policy.spec.action),
                 external_data=False,
                 verbose=False,
             )
         session = runtime.InferenceSession(draft.read_bytes(), providers=["CPUExecutionProvider"])
         names = [one.name for one in session.get_inputs()]
 
-        def act(leaves: Sequence[Any]) -> Any:
-            return session.run(None, dict(zip(names, leaves, strict=True)))[0]
+        def act(leaves: Sequence[Any]) -> list[Any]:
+            outputs: list[Any] = session.run(None, dict(zip(names, leaves, strict=True)))
+            return outputs
 
         saved = _proven(policy, measure(policy, act, recorded))
         model = onnx.load(draft)
@@ -168,9 +178,13 @@ def _program(policy: Policy, recorded: Sequence[Any]) -> torch.export.ExportedPr
     return torch.export.export(policy.module, examples, dynamic_shapes=(tuple({0: batch} for _ in examples),))
 
 
-def _act(module: torch.nn.Module, leaves: Sequence[Any]) -> Any:
+def _act(module: torch.nn.Module, leaves: Sequence[Any]) -> list[Any]:
     with torch.no_grad():
-        return module(*(torch.from_numpy(leaf) for leaf in leaves)).numpy()
+        return _arrays(module(*(torch.from_numpy(leaf) for leaf in leaves)))
+
+
+def _arrays(action: torch.Tensor | tuple[torch.Tensor, ...]) -> list[Any]:
+    return [leaf.numpy() for leaf in ([action] if isinstance(action, torch.Tensor) else action)]
 
 
 def _same(one: Any, other: Any) -> Any:
@@ -178,7 +192,7 @@ def _same(one: Any, other: Any) -> Any:
 
 
 def _distance(one: Any, other: Any, width: Any) -> float:
-    return float((np.abs(one.astype(np.float64) - other) / width).max())
+    return float((np.abs(one.astype(np.float64) - other) / width).max(initial=0.0))
 
 
 @contextmanager

@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
+from gymnasium.spaces import Discrete, MultiDiscrete, Space
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 from torchrl.modules import ProbabilisticActor
 
+from sac_torchrl.agents.hybrid import SquashedHybrid
 from sac_torchrl.agents.policies import SquashedNormal
+from sac_torchrl.deploy.edges import edge_of
 from sac_torchrl.deploy.inputs import Leaf
 
 
@@ -19,12 +21,8 @@ class PolicyModule(nn.Module):
 
     `forward` takes a tensor for each of `leaves`, `(..., *shape)`, numbers of any real type or indices that begin at
     the space's start. It returns the actor's deterministic actions in the bounds and the type of `action_space`, of
-    which `bins` are chosen from as env.bins has it.
+    which `bins` are chosen from as env.bins has it; those of a Dict or Tuple as a tuple of its leaves.
     """
-
-    low: Tensor
-    high: Tensor
-    first: Tensor
 
     def __init__(
         self, actor: ProbabilisticActor, leaves: Sequence[Leaf], action_space: Space[Any], *, bins: int | None = None
@@ -38,18 +36,12 @@ class PolicyModule(nn.Module):
         self._places = [module.out_keys.index(name) for name in self._names]
         self._distribution: type[Distribution] = head.distribution_class
         self._options: dict[str, Any] = dict(head.distribution_kwargs)
-        self._bins = bins
-        self._dtype = torch.from_numpy(np.zeros(0, action_space.dtype)).dtype
-        if isinstance(action_space, Box):
-            for name, bound in (("low", action_space.low), ("high", action_space.high)):
-                self.register_buffer(name, torch.from_numpy(bound.astype(np.float64)), persistent=False)
-        else:
-            first = np.asarray(getattr(action_space, "start", 0), np.int64)
-            self.register_buffer("first", torch.from_numpy(first), persistent=False)
+        self.edge = edge_of(action_space, bins=bins)
 
-    def forward(self, *observations: Tensor) -> Tensor:
+    def forward(self, *observations: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return deterministic actions, with the batch dimensions of `observations`."""
-        return self._rescaled(self.choose(*observations))
+        actions: Tensor | tuple[Tensor, ...] = self.edge(self.choose(*observations))
+        return actions
 
     def choose(self, *observations: Tensor) -> Tensor:
         """Return the agent's deterministic actions: in [-1, 1], or indices from 0."""
@@ -64,15 +56,15 @@ class PolicyModule(nn.Module):
         chosen: Tensor = distribution.deterministic_sample
         return chosen
 
-    def sample(self, *observations: Tensor) -> Tensor:
+    def sample(self, *observations: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return actions drawn from the policy with torch's global generator."""
-        drawn: Tensor = self._build(self._head_inputs(observations)).sample()
-        return self._rescaled(drawn)
+        drawn: Tensor | tuple[Tensor, ...] = self.edge(self._build(self._head_inputs(observations)).sample())
+        return drawn
 
     def margin(self, *observations: Tensor) -> Tensor:
         """How much likelier the likeliest action is than the next, `(...)`; infinite where actions are no choice."""
         logits = self._head_inputs(observations)[0]
-        if not issubclass(self._distribution, Categorical):
+        if not issubclass(self._distribution, (Categorical, SquashedHybrid)):
             return logits.new_full(logits.shape[:-1], torch.inf)
         best = logits.softmax(-1).topk(2, -1).values
         return best[..., 0] - best[..., 1]
@@ -89,15 +81,6 @@ class PolicyModule(nn.Module):
 
     def _build(self, parameters: list[Tensor]) -> Distribution:
         return self._distribution(**dict(zip(self._names, parameters, strict=True)), **self._options)
-
-    def _rescaled(self, action: Tensor) -> Tensor:
-        if hasattr(self, "first"):
-            return (action + self.first).to(self._dtype)
-        if self._bins is not None:
-            action = 2.0 * action.to(torch.float64) / (self._bins - 1) - 1.0
-        # In float64 and in this form, as in training, both bounds come out exactly.
-        t = (action.to(torch.float64) + 1.0) / 2.0
-        return torch.minimum(torch.maximum(self.low * (1.0 - t) + self.high * t, self.low), self.high).to(self._dtype)
 
 
 class _Named(dict[str, Tensor]):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Space
+from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor
 from torchrl.modules import ProbabilisticActor
 
@@ -18,9 +18,9 @@ from sac_torchrl.deploy.inputs import leaves_of, mask_leaf
 from sac_torchrl.deploy.module import PolicyModule
 from sac_torchrl.deploy.policies import find_policy
 from sac_torchrl.deploy.saved import SavedPolicy
-from sac_torchrl.envs.actions import adapt_action
+from sac_torchrl.envs.actions import adapt_action, composed
 from sac_torchrl.envs.masks import MaskSource
-from sac_torchrl.envs.observations import leaf_at
+from sac_torchrl.envs.observations import every_leaf, leaf_at
 from sac_torchrl.learner.capture import Captured
 from sac_torchrl.specs import MASK
 
@@ -97,18 +97,30 @@ class Policy:
             if len(batches) > 1:
                 raise ValueError(f"the leaves of the observation have batches of different shapes: {sorted(batches)}.")
         first = leaf_at(observation, leaves[0].path)
+        parts = every_leaf(self.spec.action)
         if deterministic and not batch:
             action = self._one(seen)
-            return torch.as_tensor(action, device=first.device) if isinstance(first, Tensor) else action
+            if not isinstance(first, Tensor):
+                return action
+            tensors = (torch.as_tensor(leaf_at(action, path), device=first.device) for path, _ in parts)
+            return composed(self.spec.action, tensors)
         if deterministic:
             with torch.no_grad():
                 action = self.module(*seen)
         else:
             with torch.no_grad(), self._drawing(seed):
                 action = self.module.sample(*seen)
-        if action.is_floating_point() and not math.isfinite(action.sum()):
+        actions = [action] if isinstance(action, Tensor) else action
+        if not all(math.isfinite(one.sum()) for one in actions):
             raise ValueError("the policy has no finite action for this observation.")
-        return action.to(first.device) if isinstance(first, Tensor) else action.numpy()[()]
+        if isinstance(first, Tensor):
+            return composed(self.spec.action, (one.to(first.device) for one in actions))
+        # One discrete action without a batch is a number.
+        arrays = (
+            one.numpy()[()] if isinstance(space, Discrete) else one.numpy()
+            for one, (_, space) in zip(actions, parts, strict=True)
+        )
+        return composed(self.spec.action, arrays)
 
     def _one(self, seen: list[Tensor]) -> Any:
         """The action for one observation, in the environment's own space."""

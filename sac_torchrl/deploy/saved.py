@@ -111,8 +111,15 @@ class SavedPolicy:
 
     def specs(self) -> Specs:
         """The spaces as the agent sees them."""
-        id, ignore, bins = self.env["id"], self.env["ignore"], self.env.get("bins")
-        return agent_specs(self.observation_space, self.action_space, id, ignore=ignore, bins=bins, mask=self.mask)
+        return agent_specs(
+            self.observation_space,
+            self.action_space,
+            self.env["id"],
+            ignore=self.env["ignore"],
+            bins=self.env.get("bins"),
+            mask=self.mask,
+            parameters=self.env.get("parameters"),
+        )
 
     def build(self) -> ProbabilisticActor:
         """Build the actor on the CPU, in evaluation mode; torch's global generator stays as it is.

@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, TensorSpec
 
-from sac_torchrl.envs.actions import adapt_action
+from sac_torchrl.envs.actions import adapt_action, bounded, hybrid_action
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.masks import Mask, MaskSource, action_counts
 from sac_torchrl.envs.observations import adapt_observation
@@ -68,11 +68,7 @@ def environment_spaces(specs: Specs, env: EnvConfig) -> tuple[spaces.Space[Any],
     """
     observation = specs.observation_space or _agent_space(specs.observation)
     action = specs.action_space or _agent_space(specs.action)
-    if isinstance(action, spaces.Box):
-        _, taken = adapt_action(action, env.id, env.bounds)
-        low, high = (taken(np.full(action.shape, bound)) for bound in (-1.0, 1.0))
-        action = spaces.Box(low, high, action.shape, low.dtype.type)
-    return observation, action
+    return observation, action if env.bounds is None else bounded(action, env.id, env.bounds)
 
 
 def agent_specs(
@@ -83,6 +79,7 @@ def agent_specs(
     ignore: Sequence[str],
     bins: int | None,
     mask: MaskSource = MaskSource.none,
+    parameters: Sequence[Sequence[int]] | None = None,
 ) -> Specs:
     """What an agent sees of the spaces of environment `id`; raises ConfigError where SAC cannot use them.
 
@@ -96,7 +93,8 @@ def agent_specs(
         spec: TensorSpec = Bounded(-1.0, 1.0, torch.Size(chosen.shape), dtype=torch.float32)
     else:
         spec = leaf_spec(chosen)
-    return Specs(leaf_spec(seen), spec, observation_space=observation, action_space=action)
+    hybrid = hybrid_action(action, id, parameters)
+    return Specs(leaf_spec(seen), spec, observation_space=observation, action_space=action, hybrid=hybrid)
 
 
 def _agent_space(spec: TensorSpec) -> spaces.Space[Any]:

@@ -1,13 +1,16 @@
 """Action spaces: the agent's spec for a space, and how the agent's action becomes the environment's."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
+from sac_torchrl.envs.masks import action_counts
+from sac_torchrl.envs.observations import every_leaf, leaf_name
 from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault, short
+from sac_torchrl.specs import MOST_ENUMERATED, HybridAction
 
 # Bounds beyond this mean that there are none.
 SENSIBLE = 1e6
@@ -20,12 +23,15 @@ def adapt_action(
     """The agent's action spec for a space, and the function from its action to the environment's; raises ConfigError.
 
     `bounds` replace bounds that are infinite or beyond a million. With `bins` each dimension of a Box has that many
-    values, evenly spaced from its lower to its upper bound (Seyde et al. 2023, arXiv 2210.12566).
+    values, evenly spaced from its lower to its upper bound (Seyde et al. 2023, arXiv 2210.12566). A Dict or Tuple of
+    such spaces, nested too, is one vector or, where all are discrete, one MultiDiscrete: see `specs.HybridAction`.
     """
     if bins is not None and not isinstance(space, Box):
         raise ConfigError(f"env.bins={bins}: the action space of env.id={id} is {short(space)}, not a Box: give null.")
     if bounds is not None:
         space = bounded(space, id, bounds)
+    if isinstance(space, (Dict, Tuple)):
+        return _composed(space, id)
     if isinstance(space, Discrete):
         return _discrete(space, id)
     if isinstance(space, (MultiDiscrete, MultiBinary)) and len(space.shape) == 1 and space.shape[0] > 0:
@@ -59,10 +65,7 @@ def _rescaling(space: Box, id: str) -> Callable[[Any], Any]:
         # This form, unlike low + t * (high - low), gives both bounds exactly.
         t = (np.asarray(action, np.float64) + 1.0) / 2.0
         if not math.isfinite(t.sum()):
-            raise LearnerFault(
-                f"the policy chose the action {short(action)} in env.id={id}: its parameters are not finite any more. "
-                f"{RECOVER}"
-            )
+            raise _not_finite(action, id)
         return np.minimum(np.maximum(low * (1.0 - t) + high * t, low), high).astype(dtype)
 
     return rescale
@@ -72,13 +75,24 @@ def _sensible(space: Box) -> Any:
     return (np.abs(space.low.astype(np.float64)) <= SENSIBLE) & (np.abs(space.high.astype(np.float64)) <= SENSIBLE)
 
 
-def bounded(space: Space[Any], id: str, bounds: tuple[float, float]) -> Box:
-    """The Box with `bounds` where it has none; raises ConfigError where it has its own."""
-    if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating) or _sensible(space).all():
+def bounded(space: Space[Any], id: str, bounds: tuple[float, float]) -> Space[Any]:
+    """The space with `bounds` for those that are infinite or beyond a million; ConfigError where there are none."""
+    found = _bounded(space, bounds)
+    if found == space:
         raise ConfigError(
             f"env.bounds={list(bounds)}: the actions of env.id={id}, {short(space)}, have bounds of their own: "
             "leave it out."
         )
+    return found
+
+
+def _bounded(space: Space[Any], bounds: tuple[float, float]) -> Space[Any]:
+    if isinstance(space, Dict):
+        return Dict({name: _bounded(part, bounds) for name, part in space.items()})
+    if isinstance(space, Tuple):
+        return Tuple([_bounded(part, bounds) for part in space])
+    if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating) or _sensible(space).all():
+        return space
     low, high = (
         np.where(_sensible(space), own, bound) for own, bound in zip((space.low, space.high), bounds, strict=True)
     )
@@ -113,9 +127,125 @@ def _several(space: MultiDiscrete | MultiBinary, id: str) -> tuple[Space[Any], C
     return MultiDiscrete(sizes), shifted
 
 
+def hybrid_action(
+    space: Space[Any] | None, id: str, parameters: Sequence[Sequence[int]] | None = None
+) -> HybridAction | None:
+    """How a vector holds an action of a Dict or Tuple with discrete and continuous leaves; None for another space.
+
+    `parameters` are those of `HybridAction`. Without any, Boxes belong to values where there is one Discrete and as
+    many Boxes as it has values, side by side in one Tuple: the first Box to its first value, and so on. Otherwise every
+    Box belongs to every value. Raises ConfigError for parameters that do not fit.
+    """
+    sizes, boxes = list[int](), list[tuple[Any, range]]()
+    dimensions = 0
+    for path, leaf in every_leaf(space) if isinstance(space, (Dict, Tuple)) else ():
+        if isinstance(leaf, Box):
+            boxes.append((path, range(dimensions, dimensions + math.prod(leaf.shape))))
+            dimensions += math.prod(leaf.shape)
+        else:
+            sizes += action_counts(adapt_action(leaf, id)[0])
+    if not sizes or not boxes:
+        if parameters is not None:
+            raise ConfigError(
+                f"env.parameters={_lists(parameters)}: env.id={id} has no discrete actions with continuous "
+                "parameters: leave it out."
+            )
+        return None
+    joint = math.prod(sizes)
+    if joint > MOST_ENUMERATED:
+        raise ConfigError(
+            f"env.id={id} has {joint:,} joint values of its discrete actions beside continuous ones, and at most "
+            f"{MOST_ENUMERATED:,} are summed over: give a wrapper from env.plugins with fewer as env.wrappers=[NAME]."
+        )
+    if parameters is None:
+        beside = len({path[:-1] for path, _ in boxes}) == 1 and isinstance(boxes[0][0][-1], int)
+        owned = sizes == [len(boxes)] and beside
+        own = [tuple(numbers) for _, numbers in boxes] if owned else [tuple(range(dimensions))] * joint
+    else:
+        _check_parameters(parameters, id, joint, dimensions)
+        own = [tuple(numbers) for numbers in parameters]
+    return HybridAction(tuple(sizes), dimensions, tuple(own))
+
+
+def _check_parameters(parameters: Sequence[Sequence[int]], id: str, joint: int, dimensions: int) -> None:
+    every = [number for own in parameters for number in own]
+    repeated = any(len(set(own)) < len(own) for own in parameters)
+    if len(parameters) != joint or repeated or set(every) != set(range(dimensions)):
+        raise ConfigError(
+            f"env.parameters={_lists(parameters)}: give a list for each of the {joint} discrete values of env.id={id}, "
+            f"with those of its continuous numbers 0 to {dimensions - 1} that belong to it, each of them at least once."
+        )
+
+
+def _lists(parameters: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [list(own) for own in parameters]
+
+
+def _composed(space: Dict | Tuple[Any], id: str) -> tuple[Space[Any], Callable[[Any], Any]]:
+    """The same for a Dict or Tuple: a vector with the discrete numbers first, or a MultiDiscrete."""
+    leaves = list(every_leaf(space))
+    if not leaves or len({leaf_name(path) for path, _ in leaves}) < len(leaves):
+        raise ConfigError(f"env.id={id}: the action space is {short(space)}: give it leaves of different names.")
+    adapted = [_leaf(leaf, id) for _, leaf in leaves]
+    sizes = np.array([n for agents, _ in adapted if not isinstance(agents, Box) for n in action_counts(agents)], int)
+    dimensions = sum(agents.shape[0] for agents, _ in adapted if isinstance(agents, Box))
+    discrete, continuous = iter(range(len(sizes))), iter(range(len(sizes), len(sizes) + dimensions))
+    places: list[Any] = []
+    for agents, _ in adapted:
+        if isinstance(agents, Discrete):
+            places.append(next(discrete))
+        else:
+            assert agents.shape is not None
+            columns = continuous if isinstance(agents, Box) else discrete
+            places.append([next(columns) for _ in range(agents.shape[0])])
+
+    def taken(chosen: Any) -> Any:
+        numbers = np.asarray(chosen)
+        if dimensions:
+            if not math.isfinite(numbers.sum()):
+                raise _not_finite(chosen, id)
+            values = discrete_values(numbers[: len(sizes)], sizes)
+            numbers = np.concatenate([values, numbers[len(sizes) :].astype(np.float64)])
+        return composed(space, (take(numbers[place]) for (_, take), place in zip(adapted, places, strict=True)))
+
+    if not dimensions:
+        return MultiDiscrete(sizes), taken
+    return Box(-1.0, 1.0, (len(sizes) + dimensions,), np.float32), taken
+
+
+def discrete_values(numbers: Any, sizes: Any) -> Any:
+    """The values `(M,)` that the discrete numbers `(M,)` of a hybrid action stand for, out of `sizes` `(M,)`."""
+    places = np.floor((np.asarray(numbers, np.float64) + 1.0) * sizes / 2.0)
+    return np.minimum(np.maximum(places, 0.0), sizes - 1)
+
+
+def composed(space: Space[Any], leaves: Iterator[Any]) -> Any:
+    """What `leaves`, in their order, make of a Dict or Tuple; of any other space the next of them."""
+    if isinstance(space, Dict):
+        return {name: composed(part, leaves) for name, part in space.items()}
+    if isinstance(space, Tuple):
+        return tuple(composed(part, leaves) for part in space)
+    return next(leaves)
+
+
+def _leaf(space: Space[Any], id: str) -> tuple[Space[Any], Callable[[Any], Any]]:
+    """The same for a leaf of a Dict or Tuple, a Box of any shape as a vector."""
+    if not isinstance(space, Box) or len(space.shape) == 1:
+        return adapt_action(space, id)
+    flat = Box(space.low.reshape(-1), space.high.reshape(-1), dtype=space.dtype.type)
+    agents, rescale = adapt_action(flat, id)
+    return agents, lambda action: rescale(action).reshape(space.shape)
+
+
+def _not_finite(action: Any, id: str) -> LearnerFault:
+    return LearnerFault(
+        f"the policy chose the action {short(action)} in env.id={id}: its parameters are not finite any more. {RECOVER}"
+    )
+
+
 def _action_problem(space: Space[Any]) -> str:
     if not isinstance(space, Box) or len(space.shape) != 1 or space.shape[0] == 0:
-        return "not a Box of shape (n,), a Discrete, or a MultiDiscrete or MultiBinary of shape (n,)"
+        return "not a Box, MultiDiscrete or MultiBinary of shape (n,), a Discrete, or a Dict or Tuple of these"
     if not np.issubdtype(space.dtype, np.floating):
         return _INTEGERS
     if not (space.low < space.high).all():

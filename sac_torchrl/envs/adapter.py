@@ -55,7 +55,8 @@ class SpaceAdapter(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
         command: str | None = None,
     ) -> None:
         arguments: dict[str, Any] = {"id": id, "ignore": ignore, "reward_weights": reward_weights, "bounds": bounds}
-        gym.utils.RecordConstructorArgs.__init__(self, **arguments)  # for gym.make(env.spec)
+        # For gym.make(env.spec).
+        gym.utils.RecordConstructorArgs.__init__(self, **arguments, bins=bins, mask=mask, command=command)
         super().__init__(env)
         self._id = id
         self._command = command or f"`sac-torchrl check-env {id}`"

@@ -12,6 +12,7 @@ from gymnasium.vector import VectorEnv
 from torchrl.envs import EnvBase, SerialEnv
 
 from sac_torchrl.envs import dmc
+from sac_torchrl.envs.actions import hybrid_action
 from sac_torchrl.envs.adapter import SpaceAdapter, TolerateFaults, say_where
 from sac_torchrl.envs.autoreset import AutoresetEnv
 from sac_torchrl.envs.contained import Contained
@@ -63,6 +64,9 @@ class EnvConfig:
     bins: int | None = field(
         None, "values, evenly spaced, to choose from for each continuous action; null: continuous", least=2
     )
+    parameters: list[list[int]] | None = field(
+        None, "continuous numbers, from 0, of each discrete value; null: a rule, see actions.hybrid_action"
+    )
     mask: MaskSource = field(MaskSource.auto, "where the mask of legal discrete actions is: see masks.MaskSource")
     # A callable, so Any: OmegaConf would read its type, and it is no key.
     make: Any = dataclasses.field(default=None, kw_only=True, repr=False, metadata={"omegaconf_ignore": True})
@@ -105,6 +109,7 @@ class EnvConfig:
                 env.action_spec_unbatched,
                 observation_space=observed,
                 action_space=taken,
+                hybrid=hybrid_action(taken, self.id, self.parameters),
             )
         finally:
             env.close()
@@ -240,7 +245,7 @@ class EnvConfig:
         others = (self.kwargs, self.wrappers, self.ignore, self.reward_weights, self.bounds, self.max_episode_steps)
         if self.make is not None:
             return "sac_torchrl.envs.check.check_env(EnvConfig(make=...))"
-        return f"{command} with the run's other env.* keys" if any(others) or self.bins else command
+        return f"{command} with the run's other env.* keys" if any((*others, self.bins, self.parameters)) else command
 
     def _make(self) -> Make | None:
         """What makes the environments where it is a user's function; imports the plugins before."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 from sac_torchrl.envs import generators
 from sac_torchrl.envs.contained import Contained
@@ -111,6 +111,8 @@ def find_mask(
     Raises ConfigError where `source` has none.
     """
     if not isinstance(env.action_space, (Discrete, MultiDiscrete, MultiBinary)):
+        if source is MaskSource.auto and isinstance(env.action_space, (Dict, Tuple)):
+            _refuse_masks(env, id, ignore)
         if source in (MaskSource.auto, MaskSource.none):
             return None
         raise ConfigError(
@@ -136,6 +138,15 @@ def find_mask(
     if MASK in ignore:
         sources.remove(MaskSource.observation)
     return next((Mask(found, sizes) for found in sources if _has(env, id, found)), None)
+
+
+def _refuse_masks(env: gym.Env[Any, Any], id: str, ignore: Sequence[str]) -> None:
+    found = [source for source in (MaskSource.observation, MaskSource.method, MaskSource.info) if _has(env, id, source)]
+    if MASK not in ignore and found:
+        raise ConfigError(
+            f"env.id={id} has masks of actions ({found[0].value}), and its actions are {short(env.action_space)}: "
+            "masks of a Dict or Tuple are not read; give env.mask=none where every action may be taken."
+        )
 
 
 def action_counts(choices: Space[Any]) -> list[int]:

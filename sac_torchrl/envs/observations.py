@@ -33,7 +33,7 @@ def adapt_observation(space: Space[Any], id: str, ignore: Sequence[str] = ()) ->
             raise ConfigError(f"env.ignore={list(ignore)}: env.id={id} observes {short(space)}, which has no leaves.")
         return _adapt_leaf(space, id, "", others=False)
     leaves = named_leaves(space)
-    if len(leaves) < sum(1 for _ in _leaves(space)):
+    if len(leaves) < sum(1 for _ in every_leaf(space)):
         raise ConfigError(f"env.id={id}: two leaves of its observation have the same name, of {', '.join(leaves)}.")
     unknown = [name for name in ignore if not any(_within(leaf, name) for leaf in leaves)]
     if unknown:
@@ -62,21 +62,23 @@ def adapt_observation(space: Space[Any], id: str, ignore: Sequence[str] = ()) ->
 
 def named_leaves(space: Space[Any]) -> dict[str, tuple[_Path, Space[Any]]]:
     """The leaves of a Dict or Tuple by the names that the agent has for them, each with the way to it."""
-    return {_name(path): (path, leaf) for path, leaf in _leaves(space)}
+    return {leaf_name(path): (path, leaf) for path, leaf in every_leaf(space)}
 
 
-def _leaves(space: Space[Any], path: _Path = ()) -> Iterator[tuple[_Path, Space[Any]]]:
+def every_leaf(space: Space[Any], path: _Path = ()) -> Iterator[tuple[_Path, Space[Any]]]:
+    """The leaves of a Dict or Tuple, each with the way to it."""
     if isinstance(space, gym.spaces.Dict):
         for key, inner in space.spaces.items():
-            yield from _leaves(inner, (*path, key))
+            yield from every_leaf(inner, (*path, key))
     elif isinstance(space, gym.spaces.Tuple):
         for index, inner in enumerate(space.spaces):
-            yield from _leaves(inner, (*path, index))
+            yield from every_leaf(inner, (*path, index))
     else:
         yield path, space
 
 
-def _name(path: _Path) -> str:
+def leaf_name(path: _Path) -> str:
+    """The name of the leaf at the end of a path."""
     # A slash would nest the leaf when it is saved.
     return ".".join(str(key) for key in path).replace("/", ".")
 
@@ -91,7 +93,7 @@ def leaf_at(observation: Any, path: _Path) -> Any:
         try:
             observation = observation[key]
         except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"which has no {_name(path)}") from error
+            raise ValueError(f"which has no {leaf_name(path)}") from error
     return observation
 
 
@@ -182,5 +184,4 @@ def observed_leaves(space: Space[Any], ignore: Sequence[str] = ()) -> dict[str, 
     """Path and space of each leaf that the agent sees, by its name; of anything but a Dict or Tuple, "observation"."""
     if not isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
         return {"observation": ((), space)}
-    found = {_name(path): (path, leaf) for path, leaf in _leaves(space)}
-    return {name: leaf for name, leaf in found.items() if not any(_within(name, one) for one in ignore)}
+    return {name: leaf for name, leaf in named_leaves(space).items() if not any(_within(name, one) for one in ignore)}
