@@ -33,10 +33,17 @@ class Drift(gym.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action), action
         self.time += 1
-        return self._observe(), float(np.sum(action)), False, self.time >= 10, {}
+        return self._observe(), total(action), False, self.time >= 10, {}
 
     def _observe(self) -> Any:
         return draw(self.observation_space, self.np_random)
+
+
+def total(action: Any) -> float:
+    """The sum of all numbers of an action."""
+    if isinstance(action, (dict, tuple)):
+        return sum(total(part) for part in (action.values() if isinstance(action, dict) else action))
+    return float(np.sum(action))
 
 
 def draw(space: Space[Any], generator: np.random.Generator) -> Any:
@@ -84,6 +91,19 @@ WORLDS: dict[str, tuple[Space[Any], Space[Any]]] = {
     ),
     "Buttons3-v0": (VECTOR, spaces.MultiBinary(3)),
     "Several-v0": (VECTOR, spaces.MultiDiscrete([2, 3], start=[5, -1])),
+    "Platform-v0": (VECTOR, spaces.Tuple([Discrete(3, start=1), *(Box(0, size, (1,)) for size in (30, 720, 430))])),
+    "Hybrid-v0": (
+        Discrete(4, start=2),
+        spaces.Dict(
+            {
+                "arm": Box(-2, 2, (2, 2), np.float64),
+                "grip": Discrete(2),
+                "head": spaces.Tuple([spaces.MultiBinary(2), Box(0, 1, ())]),
+            }
+        ),
+    ),
+    "Boxes-v0": (VECTOR, spaces.Dict(left=UNEVEN, right=Box(0, 1, (1,)))),
+    "Switches-v0": (VECTOR, spaces.Tuple([Discrete(3, start=2), spaces.MultiBinary(2)])),
     "TupleOfStates-v0": (spaces.Tuple([Discrete(3), Discrete(2, start=7)]), Discrete(3, start=3)),
 }
 

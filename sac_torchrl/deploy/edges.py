@@ -40,7 +40,7 @@ class LeafEdge(nn.Module):
         if self._bins is not None:
             action = 2.0 * action.to(torch.float64) / (self._bins - 1) - 1.0
         if len(self._shape) != 1:
-            action = action.reshape(*action.shape[:-1], *self._shape)
+            action = action.reshape((*action.shape[:-1], *self._shape))
         # In float64 and in this form, as in training, both bounds come out exactly.
         t = (action.to(torch.float64) + 1.0) / 2.0
         return torch.minimum(torch.maximum(self.low * (1.0 - t) + self.high * t, self.low), self.high).to(self._dtype)

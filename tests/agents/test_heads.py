@@ -321,9 +321,10 @@ def test_xor_needs_a_critic_of_joint_actions(kind: ActionCritic, solves: bool) -
 
 
 def test_a_head_that_does_not_fit_is_refused_by_name() -> None:
-    assert choose_head(Head.auto, SEVERAL) is Head.multi_discrete
+    several = Specs(Unbounded(shape=1), SEVERAL)
+    assert choose_head(Head.auto, several) is Head.multi_discrete
     with pytest.raises(ConfigError, match=r"variant.head=discrete .* needs multi_discrete"):
-        choose_head(Head.discrete, SEVERAL)
+        choose_head(Head.discrete, several)
     with pytest.raises(ConfigError, match=r"1,440 joint actions.*variant.critic=joint"):
         DiscreteSAC(critic=ActionCritic.enumerated).build(
             Specs(Unbounded(shape=1), MultiCategorical([10, 12, 12])), device=CPU

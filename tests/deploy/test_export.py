@@ -16,6 +16,7 @@ import pytest
 import runs
 import torch
 from deploy_worlds import VARIANTS
+from gymnasium.spaces import Box
 
 import sac_torchrl as sac
 from sac_torchrl.agents.heads import PolicyForm
@@ -24,6 +25,7 @@ from sac_torchrl.config.schema import TrainConfig
 from sac_torchrl.deploy import export
 from sac_torchrl.deploy.export import export_policy, measure
 from sac_torchrl.deploy.recorded import environment_of, record_observations
+from sac_torchrl.envs.observations import every_leaf
 from sac_torchrl.errors import ConfigError, SacError
 
 Save = Callable[..., Path]
@@ -42,21 +44,32 @@ def recorded(policy: sac.Policy, count: int = 300) -> list[Any]:
 
 def bound(policy: sac.Policy, leaves: list[Any]) -> float:
     """The allowed error of surface of actions, derived here again: float32's own against float64."""
-    space: Any = policy.spec.action
-    here = policy.module(*(torch.from_numpy(leaf) for leaf in leaves)).detach().numpy().astype(np.float64)
+    here = acted(policy, leaves)
     torch.set_default_dtype(torch.float64)
     try:
-        wide = policy.module.double()(*(torch.from_numpy(leaf) for leaf in leaves)).detach().numpy()
+        policy.module.double()
+        wide = acted(policy, leaves)
     finally:
         torch.set_default_dtype(torch.float32)
         policy.module.float()
-    return max(1e-6, 4 * float((np.abs(here - wide) / (space.high.astype(np.float64) - space.low)).max()))
+    spaces = [space for _, space in every_leaf(policy.spec.action)]
+    errors = [
+        np.abs(one.astype(np.float64) - other) / (space.high.astype(np.float64) - space.low)
+        for space, one, other in zip(spaces, here, wide, strict=True)
+        if isinstance(space, Box)
+    ]
+    return max(1e-6, *(4 * float(error.max()) for error in errors))
+
+
+def acted(policy: sac.Policy, leaves: list[Any]) -> list[Any]:
+    action = policy.module(*map(torch.from_numpy, leaves))
+    return [leaf.detach().numpy() for leaf in ([action] if isinstance(action, torch.Tensor) else action)]
 
 
 def played(path: Path, leaves: list[Any]) -> Any:
     runtime = pytest.importorskip("onnxruntime")
     session = runtime.InferenceSession(str(path))
-    return session.run(None, {one.name: leaf for one, leaf in zip(session.get_inputs(), leaves, strict=True)})[0]
+    return session.run(None, {one.name: leaf for one, leaf in zip(session.get_inputs(), leaves, strict=True)})
 
 
 CASES = [("sac", "Uneven-v0", False), ("simba", "Leaves-v0", True), ("discrete_sac", "Shifted-v0", False)]
@@ -82,6 +95,10 @@ HEADS: list[tuple[str, str, dict[str, Any]]] = [
     ("discrete_sac", "Buttons3-v0", {}),
     ("discrete_sac", "Several-v0", {"critic": ActionCritic.enumerated}),
     ("discrete_sac", "Uneven-v0", {"bins": 5}),
+    ("sac", "Platform-v0", {"normalize": True}),
+    ("sac", "Hybrid-v0", {}),
+    ("crossq", "Boxes-v0", {}),
+    ("discrete_sac", "Switches-v0", {}),
 ]
 
 
@@ -105,14 +122,14 @@ def test_onnx_acts_as_the_policy(variant: str, id: str, fields: dict[str, Any], 
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["policy.onnx"]
     for batch in (1, 7, 256):
         inputs = [leaf[:batch] for leaf in leaves]
-        here, there = policy.module(*map(torch.from_numpy, inputs)).detach().numpy(), played(path, inputs)
-        assert there.dtype == policy.spec.action.dtype and there.shape == here.shape
-        if variant in DISCRETE:
-            assert np.array_equal(here, there)
-        else:
-            space: Any = policy.spec.action
-            width = space.high.astype(np.float64) - space.low
-            assert (np.abs(here.astype(np.float64) - there) / width).max() <= bound(policy, leaves)
+        spaces = [space for _, space in every_leaf(policy.spec.action)]
+        for space, here, there in zip(spaces, acted(policy, inputs), played(path, inputs), strict=True):
+            assert there.dtype == space.dtype and there.shape == here.shape
+            if isinstance(space, Box):
+                width = space.high.astype(np.float64) - space.low
+                assert (np.abs(here.astype(np.float64) - there) / width).max() <= bound(policy, leaves)
+            else:
+                assert np.array_equal(here, there)
     about = {one.key: json.loads(one.value) for one in onnx.load(path).metadata_props}
     assert about["parity"]["observations"] == 1000 and about["parity"]["error"] <= about["parity"]["bound"]
     assert about["env"]["id"] == id and about["frames"] == 12 and "torch" in about["versions"]
@@ -172,20 +189,28 @@ def test_parity_finds_every_kind_of_wrong_action(save: Save) -> None:
     leaves = recorded(policy)
 
     def act(inputs: Any) -> Any:
-        return policy.module(*map(torch.from_numpy, inputs)).detach().numpy()
+        return acted(policy, inputs)[0]
 
-    assert measure(policy, act, leaves, exact=True).error == 0
+    assert measure(policy, lambda inputs: [act(inputs)], leaves, exact=True).error == 0
     for wrong in (
-        lambda inputs: act(inputs) + np.float32(1e-4),
-        lambda inputs: act(inputs) * np.float32(math.nan),
-        lambda inputs: act(inputs).astype(np.float64),
-        lambda inputs: act(inputs)[:, :1],
+        lambda inputs: [act(inputs) + np.float32(1e-4)],
+        lambda inputs: [act(inputs) * np.float32(math.nan)],
+        lambda inputs: [act(inputs).astype(np.float64)],
+        lambda inputs: [act(inputs)[:, :1]],
     ):
         with pytest.raises(SacError, match="no file is left"):
             measure(policy, wrong, leaves)
     choices = sac.Policy.load(save("discrete_sac", "Shifted-v0"))
     with pytest.raises(SacError, match="no file is left"):
-        measure(choices, lambda inputs: np.full(len(inputs[0]), 3), recorded(choices))
+        measure(choices, lambda inputs: [np.full(len(inputs[0]), 3)], recorded(choices))
+    hybrid = sac.Policy.load(save("sac", "Platform-v0"))
+    for place, change in ((0, 1), (2, np.float32(1e-2))):
+        with pytest.raises(SacError, match="no file is left"):
+            measure(hybrid, partial(_changed, hybrid, place, change), recorded(hybrid))
+
+
+def _changed(policy: sac.Policy, place: int, change: Any, inputs: Any) -> list[Any]:
+    return [leaf + (change if number == place else 0) for number, leaf in enumerate(acted(policy, inputs))]
 
 
 def test_names_that_cannot_be_written_are_refused(save: Save, tmp_path: Path) -> None:

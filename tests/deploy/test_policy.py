@@ -29,7 +29,9 @@ from sac_torchrl.config.schema import TrainConfig
 from sac_torchrl.deploy.export import export_policy
 from sac_torchrl.deploy.recorded import environment_of, record_observations
 from sac_torchrl.deploy.saved import SavedPolicy
+from sac_torchrl.envs.actions import composed
 from sac_torchrl.envs.adapter import SpaceAdapter
+from sac_torchrl.envs.observations import every_leaf, leaf_at
 from sac_torchrl.envs.vector import as_tensors
 from sac_torchrl.errors import CheckpointError, ConfigError
 
@@ -56,7 +58,7 @@ def as_trained(policy: sac.Policy, rows: list[Any], kind: ExplorationType, *, si
     root = TensorDict(observation=as_tensors(seen), batch_size=[len(rows)])
     with torch.no_grad(), set_exploration_type(kind):
         actions = policy.actor(root[0].clone() if single else root)["action"].numpy()
-    return adapter._taken(actions) if single else np.array([adapter._taken(row) for row in actions])
+    return adapter._taken(actions) if single else deploy_worlds.stack([adapter._taken(row) for row in actions])
 
 
 @pytest.mark.parametrize(("variant", "normalize"), sorted(set(KINDS)))
@@ -76,8 +78,12 @@ def test_every_variant_acts_as_in_training_bit_for_bit(variant: str, normalize: 
         ("discrete_sac", "Buttons3-v0", {}),
         ("discrete_sac", "Several-v0", {"critic": "enumerated"}),
         ("discrete_sac", "Uneven-v0", {"bins": 5}),
+        ("sac", "Platform-v0", {}),
+        ("sac", "Hybrid-v0", {}),
+        ("tqc", "Boxes-v0", {}),
+        ("discrete_sac", "Switches-v0", {}),
     ],
-    ids=["mixture", "flow", "some leaves", "buttons", "several", "bins"],
+    ids=["mixture", "flow", "some leaves", "buttons", "several", "bins", "platform", "nested", "boxes", "switches"],
 )
 def test_every_head_acts_as_in_training_bit_for_bit(variant: str, id: str, fields: dict[str, Any], save: Save) -> None:
     kinds = {"policy": PolicyForm, "critic": ActionCritic}
@@ -94,8 +100,13 @@ def assert_acts_as_trained(policy: sac.Policy) -> None:
             want = as_trained(policy, chosen, kind, single=single)
             observation = chosen[0] if single else deploy_worlds.stack(chosen)
             action = policy(observation, deterministic=kind is ExplorationType.DETERMINISTIC, seed=5)
-            assert np.array_equal(action, want) and action.dtype == policy.spec.action.dtype
-            assert policy.spec.action.contains(action if single else action[0])
+            leaves = list(every_leaf(policy.spec.action))
+            for path, space in leaves:
+                one, other = leaf_at(action, path), leaf_at(want, path)
+                assert np.array_equal(one, other) and one.dtype == space.dtype
+            if not single:
+                action = composed(policy.spec.action, (leaf_at(action, path)[0, ...] for path, _ in leaves))
+            assert policy.spec.action.contains(action)
 
 
 def test_a_policy_of_some_leaves_needs_no_others(save: Save) -> None:

@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, MultiBinary, MultiDiscrete, Space
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 from torchrl.data import MultiCategorical
 
 from sac_torchrl import train
-from sac_torchrl.envs.actions import adapt_action
+from sac_torchrl.agents.hybrid import discrete_values
+from sac_torchrl.agents.multi_discrete import Layout
+from sac_torchrl.envs import actions
+from sac_torchrl.envs.actions import adapt_action, hybrid_action
 from sac_torchrl.envs.config import EnvConfig
-from sac_torchrl.errors import LearnerFault
+from sac_torchrl.errors import ConfigError, LearnerFault
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,112 @@ def test_bins_lie_evenly_between_the_bounds() -> None:
     choices, take = adapt_action(Box(np.array([-2, 0], np.float32), np.array([2, 8], np.float32)), "Toy-v0", bins=5)
     assert isinstance(choices, MultiDiscrete) and choices.nvec.tolist() == [5, 5]
     assert [take(np.array([k, 4 - k])).tolist() for k in range(5)] == [[-2, 8], [-1, 6], [0, 4], [1, 2], [2, 0]]
+
+
+PLATFORM = Tuple([Discrete(3, start=1), Tuple([Box(0, 30, (1,)), Box(0, 720, (1,)), Box(0, 430, (1,))])])
+TWO_PARTS = Box(np.array([0, -2], np.float32), np.array([1, 2], np.float32))
+NESTED = Dict(
+    arm=Box(-2, 2, (2, 2), np.float64), grip=Discrete(2), head=Tuple([MultiBinary(2), Box(0, 1, ())]), turn=Discrete(3)
+)
+
+
+@pytest.mark.parametrize(
+    ("space", "chosen", "taken"),
+    [
+        (PLATFORM, [-2 / 3, 1, 0, -1], (1, ([30.0], [360.0], [0.0]))),
+        (PLATFORM, [0.99, -1, 0.5, -1], (3, ([0.0], [540.0], [0.0]))),
+        (Tuple([Discrete(4), TWO_PARTS]), [1, 0, 0], (3, [0.5, 0.0])),
+        (
+            NESTED,
+            [0.5, -0.5, 0.5, 0, 0, 1, -1, 0.5, 1],
+            {"arm": [[0, 2], [-2, 1]], "grip": 1, "head": ([0, 1], 1.0), "turn": 1},
+        ),
+        (Dict(left=Box(-1, 3, (1,)), right=TWO_PARTS), [0, 1, -1], {"left": [1.0], "right": [1.0, -2.0]}),
+        (Dict(a=Discrete(3), b=MultiBinary(2)), [2, 1, 0], {"a": 2, "b": [1, 0]}),
+    ],
+    ids=["platform", "edge of a part", "two parts", "nested", "no discrete", "no continuous"],
+)
+def test_a_dict_or_tuple_gets_its_own_action(space: Space[Any], chosen: list[float], taken: Any) -> None:
+    agents, take = adapt_action(space, "Toy-v0")
+    action = take(np.array(chosen, agents.dtype))
+    assert space.contains(action)
+    assert plain(action) == taken
+    for _ in range(20):
+        assert space.contains(take(agents.sample()))
+    if agents.dtype == np.float32:
+        with pytest.raises(LearnerFault, match="not finite any more"):
+            take(np.full(agents.shape, np.nan))
+
+
+def plain(action: Any) -> Any:
+    if isinstance(action, dict):
+        return {name: plain(part) for name, part in action.items()}
+    return tuple(map(plain, action)) if isinstance(action, tuple) else action.tolist()
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 1000])
+def test_uniform_numbers_are_uniform_values_for_environment_and_critic(size: int) -> None:
+    generator = np.random.default_rng(0)
+    centers = (2 * np.arange(size, dtype=np.float64) + 1) / size - 1
+    edges = 2 * np.arange(size + 1) / size - 1
+    near = np.concatenate([np.nextafter(np.float32(edges), np.float32(way)) for way in (-2, 2)]).clip(-1, 1)
+    drawn = np.concatenate([generator.uniform(-1, 1, 200_000), centers, edges, near]).astype(np.float32)
+    values = actions.discrete_values(drawn[:, None], np.array([size]))[:, 0]
+    assert torch.equal(
+        discrete_values(torch.from_numpy(drawn[:, None]), Layout([size]))[:, 0], torch.tensor(values).long()
+    )
+    assert np.array_equal(values[200_000 : 200_000 + size], np.arange(size))
+    shares = np.bincount(values[:200_000].astype(int), minlength=size) / 200_000
+    assert np.abs(shares * size - 1).max() < 5 * np.sqrt(size / 200_000)
+
+
+@pytest.mark.parametrize(
+    ("space", "parameters", "belongs"),
+    [
+        (PLATFORM, None, ((0,), (1,), (2,))),
+        (Tuple([Discrete(3), Box(-1, 1, (1,)), Box(-1, 1, (2,)), Box(-1, 1, (1,))]), None, ((0,), (1, 2), (3,))),
+        (Dict(kind=Discrete(2), numbers=Tuple([Box(0, 1, (2,)), Box(0, 1, (1,))])), None, ((0, 1), (2,))),
+        (Tuple([Discrete(3), TWO_PARTS]), None, ((0, 1),) * 3),
+        (Tuple([Discrete(3), TWO_PARTS]), [[0], [1], []], ((0,), (1,), ())),
+        (Dict(kind=Discrete(2), one=Box(0, 1, (1,)), two=Box(0, 1, (1,))), None, ((0, 1),) * 2),
+        (Tuple([MultiBinary(2), TWO_PARTS]), None, ((0, 1),) * 4),
+    ],
+    ids=str,
+)
+def test_which_numbers_belong_to_which_value(space: Space[Any], parameters: Any, belongs: Any) -> None:
+    hybrid = hybrid_action(space, "Toy-v0", parameters)
+    assert hybrid is not None and hybrid.parameters == belongs
+
+
+@pytest.mark.parametrize(
+    ("space", "parameters", "message"),
+    [
+        (
+            Tuple([Discrete(3), TWO_PARTS]),
+            [[0], [1]],
+            r"env.parameters=\[\[0\], \[1\]\]: give a list for each of the 3",
+        ),
+        (Tuple([Discrete(2), TWO_PARTS]), [[0], [0]], r"continuous numbers 0 to 1 .* at least once"),
+        (Tuple([Discrete(2), TWO_PARTS]), [[0, 2], [1]], r"continuous numbers 0 to 1"),
+        (TWO_PARTS, [[0], [1]], r"has no discrete actions with continuous parameters: leave it out"),
+        (Tuple([MultiDiscrete([40, 40]), TWO_PARTS]), None, r"1,600 joint values .* at most 1,024"),
+    ],
+    ids=str,
+)
+def test_parameters_that_do_not_fit_are_refused(space: Space[Any], parameters: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        hybrid_action(space, "Toy-v0", parameters)
+
+
+def test_bounds_replace_those_that_are_missing_in_a_dict() -> None:
+    space = Dict(a=Discrete(2), b=Box(-np.inf, np.inf, (2,)), c=Box(0, 1, (1,)))
+    with pytest.raises(ConfigError, match=r"without sensible bounds: give env.bounds"):
+        adapt_action(space, "Toy-v0")
+    _, take = adapt_action(space, "Toy-v0", (-5, 5))
+    assert plain(take(np.ones(4))) == {"a": 1, "b": [5.0, 5.0], "c": [1.0]}
+    for other, why in ((Dict(a=Discrete(2), c=Box(0, 1, (1,))), "bounds of their own"), (Dict(), "of different names")):
+        with pytest.raises(ConfigError, match=why):
+            adapt_action(other, "Toy-v0", (-5, 5) if other.spaces else None)
 
 
 @pytest.mark.parametrize("count", [1, 3])
