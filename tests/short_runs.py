@@ -27,7 +27,8 @@ def configuration(folder: Path, id: str, *, ratio: float = 0.3, plugins: Sequenc
     """A run of 240 frames in two environments, with four checkpoints."""
     discrete = id.startswith(("CartPole", "Masked"))
     small = NetworkConfig([8])
-    plugins = {"Borrowing-v0": ["faulty"], "Masked-v0": ["masked"], "Line-v0": ["goals"]}.get(id, plugins)
+    known = {"Borrowing-v0": "faulty", "Levers-v0": "buttons", "Line-v0": "goals", "Masked-v0": "masked"}
+    plugins = [known[id]] if id in known else plugins
     return TrainConfig(
         variant=DiscreteSAC(network=small) if discrete else SAC(network=small),
         env=EnvConfig(id, 2, list(plugins)),

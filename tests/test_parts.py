@@ -29,6 +29,7 @@ from sac_torchrl import (
 )
 from sac_torchrl.agents.losses import SACDiscreteLoss
 from sac_torchrl.agents.policies import SquashedNormal
+from sac_torchrl.envs.masks import MaskSource
 from sac_torchrl.errors import ConfigError, LearnerFault
 
 CPU = torch.device("cpu")
@@ -188,9 +189,10 @@ def test_another_default_dtype_is_refused_by_name(in_float64: None, id: str) -> 
 
 
 def test_an_opened_environment_can_be_made_from_its_spec() -> None:
-    env = EnvConfig("Pendulum-v1").open()
-    assert env.spec is not None
-    other = gym.make(env.spec)
-    assert str(other.action_space) == str(env.action_space)
+    for config in (EnvConfig("Taxi-v4", mask=MaskSource.none), EnvConfig("Pendulum-v1", bins=5)):
+        env = config.open()
+        assert env.spec is not None
+        other = gym.make(env.spec)
+        assert other.action_space == env.action_space and other.observation_space == env.observation_space
     first, second = (one.reset(seed=1)[0].tolist() for one in (env, other))
     assert first == second

@@ -58,6 +58,7 @@ def rewards(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         ("CartPole-v1", 178, 0.3),  # 41.4 updates
         ("Masked-v0", 134, 0.3),
         ("Line-v0", 134, 0.3),  # with hindsight
+        ("Levers-v0", 134, 0.3),
         ("Borrowing-v0", 134, 0.3),
         ("Hopper-v5", 134, 0.3),
         ("Ant-v5", 134, 0.3),
