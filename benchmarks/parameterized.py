@@ -20,11 +20,11 @@ EPISODES = 500
 class Gaps(gym.Env[Any, Any]):
     """A course of length 1 with two gaps: run, hop or leap, each so far, without ending a step in a gap.
 
-    A step gains the distance and costs 0.01 (run), 0.02 (hop) or 0.05 (leap). Who runs across a gap, or lands in one,
+    A step gains the distance and costs 0.005 (run), 0.01 (hop) or 0.02 (leap). Who runs across a gap, or lands in one,
     falls, gains nothing and ends the episode. Positions of gaps are multiples of 0.01.
     """
 
-    lengths, costs = (0.1, 0.15, 0.3), (0.01, 0.02, 0.05)
+    lengths, costs = (0.1, 0.15, 0.3), (0.005, 0.01, 0.02)
     action_space = Tuple([Discrete(3), Tuple([Box(0, length, (1,)) for length in lengths])])
     observation_space = Box(-1, 1, (5,))
 
@@ -54,7 +54,7 @@ class Gaps(gym.Env[Any, Any]):
         starts, ends = (np.round(100 * edge).astype(int) for edge in (self.starts, self.ends))
         best = np.zeros(101)
         for place in range(99, -1, -1):
-            options = [-0.01]
+            options = [-self.costs[0]]
             for kind, length in enumerate(self.lengths):
                 for after in range(place + 1, min(100, place + round(100 * length)) + 1):
                     inside, across = (starts < after) & (after < ends), (place <= starts) & (ends <= after)
