@@ -42,7 +42,7 @@ from sac_torchrl.agents.tqc import TQC
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.config.layers import SHIPPED, read
 from sac_torchrl.config.recipes import configure
-from sac_torchrl.specs import ENTROPY, SPAN
+from sac_torchrl.specs import ENTROPY, SPAN, HybridAction
 
 CPU = torch.device("cpu")
 ROWS = 8
@@ -71,7 +71,10 @@ POLICIES: dict[str, Variant] = {
     "flow": SAC(network=SMALL, policy=PolicyForm.flow),
     **{f"several_{kind.value}": DiscreteSAC(SMALL, critic=kind) for kind in ActionCritic},
     "several_sampled": DiscreteSAC(SMALL, enumerate_up_to=0),
+    "hybrid": SAC(network=SMALL),
 }
+ACTIONS = {"several": SEVERAL, "hybrid": Bounded(-1, 1, shape=4)}
+HYBRID = HybridAction((3, 2), 2, ((0,), (1,), (0, 1), (), (0,), (1,)))
 
 
 @dataclass
@@ -88,9 +91,9 @@ class Case:
 
     def specs(self) -> Specs:
         discrete = isinstance(self.variant, DiscreteSAC)
-        return Specs(
-            self.observation, self.action or (DISCRETE if discrete else BOX), n_steps=3 * self.prioritized or 1
-        )
+        action = self.action or (DISCRETE if discrete else BOX)
+        hybrid = HYBRID if action is ACTIONS["hybrid"] else None
+        return Specs(self.observation, action, n_steps=3 * self.prioritized or 1, hybrid=hybrid)
 
     def learner(self, execution: Execution, *, seed: int = 0, **settings: Any) -> Learner:
         torch.manual_seed(seed)
@@ -121,8 +124,8 @@ class Case:
 
     def _action(self) -> Tensor:
         spec = self.specs().action
-        if spec is BOX:
-            return torch.randn(ROWS, 2).tanh()
+        if isinstance(spec, Bounded):
+            return torch.randn(ROWS, *spec.shape).tanh()
         chosen: Tensor = spec.rand(torch.Size([ROWS]))
         return chosen.zero_() if isinstance(self.observation, Composite) else chosen  # the action that is always legal
 
@@ -159,7 +162,7 @@ SYSTEMS += ["jaxrl", "christodoulou2019", "sd_sac", "haarnoja2018_gmm", "haarnoj
 CASES: dict[str, Case] = {
     **{name: Case(variant, learning={"actor_every": 2}) for name, variant in MEMBERS.items()},
     **{
-        name: Case(variant, action=SEVERAL if name.startswith("several") else None, learning={"actor_every": 2})
+        name: Case(variant, action=ACTIONS.get(name.partition("_")[0]), learning={"actor_every": 2})
         for name, variant in POLICIES.items()
     },
     "crossq-critics_first": Case(MEMBERS["crossq"], learning={"order": Order.critics_first}),
