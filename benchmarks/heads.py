@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import Bounded, MultiCategorical, TensorSpec, Unbounded
+from torchrl.data import Bounded, Categorical, MultiCategorical, TensorSpec, Unbounded
 
 from sac_torchrl.agents.discrete_sac import DiscreteSAC
 from sac_torchrl.agents.heads import PolicyForm
@@ -25,7 +25,7 @@ from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.sac import SAC
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.learner.learner import Learner, LearnerConfig
-from sac_torchrl.specs import Specs
+from sac_torchrl.specs import HybridAction, Specs
 
 GOALS = torch.tensor([[0.7, 0.0], [-0.7, 0.0], [0.0, 0.7], [0.0, -0.7]])
 ALPHA = 0.25
@@ -76,15 +76,14 @@ def trained(seed: int, fields: dict[str, Any]) -> tuple[float, Tensor]:
         return float((reward(drawn) - ALPHA * log_prob).mean()), drawn
 
 
-def learner_of(variant: Variant, action: TensorSpec) -> Learner:
-    """A captured learner of HalfCheetah-v5's size."""
+def learner_of(variant: Variant, specs: Specs) -> Learner:
+    """A captured learner."""
     torch.manual_seed(0)
-    specs = Specs(Unbounded(shape=17), action)
     return LearnerConfig().build(variant.build(specs, device=torch.device("cpu")))
 
 
 def batch_of(action: TensorSpec) -> TensorDict:
-    """256 random rows of that size."""
+    """256 random rows of HalfCheetah-v5's observations."""
     chosen: Tensor = action.expand(torch.Size([256, *action.shape])).rand()
     rows = {
         "observation": torch.randn(256, 17),
@@ -98,30 +97,52 @@ def batch_of(action: TensorSpec) -> TensorDict:
     return TensorDict(rows, batch_size=[256])
 
 
-def cost(turns: int = 7, updates: int = 40) -> None:
-    """Print the processor time of an update of every head, beside the Gaussian of TorchRL's loss, measured in turns."""
-    box, bins = Bounded(-1.0, 1.0, shape=torch.Size([6]), dtype=torch.float32), MultiCategorical([3] * 6)
-    kinds: dict[str, tuple[Variant, TensorSpec]] = {
-        "Gaussian, TorchRL's loss": (SAC(), box),
-        "Gaussian, HeadLoss": (SAC(critic_entropy=False), box),
-        "mixture of 4": (SAC(policy=PolicyForm.mixture), box),
-        "flow of 6": (SAC(policy=PolicyForm.flow), box),
-        **{f"6 x 3 bins, {kind.value}": (DiscreteSAC(critic=kind), bins) for kind in ActionCritic},
-    }
-    learners = {name: (learner_of(*kind), batch_of(kind[1])) for name, kind in kinds.items()}
-    spent: dict[str, list[float]] = {name: [] for name in kinds}
-    for turn in range(turns):
-        for name, (learner, batch) in learners.items():
+def hybrid(values: int, *, shared: bool) -> Specs:
+    """One discrete choice with 6 parameters, of every value or one after the other."""
+    own = [tuple(range(6)) if shared else tuple(range(6))[k::values] for k in range(values)]
+    return specs_of(Bounded(-1.0, 1.0, shape=7), hybrid=HybridAction((values,), 6, tuple(own)))
+
+
+def specs_of(action: TensorSpec, **more: Any) -> Specs:
+    """Those of HalfCheetah-v5's observations."""
+    return Specs(Unbounded(shape=17), action, **more)
+
+
+BOX = Bounded(-1.0, 1.0, shape=6)
+# A head, n and K (the critics' rows for a state in the actor's loss), and what it is measured by.
+COSTS: list[tuple[str, str, str, Variant, Specs]] = [
+    ("Gaussian, TorchRL's loss", "", "1", SAC(), specs_of(BOX)),
+    ("Gaussian, HeadLoss", "", "1", SAC(critic_entropy=False), specs_of(BOX)),
+    *(("mixture", str(k), str(k), SAC(policy=PolicyForm.mixture, components=k), specs_of(BOX)) for k in (1, 2, 4, 8)),
+    ("flow", "6 couplings", "1", SAC(policy=PolicyForm.flow), specs_of(BOX)),
+    ("hybrid, 6 parameters of every value", "3", "3", SAC(), hybrid(3, shared=True)),
+    *(("hybrid, 6 parameters of one each", str(k), str(k), SAC(), hybrid(k, shared=False)) for k in (2, 3, 6)),
+    ("discrete, TorchRL's loss", "18", "all in 1", DiscreteSAC(), specs_of(Categorical(18))),
+    ("discrete, HeadLoss", "18", "all in 1", DiscreteSAC(critic_entropy=False), specs_of(Categorical(18))),
+    *(
+        (f"6 x 3, {kind.value}", "18", rows, DiscreteSAC(critic=kind), specs_of(MultiCategorical([3] * 6)))
+        for kind, rows in zip(ActionCritic, ("18", "all in 1", "all in 1"), strict=True)
+    ),
+]
+
+
+def cost(turns: int = 9, updates: int = 30) -> None:
+    """Print the processor time of an update of every head as a part of the first, measured in turns."""
+    learners = [(learner_of(variant, specs), batch_of(specs.action)) for *_, variant, specs in COSTS]
+    spent: list[list[float]] = [[] for _ in COSTS]
+    for turn in range(turns + 1):
+        for times, (learner, batch) in zip(spent, learners, strict=True):
             begun = time.process_time()
             for _ in range(updates):
                 learner.update(batch)
             if turn:  # the first one records
-                spent[name].append((time.process_time() - begun) / updates * 1e3)
-    first = statistics.median(spent["Gaussian, TorchRL's loss"])
-    print("| head | ms of processor time an update | ratio |")
-    print("|---|---|---|")
-    for name, times in spent.items():
-        print(f"| {name} | {statistics.median(times):.1f} | {statistics.median(times) / first:.2f} |")
+                times.append((time.process_time() - begun) / updates * 1e3)
+    print("| head | n | K | ms of processor time an update | of the first |")
+    print("|---|---|---|---|---|")
+    for (name, n, k, *_), times in zip(COSTS, spent, strict=True):
+        ratios = sorted(one / first for one, first in zip(times, spent[0], strict=True))
+        part = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        print(f"| {name} | {n} | {k} | {statistics.median(times):.1f} | {part} |")
 
 
 def main() -> None:

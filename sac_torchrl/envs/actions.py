@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
@@ -11,6 +11,8 @@ from sac_torchrl.envs.masks import action_counts
 from sac_torchrl.envs.observations import every_leaf, leaf_name
 from sac_torchrl.errors import RECOVER, ConfigError, LearnerFault, short
 from sac_torchrl.specs import MOST_ENUMERATED, HybridAction
+
+S = TypeVar("S", bound=Space[Any])
 
 # Bounds beyond this mean that there are none.
 SENSIBLE = 1e6
@@ -75,9 +77,9 @@ def _sensible(space: Box) -> Any:
     return (np.abs(space.low.astype(np.float64)) <= SENSIBLE) & (np.abs(space.high.astype(np.float64)) <= SENSIBLE)
 
 
-def bounded(space: Space[Any], id: str, bounds: tuple[float, float]) -> Space[Any]:
+def bounded(space: S, id: str, bounds: tuple[float, float]) -> S:
     """The space with `bounds` for those that are infinite or beyond a million; ConfigError where there are none."""
-    found = _bounded(space, bounds)
+    found: S = _bounded(space, bounds)
     if found == space:
         raise ConfigError(
             f"env.bounds={list(bounds)}: the actions of env.id={id}, {short(space)}, have bounds of their own: "
@@ -86,7 +88,7 @@ def bounded(space: Space[Any], id: str, bounds: tuple[float, float]) -> Space[An
     return found
 
 
-def _bounded(space: Space[Any], bounds: tuple[float, float]) -> Space[Any]:
+def _bounded(space: Space[Any], bounds: tuple[float, float]) -> Any:
     if isinstance(space, Dict):
         return Dict({name: _bounded(part, bounds) for name, part in space.items()})
     if isinstance(space, Tuple):

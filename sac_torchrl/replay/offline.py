@@ -130,7 +130,7 @@ class _Episode:
             if names is None
             else {("observation", name): np.stack([one[name] for one in seen]) for name in names}
         )
-        self.actions = self._actions(np.asarray(episode.actions), found.action_space, specs, dataset)
+        self.actions = self._actions(episode.actions, found.action_space, specs, dataset)
 
     def fit(self, key: tuple[str, ...], values: Any, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
         """A column of the replay buffer."""
@@ -150,9 +150,12 @@ class _Episode:
             raise self._refused(column, f"{short(numbers[at])} at step {at} is no finite float32")
         return numbers
 
-    def _actions(self, taken: NDArray[Any], space: Any, specs: Specs, dataset: str) -> NDArray[Any]:
+    def _actions(self, taken: Any, space: Any, specs: Specs, dataset: str) -> NDArray[Any]:
         """In [-1, 1], or indices from 0."""
         agents, _ = adapt_action(space, f"{dataset} (a dataset)")
+        if isinstance(space, (Dict, Tuple)):
+            raise self._refused("actions", f"those of {short(space)} are not read from datasets")
+        taken = np.asarray(taken)
         if len(taken) != self.length:
             raise self._refused("actions", f"there are {len(taken)} for {self.length} rewards")
         if isinstance(space, (Discrete, MultiDiscrete)):

@@ -6,7 +6,7 @@ import minari
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, Space
+from gymnasium.spaces import Box, Dict, Discrete, Space, Tuple
 from minari.data_collector import EpisodeBuffer
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 
@@ -155,6 +155,11 @@ def broken(values: Any, at: Any, value: float) -> Any:
         ({}, {"observations": SEEN[:3]}, "observations: .*4 are needed"),
         ({"seen": Dict(a=VECTOR)}, {"observations": {"a": SEEN}}, "observations: Dict.*the environment has others"),
         ({"acts": Discrete(3)}, {"actions": np.array([0, 1, 2])}, "actions: 0 to 2 of Discrete"),
+        (
+            {"acts": Tuple([Discrete(3), UNIT])},
+            {"actions": (np.array([0, 1, 2]), TAKEN)},
+            r"actions: those of Tuple\(Discrete\(3\), .* are not read from datasets",
+        ),
     ],
 )
 def test_a_dataset_that_cannot_be_learned_from_is_refused_by_column(
