@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from deploy_worlds import VARIANTS
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import Bounded, Unbounded
@@ -16,7 +17,6 @@ from sac_torchrl.agents.heads import Head, PolicyForm, Prior
 from sac_torchrl.agents.hybrid import SquashedHybrid
 from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.sac import SAC
-from sac_torchrl.config.schema import TrainConfig
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.specs import HybridAction, Specs
 
@@ -106,7 +106,7 @@ def soft_value(
         action = (mean + log_std.exp() * noise[:, place]).tanh()
         log_prob = torch.zeros(ROWS)
         for number in hybrid.parameters[place]:
-            density = torch.distributions.Normal(mean[:, number], log_std[:, number].exp())
+            density: Any = torch.distributions.Normal(mean[:, number], log_std[:, number].exp())
             log_prob = log_prob + density.log_prob(mean[:, number] + log_std[:, number].exp() * noise[:, place, number])
             log_prob = log_prob - (1 - action[:, number] ** 2).log()
         probability = log_probs[:, place].exp()
@@ -162,7 +162,7 @@ def test_losses_and_gradients_are_sums_over_discrete_values(hybrid: HybridAction
     for name, trains in TRAINED.items():
         trained = [leaf for key, leaf in loss.named_parameters() if key.startswith(trains)]
         everything = list(loss.parameters())
-        others = torch.autograd.grad(found[name], everything, retain_graph=True, allow_unused=True)
+        others: Any = torch.autograd.grad(found[name], everything, retain_graph=True, allow_unused=True)
         reached_by = {id(leaf) for leaf, gradient in zip(everything, others, strict=True) if gradient is not None}
         assert reached_by <= {id(leaf) for leaf in trained}
         gradients = (torch.autograd.grad(each[name], trained, retain_graph=True) for each in (found, expected))
@@ -196,7 +196,7 @@ def test_entropies_and_the_gradient_are_those_of_quadrature() -> None:
         if not own:
             total = total + probs[value] * of(value, torch.zeros(()))
             continue
-        density = torch.distributions.Normal(loc[value, own[0]], scale[value, own[0]])
+        density: Any = torch.distributions.Normal(loc[value, own[0]], scale[value, own[0]])
         log_prob = density.log_prob(u) - (4.0 / (u.exp() + (-u).exp()) ** 2).log()
         weight = density.log_prob(u).exp() * step
         total = total + probs[value] * (weight * of(value, u.tanh())).sum()
@@ -253,9 +253,8 @@ def test_settings_that_hybrid_actions_do_not_have_are_refused(fields: dict[str, 
         build(OWNED, **fields)
 
 
-@pytest.mark.parametrize("name", [name for head in TrainConfig.variants.values() for name in head if name != "sac"])
+@pytest.mark.parametrize("name", sorted(VARIANTS.keys() - {"sac"}))
 def test_variants_without_the_head_say_which_one_has_it(name: str) -> None:
-    [kind] = [options[name] for options in TrainConfig.variants.values() if name in options]
     advice = "train continuous" if name == "discrete_sac" else "give variant=sac,"
     with pytest.raises(ConfigError, match=rf"variant={name} needs .* 2 x 3 discrete values with 2 .*{advice}"):
-        kind().build(specs(SHARED), device=CPU)
+        VARIANTS[name]().build(specs(SHARED), device=CPU)
