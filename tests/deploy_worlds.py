@@ -113,11 +113,11 @@ for _name, _spaces in WORLDS.items():
 
 
 def save_policy(
-    folder: Path, variant: str, id: str, *, normalize: bool = False, bins: int | None = None, **fields: Any
+    folder: Path, variant: str, id: str, *, normalize: bool = False, env: dict[str, Any] | None = None, **fields: Any
 ) -> Path:
     """Save a policy with fresh weights as a run does; its normalizer has seen numbers other than 0 and 1."""
-    env = EnvConfig(id, bins=bins, plugins=[__name__] if id in WORLDS else [])
-    config = TrainConfig(variant=VARIANTS[variant](**fields), env=env, normalize=normalize, device="cpu")
+    opened = EnvConfig(id, plugins=[__name__] if id in WORLDS else [], **env or {})
+    config = TrainConfig(variant=VARIANTS[variant](**fields), env=opened, normalize=normalize, device="cpu")
     specs = config.specs()
     torch.manual_seed(3)
     actor = config.agent(specs, device=torch.device("cpu")).actor

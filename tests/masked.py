@@ -5,7 +5,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Tuple
 
 FAULTS: dict[str, Callable[[Any], Any]] = {
     "length": lambda legal: legal[:-1],
@@ -63,6 +63,17 @@ class MaskedMethod(Masked):
 
     def action_masks(self) -> Any:
         return self.legal
+
+
+class InTuple(gym.ActionWrapper[Any, Any, Any]):
+    """Takes the actions of an environment in a Tuple, with a number that it does not read."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.action_space = Tuple([env.action_space, Box(0, 1, (1,))])
+
+    def action(self, action: Any) -> Any:
+        return action[0]
 
 
 gym.register("Masked-v0", f"{__name__}:Masked", max_episode_steps=100)

@@ -94,7 +94,7 @@ HEADS: list[tuple[str, str, dict[str, Any]]] = [
     ("sac", "Leaves-v0", {"actor_keys": ["place", "pair.0"]}),
     ("discrete_sac", "Buttons3-v0", {}),
     ("discrete_sac", "Several-v0", {"critic": ActionCritic.enumerated}),
-    ("discrete_sac", "Uneven-v0", {"bins": 5}),
+    ("discrete_sac", "Uneven-v0", {"env": {"bins": 5}}),
     ("sac", "Platform-v0", {"normalize": True}),
     ("sac", "Hybrid-v0", {}),
     ("crossq", "Boxes-v0", {}),

@@ -204,6 +204,13 @@ def test_check_env_takes_legal_actions() -> None:
     assert any("action_mask torch.bool (6,)" in finding.text for finding in found)
 
 
+def test_masks_of_a_dict_or_tuple_are_refused() -> None:
+    config = EnvConfig("Masked-v0", plugins=["masked"], wrappers=["InTuple"])
+    with pytest.raises(ConfigError, match=r"has masks of actions \(info\), .* give env.mask=none"):
+        config.specs()
+    assert replace(config, mask=MaskSource.none).specs().mask is None
+
+
 def test_the_probe_leaves_generators_alone() -> None:
     class Global(masked.Masked):
         def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
