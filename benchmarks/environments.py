@@ -24,7 +24,7 @@ HOME = ROOT / "build" / "environments"
 TABLE = ROOT / "benchmarks" / "environments.csv"
 PAGE = ROOT / "docs" / "environments.md"
 FRAMES = 1000
-SECONDS = 900
+SECONDS = 1800
 LIMIT = 200  # steps an episode, where a refusal asks for a limit
 
 ADVICE = (
@@ -72,7 +72,7 @@ def _rows() -> Iterator[Row]:
 def _try(row: Row) -> None:
     python = _python(row.package)
     if python is None:
-        row.verdict = "not made: the package cannot be installed here"
+        row.verdict = "not made: the package cannot be installed here beside this one"
         return
     keys = {**row.keys, **({"plugins": [row.plugin]} if row.plugin else {})}
     for _ in range(6):
@@ -122,6 +122,10 @@ def _python(package: str) -> str | None:
         site.joinpath("parent.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
         if package and not _install(str(python), package):
             return None
+        # Some packages hold others at versions that this one is too new for.
+        beside = subprocess.run([python, "-c", "import sac_torchrl.envs.config"], env=_environment(), check=False)
+        if beside.returncode:
+            return None
         (folder / "installed").touch()
     return str(python)
 
@@ -140,7 +144,7 @@ def _run(python: str, id: str, keys: dict[str, Any]) -> dict[str, str]:
             text=True,
             timeout=SECONDS,
             check=False,
-            env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "SDL_VIDEODRIVER": "dummy"},
+            env=_environment(),
         )
     except subprocess.TimeoutExpired:
         return {"verdict": "failed", "line": f"failed: no {FRAMES} frames in {SECONDS} s"}
@@ -150,6 +154,10 @@ def _run(python: str, id: str, keys: dict[str, Any]) -> dict[str, str]:
         return {"verdict": "failed", "line": f"failed: {last[:160]}"}
     said: dict[str, str] = json.loads(lines[-1])
     return said
+
+
+def _environment() -> dict[str, str]:
+    return {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "SDL_VIDEODRIVER": "dummy"}
 
 
 def _write(rows: list[Row]) -> None:

@@ -156,12 +156,14 @@ def _vector(space: Space[Any], id: str, name: str) -> tuple[Space[Any], _Adapt]:
     shape = space.shape or ()
     size = math.prod(shape)
     observed = f"{id} ({name})" if name else id
+    known = {space.dtype}  # the name of a dtype takes as long as all the rest
 
     def vector(value: Any) -> Any:
         given = np.asarray(value).dtype
         if given.kind not in "fiub":
             raise TypeError("which holds no real numbers")
-        if given != space.dtype:
+        if given not in known:
+            known.add(given)
             _tell_of_cast(observed, given.name, str(space.dtype))
         array = np.array(value, np.float32)
         if array.shape != shape:
