@@ -28,7 +28,9 @@ class Split(gym.ObservationWrapper[Any, Any, Any]):
     def __init__(self) -> None:
         super().__init__(gym.make("HalfCheetah-v5"))
         box: Any = self.env.observation_space
-        self.observation_space = Dict({name: Box(box.low[part], box.high[part]) for name, part in PARTS.items()})
+        self.observation_space = Dict(
+            {name: Box(box.low[part], box.high[part], dtype=box.dtype.type) for name, part in PARTS.items()}
+        )
 
     def observation(self, observation: Any) -> Any:
         """Split it."""
