@@ -21,7 +21,7 @@ from torchrl.data import Categorical
 
 import sac_torchrl as sac
 import sac_torchrl.envs.config as envs
-from sac_torchrl.envs import contained
+from sac_torchrl.envs import adapter as adapters, contained
 from sac_torchrl.errors import ConfigError, SacError
 from sac_torchrl.specs import MASK, legal_actions
 
@@ -78,11 +78,11 @@ def _leaves(observation: Any, space: Any, path: tuple[str, ...] = ()) -> Iterato
 def main(id: str, keys: dict[str, Any], frames: int) -> dict[str, str]:
     """Train for a while; the verdict and a line."""
     said: list[str] = []
-    undone: list[str] = []  # what the environment did to the process
+    theirs: list[str] = []  # what the environment did to the process, and raised when it was closed
 
     class Said(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            (undone if record.name == contained.__name__ else said).append(record.getMessage())
+            (theirs if record.name in (contained.__name__, adapters.__name__) else said).append(record.getMessage())
 
     logging.getLogger("sac_torchrl").addHandler(Said(logging.WARNING))
     if "bounds" in keys:
@@ -127,7 +127,7 @@ def main(id: str, keys: dict[str, Any], frames: int) -> dict[str, str]:
         return {"verdict": "failed", "line": f"failed: {wrong or said[0]}"}
     seen = ", ".join(" ".join([*key[1:], str(tuple(leaf.shape))]) for key, leaf in specs.leaves.items())
     seen = seen if len(seen) < 90 else f"{len(specs.leaves)} leaves"
-    return {"verdict": "runs", "line": "; ".join(["runs", seen, *undone])}
+    return {"verdict": "runs", "line": "; ".join(["runs", seen, *dict.fromkeys(theirs)])}
 
 
 def _refused(id: str, keys: dict[str, Any], line: str) -> str:

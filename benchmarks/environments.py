@@ -168,6 +168,8 @@ def _write(rows: list[Row]) -> None:
     packages = len({row.package for row in tried})
     left = len(rows) - len(tried)
     share = 100 * len(runs) / max(1, len(made))
+    images = [row for row in runs if any("ResizeObservation" in one for one in row.advised)]
+    share_without = 100 * (len(runs) - len(images)) / max(1, len(made))
     lines = [
         "# Environments",
         "",
@@ -177,7 +179,8 @@ def _write(rows: list[Row]) -> None:
         "what it was given. Where a refusal says what to give, that was given, and is in the third column.",
         "",
         f"{len(made)} can be made here. Of these {len(runs) - len(advised)} run as they are and {len(advised)} after",
-        f"the refusal's own advice: {len(runs)}, {share:.0f} %.",
+        f"the refusal's own advice: {len(runs)}, {share:.0f} %. {len(images)} of the latter are images, which the advice",
+        f"makes vectors of a few numbers: counted as refused, {share_without:.0f} % run.",
         *([f"{left} more of benchmarks/environments.csv were not tried for this page."] if left else []),
         "",
         "| environment | package | given | what comes of it |",
