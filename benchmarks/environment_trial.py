@@ -6,6 +6,7 @@ runs, refused, unmade (Gymnasium itself cannot make it either) or failed.
 
 import json
 import logging
+import math
 import sys
 import tempfile
 import warnings
@@ -39,7 +40,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> Any:
         """Take an action."""
-        given = np.copy(action)
+        given = _copied(action)
         observation, reward, terminated, _, info = result = self.env.step(action)
         after, legal = _copied(observation), self._mask(observation, info)
         Recorder.log.append((self.seen, given, after, np.copy(reward), bool(terminated), self.legal, legal))
@@ -176,7 +177,31 @@ def _compare(rows: Any, env: Any, config: Any, specs: Any) -> str:
     return ""
 
 
+def _hybrid(chosen: Any, given: Any, space: Any) -> str:
+    """The same for a Dict or Tuple of Discrete and Box: first the discrete numbers of the agent's vector."""
+    parts = list(_parts(given, space))
+    for part, leaf in (pair for pair in parts if isinstance(pair[1], gym.spaces.Discrete)):
+        index, chosen = math.floor((float(chosen[0]) + 1) / 2 * int(leaf.n)), chosen[1:]
+        if min(index, int(leaf.n) - 1) + leaf.start != part:
+            return f"{given} was given for {chosen}"
+    for part, leaf in (pair for pair in parts if isinstance(pair[1], gym.spaces.Box)):
+        own, chosen = np.split(chosen, [part.size])
+        if problem := _action(own, part, leaf, None):
+            return problem
+    return ""
+
+
+def _parts(given: Any, space: Any) -> Iterator[tuple[Any, Any]]:
+    if not isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
+        yield given, space
+        return
+    for key in space.spaces if isinstance(space, gym.spaces.Dict) else range(len(space.spaces)):
+        yield from _parts(given[key], space.spaces[key])
+
+
 def _action(chosen: Any, given: Any, space: Any, bounds: Any) -> str:
+    if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
+        return _hybrid(chosen, given, space)
     if not isinstance(space, gym.spaces.Box):
         wanted = np.asarray(chosen).reshape(-1) + getattr(space, "start", 0)
         return "" if np.array_equal(wanted, np.asarray(given).reshape(-1)) else f"{given} was given for {chosen}"

@@ -179,7 +179,7 @@ def _write(rows: list[Row]) -> None:
         "what it was given. Where a refusal says what to give, that was given, and is in the third column.",
         "",
         f"{len(made)} can be made here. Of these {len(runs) - len(advised)} run as they are and {len(advised)} after",
-        f"the refusal's own advice: {len(runs)}, {share:.0f} %. {len(images)} of the latter are images, which the advice",
+        f"the refusal's own advice: {len(runs)}, {share:.0f} %. {len(images)} of the latter are images, which that",
         f"makes vectors of a few numbers: counted as refused, {share_without:.0f} % run.",
         *([f"{left} more of benchmarks/environments.csv were not tried for this page."] if left else []),
         "",
