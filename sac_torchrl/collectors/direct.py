@@ -14,7 +14,7 @@ from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.agents.policies import acting
 from sac_torchrl.collectors.experience import CollectorConfig, Dropped, Experience, Job, Steps
-from sac_torchrl.collectors.gymnasium import GymnasiumCollector
+from sac_torchrl.collectors.gymnasium import GymnasiumCollector, Transitions, leaf_of
 from sac_torchrl.collectors.tensors import RecordingCollector, TensorCollector
 from sac_torchrl.envs import generators, state as envstate
 from sac_torchrl.envs.findings import Kind
@@ -30,6 +30,9 @@ from sac_torchrl.trees import Tree
 
 log = logging.getLogger(__name__)
 
+# The columns of a row besides its observations.
+_SCALARS = ("action",), ("next", "reward"), ("next", "terminated")
+
 
 @dataclass
 class Direct(CollectorConfig):
@@ -40,6 +43,8 @@ class Direct(CollectorConfig):
         env = job.env.build(device=next(job.actor.parameters()).device, tolerate_faults=True)
         if isinstance(env, TensorEnv) and env.in_place and not job.env.faults:
             return TensorExperience(job, env)
+        if isinstance(env, GymWrapper) and not job.env.faults and GymnasiumExperience.stores(job):
+            return GymnasiumExperience(job, env)
         return DirectExperience(job, env)
 
 
@@ -54,12 +59,17 @@ class DirectExperience(Experience):
         self._restorable = True
         self._watch = FiniteFlag(env.device)
 
-    def _collect(self) -> Generator[list[Steps | Dropped], None, None]:
+    def _open(self) -> Collector:
+        """The collector of the environments, which stand where a saved run left them or at the start of episodes."""
         with generators.preserve():
             self._env.set_seed(self._job.seed + self.frames)
             remaining = max(0, self._job.random_frames - self.frames)
             collector = make_collector(self._env, self._job.actor, random_frames=remaining)
             self._continue(collector)
+        return collector
+
+    def _collect(self) -> Generator[list[Steps | Dropped], None, None]:
+        collector = self._open()
         try:
             for batch in collector:
                 self._running = collector._carrier  # what the next step begins from; TorchRL has no public name for it
@@ -69,14 +79,18 @@ class DirectExperience(Experience):
                 unknown = self._env.unknown if isinstance(self._env, TorchRLEnv) else None
                 yield [Steps(new, batch["next", "done"].reshape(1, -1), slice(None), unknown=unknown)]
                 if self._cutting:
-                    self._store(self._n_step.cut())
-                    with generators.preserve():
-                        self._env.set_seed(self._job.seed + self.frames)
-                        collector.reset()
-                    self._cut(torch.arange(len(self._returns)))
-                    self._cutting = False
+                    self._begin_again(collector)
         finally:
             collector.shutdown()
+
+    def _begin_again(self, collector: Collector) -> None:
+        """Start new episodes, after an evaluation or a save that cut those that were running."""
+        self._store(self._n_step.cut())
+        with generators.preserve():
+            self._env.set_seed(self._job.seed + self.frames)
+            collector.reset()
+        self._cut(torch.arange(len(self._returns)))
+        self._cutting = False
 
     def lend(self) -> EnvBase:
         """Lend the environments that are collected in; new episodes start at the next step."""
@@ -154,6 +168,74 @@ class DirectExperience(Experience):
             running = TensorDict(self._resumed["running"], batch_size=self._env.batch_size).unflatten_keys("/")
             collector._carrier.update(running)
         self._resumed = None
+
+
+class GymnasiumExperience(DirectExperience):
+    """Environments of Gymnasium of which a row is one step: what they return is written into the bytes of the rows.
+
+    Their types and shapes are checked at the first step: an `AgentVectorEnv` has the same at every one.
+    """
+
+    @staticmethod
+    def stores(job: Job) -> bool:
+        """Whether the rows of `job` hold what a step gives, and nothing else."""
+        observation = job.specs.leaves
+        columns = {*observation, *(("next", *key) for key in observation), *_SCALARS}
+        return isinstance(job.buffer, PackedReplayBuffer) and columns == layout(job.specs).keys()
+
+    def __init__(self, job: Job, env: EnvBase) -> None:
+        super().__init__(job, env)
+        self._buffer = cast(PackedReplayBuffer, job.buffer)
+        self._packing, self._checked = Packing(layout(job.specs)), False
+        self._packed = torch.zeros(job.env.count, self._packing.width, dtype=torch.uint8)
+        columns = self._packing.views(self._packed)
+        self._action, self._reward, self._terminated = (columns[key] for key in _SCALARS)
+        self._observed = [(key[1:], columns[key], columns["next", *key]) for key in job.specs.leaves]
+        self._sums, self._steps = self._returns.numpy(), self._lengths.numpy()
+
+    def __iter__(self) -> Iterator[int]:
+        """As for every Experience."""
+        if self.finished:
+            return
+        collector = cast(GymnasiumCollector, self._open())
+        self._then = collector._carrier.get("observation")
+        try:
+            while True:
+                made = collector.step(self._then)
+                self._running, self._then = collector._carrier, made.then
+                self._write(made)
+                self.frames += len(made.done)
+                yield len(made.done)
+                if self.frames >= self._job.total_frames:
+                    return
+                if self._cutting:
+                    self._begin_again(collector)
+                    self._then = collector._carrier.get("observation")
+        finally:
+            collector.shutdown()
+
+    def _environments(self) -> dict[str, Any] | None:
+        if self._running is not None:
+            self._running.set("observation", self._then)
+        return super()._environments()
+
+    def _write(self, made: Transitions) -> None:
+        """Store the rows of a step, and count its returns; raises ValueError for rows that do not fit."""
+        if not self._checked:
+            self._packing.pack(made.rows())
+            self._checked = True
+        for path, before, after in self._observed:
+            before[...] = leaf_of(made.observation, path)
+            after[...] = leaf_of(made.following, path)
+        self._action[...] = made.chosen["action"].numpy()
+        self._reward[:, 0] = made.reward
+        self._terminated[:, 0] = made.terminated
+        self._buffer.extend_packed(self._packed)
+        if made.done.any():
+            self._follow(torch.from_numpy(self._reward[:, 0]), torch.from_numpy(made.done), slice(None))
+        else:
+            self._sums += self._reward[:, 0]
+            self._steps += 1
 
 
 class TensorExperience(DirectExperience):

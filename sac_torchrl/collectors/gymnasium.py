@@ -1,7 +1,7 @@
 """TorchRL's Collector with a shorter way through a policy and a Gymnasium vector environment."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,36 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from sac_torchrl.envs.vector import as_tensors
 from sac_torchrl.learner.capture import Captured
 from sac_torchrl.replay.packing import unchecked
+
+
+class Transitions(NamedTuple):
+    """One step of all environments, whose rewards and ends are arrays `(count,)`.
+
+    `then` is what they observe after those that ended were reset; in the others it is `following`. Observations are
+    tensors, or TensorDicts of leaves.
+    """
+
+    observation: Any
+    chosen: dict[str, Tensor]
+    following: Any
+    reward: Any
+    terminated: Any
+    done: Any
+    then: Any
+
+    def rows(self) -> TensorDict:
+        """The transitions as a collector of TorchRL has them, `(count,)`."""
+        transitions = {
+            "observation": self.observation,
+            **self.chosen,
+            "next": {
+                "observation": self.following,
+                "reward": torch.from_numpy(self.reward.astype(np.float32)[:, None]),
+                "terminated": torch.from_numpy(self.terminated[:, None]),
+                "done": torch.from_numpy(self.done[:, None]),
+            },
+        }
+        return unchecked(transitions, len(self.done))
 
 
 class GymnasiumCollector(Collector):
@@ -37,14 +67,16 @@ class GymnasiumCollector(Collector):
     def iterator(self) -> Iterator[TensorDictBase]:
         """Yield transitions without end; each batch has tensors of its own, so that none need be copied."""
         while True:
-            transitions = self.rollout()
-            self._frames += transitions.numel()
-            yield transitions
+            yield self.rollout()
 
-    @torch.no_grad()
     def rollout(self) -> TensorDictBase:
         """Step every environment once: transitions `(count,)`; the finished environments are reset behind them."""
-        observation = self._carrier.get("observation")
+        made = self.step(self._carrier.get("observation"))
+        self._carrier.set("observation", made.then)
+        return made.rows()
+
+    def step(self, observation: Any) -> Transitions:
+        """As `rollout`, from what the environments observe, and without a TensorDict around what was made."""
         if self._should_use_random_frames():
             seen = TensorDict({"observation": observation}, batch_size=self.env.batch_size)  # it may hold masks
             chosen = {"action": self.env.rand_action(seen).get("action")}
@@ -54,25 +86,21 @@ class GymnasiumCollector(Collector):
             chosen = {key: value.cpu() for key, value in zip(self._policy.out_keys, acted, strict=True)}
         seen, reward, terminated, truncated, _ = self._vector.step(chosen["action"].numpy())
         done = terminated | truncated
-        following = as_tensors(seen)
-        transitions = {
-            "observation": observation,
-            **chosen,
-            "next": {
-                "observation": following,
-                "reward": torch.from_numpy(reward.astype(np.float32)[:, None]),
-                "terminated": torch.from_numpy(terminated[:, None]),
-                "done": torch.from_numpy(done[:, None]),
-            },
-        }
+        following = then = as_tensors(seen)
         if done.any():
-            following = as_tensors(self._vector.reset(options={"reset_mask": done})[0])
-        self._carrier.set("observation", following)
-        return unchecked(transitions, len(done))
+            then = as_tensors(self._vector.reset(options={"reset_mask": done})[0])
+        self._frames += len(done)
+        return Transitions(observation, chosen, following, reward, terminated, done, then)
 
+    @torch.no_grad()
     def _choose(self, *leaves: Tensor) -> list[Tensor]:
         observation = leaves[0] if self._leaves is None else dict(zip(self._leaves, leaves, strict=True))
         seen = TensorDict({"observation": observation}, batch_size=self.env.batch_size)
         with set_exploration_type(ExplorationType.RANDOM):
             acted = self._policy(seen)
         return [acted.get(key) for key in self._policy.out_keys]
+
+
+def leaf_of(observation: Any, path: tuple[str, ...]) -> Any:
+    """The array of an observation, of its leaf at the end of `path` where it has several."""
+    return (observation.get(path) if path else observation).numpy()

@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING
 import torch
 from tensordict import TensorDictBase
 from torchrl.data import Categorical, LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
-from torchrl.data.replay_buffers import RoundRobinWriter
 from torchrl.data.replay_buffers.samplers import Sampler
 
 from sac_torchrl.errors import ConfigError, DiskError, short
 from sac_torchrl.fields import check, field
-from sac_torchrl.replay.packing import Layout, PackedMemmapStorage, PackedReplayBuffer, PackedTensorStorage, Packing
+from sac_torchrl.replay.packing import (
+    Layout,
+    PackedMemmapStorage,
+    PackedReplayBuffer,
+    PackedTensorStorage,
+    Packing,
+    RingWriter,
+)
 from sac_torchrl.replay.prioritized import PrioritizedReplayBuffer, prioritized_sampler
 from sac_torchrl.specs import ENTROPY, EPISODE, SPAN, Specs
 
@@ -140,7 +146,7 @@ class ReplayConfig:
             sampler=sampler,
             # TorchRL's default writer wants a column for every row's index; `sample` adds it anyway.
             # `compilable` counts in plain integers instead of ones that processes share.
-            writer=RoundRobinWriter(compilable=True),
+            writer=RingWriter(compilable=True),
             batch_size=batch_size,
             # RandomSampler draws on the storage's device and needs a generator of that device, the others on the CPU.
             generator=torch.Generator(device=place if type(sampler) is RandomSampler else "cpu").manual_seed(seed),

@@ -7,6 +7,7 @@ import torch
 from tensordict import MemoryMappedTensor, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data.replay_buffers import RoundRobinWriter
 
 Key = tuple[str, ...]
 Layout = dict[Key, tuple[torch.dtype, torch.Size]]
@@ -91,6 +92,11 @@ class Packing:
                 branch[name] = column if len(shape) == 1 else column.view(count, *shape)
         return unchecked(tree | (others or {}), count)
 
+    def views(self, packed: Tensor) -> dict[Key, Any]:
+        """NumPy's views of the columns in bytes `(n, width)` on the CPU, by their keys."""
+        leaves = self.unpack(packed).items(include_nested=True, leaves_only=True)
+        return {(key,) if isinstance(key, str) else key: leaf.numpy() for key, leaf in leaves}
+
 
 class _PackedRows(LazyTensorStorage):
     """Rows of bytes, kept on any device and read on the device `destination`."""
@@ -112,6 +118,15 @@ class _PackedRows(LazyTensorStorage):
             self._bump_mutation_revision()
         else:
             super().set(cursor, data, **options)
+
+    def put(self, first: int, rows: Tensor) -> None:
+        """Write packed rows `(n, width)` side by side from position `first`, as `set` does."""
+        count = len(rows)
+        positions = range(first, first + count)
+        self._set_last_cursor(positions)
+        self._get_new_len(rows, positions)  # type: ignore[no-untyped-call]  # TorchRL leaves it unannotated
+        self._storage.narrow(0, first, count).copy_(rows)
+        self._bump_mutation_revision()
 
     def get(self, index: Any, others: dict[str, Tensor] | None = None) -> TensorDict:
         """Read rows `(n,)`: copies on `destination` where `index` is a tensor, views where it is a slice.
@@ -145,6 +160,25 @@ class PackedTensorStorage(_PackedRows):
 
 class PackedMemmapStorage(_PackedRows, LazyMemmapStorage):
     """LazyMemmapStorage of packed rows: one file."""
+
+
+class RingWriter(RoundRobinWriter):
+    """RoundRobinWriter that writes packed rows by one copy, but for those that go round the end of the storage."""
+
+    _storage: _PackedRows
+
+    def extend(self, data: Any) -> Tensor:
+        """Write rows `(n, width)` and return their positions."""
+        storage, first, count = self._storage, self._cursor, len(data)
+        if not storage.initialized or first + count > storage.max_size:
+            # The storage keeps a view of these positions, which its next write changes.
+            return super().extend(data).clone()
+        self._cursor = (first + count) % storage.max_size
+        self._write_count += count
+        storage.put(first, data)
+        positions = torch.arange(first, first + count, device=data.device)
+        self._mark_update_entities(positions)
+        return positions
 
 
 class PackedReplayBuffer(TensorDictReplayBuffer):

@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Any
 
 import counting
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -13,7 +14,9 @@ from torchrl.collectors import Collector
 from torchrl.data import Categorical, TensorDictReplayBuffer
 
 from sac_torchrl import (
+    SAC,
     Direct,
+    DiscreteSAC,
     EnvConfig,
     Experience,
     NetworkConfig,
@@ -26,6 +29,7 @@ from sac_torchrl import (
     tanh_normal_actor,
 )
 from sac_torchrl.agents.policies import acting
+from sac_torchrl.collectors.direct import DirectExperience, GymnasiumExperience
 from sac_torchrl.collectors.experience import CollectorConfig, Dropped, Job, Steps
 from sac_torchrl.collectors.gymnasium import GymnasiumCollector
 from sac_torchrl.errors import CheckpointError
@@ -246,6 +250,63 @@ def test_rows_hold_the_entropy_of_the_policy_that_chose_their_action(
     expected = actor.get_dist(TensorDict({"observation": rows["observation"]}, [len(rows)])).entropy()
     torch.testing.assert_close(rows["entropy"][~uniform], expected[~uniform])
     assert expected[~uniform].std() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("id", "count"),
+    [("Counting-v0", 1), ("CountingLeaves-v0", 3), ("FrozenLake-v1", 2), ("Masked-v0", 2), ("HalfCheetah-v5", 1)],
+)
+def test_rows_written_in_place_are_those_of_the_collectors_batches(tmp_path: Path, id: str, count: int) -> None:
+    """Bit for bit: rows, round the end of the buffer, counters, what is saved, and new episodes after an evaluation."""
+    plan = EnvConfig(id, count, plugins=["counting", "masked"])
+    specs = plan.specs()
+    torch.manual_seed(0)
+    variant = (
+        DiscreteSAC(NetworkConfig([16])) if isinstance(specs.action, Categorical) else SAC(network=NetworkConfig([16]))
+    )
+    actor = variant.build(replace(specs, entropy=False), device=CPU).actor
+    found = []
+    for kind in (DirectExperience, GymnasiumExperience):
+        torch.manual_seed(1)
+        buffer = ReplayConfig(70, Storage.ram).build(tmp_path, specs, rows=200, batch_size=4, seed=0, device=CPU)
+        job = Job(plan, actor, buffer, specs, total_frames=40 * count, random_frames=12 * count, seed=5)
+        assert GymnasiumExperience.stores(job)
+        experience = kind(job, plan.build())
+        saved = []
+        for _ in experience:
+            if experience.frames == 20 * count:
+                experience.lend()
+            if experience.frames in (15 * count, 30 * count):
+                saved += [experience.state_dict()]
+        metrics = experience.metrics()
+        del metrics["time/frames_per_second"]
+        leaves = [leaf for state in saved for leaf in torch.utils._pytree.tree_leaves(state)]
+        found.append((buffer.storage[:], metrics, leaves, buffer.write_count))
+    (rows, metrics, leaves, written), (others, counted, kept, count_written) = found
+    assert all(torch.equal(others[key], value) for key, value in rows.items(True, True))
+    assert (counted, count_written) == (metrics, written)
+    assert len(kept) == len(leaves)
+    assert all(same(*pair) for pair in zip(leaves, kept, strict=True))
+
+
+def same(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(np.array_equal(one, other))
+
+
+def test_a_step_whose_flags_are_no_booleans_is_refused_before_it_is_stored() -> None:
+    plan = EnvConfig("Counting-v0", 2, plugins=["counting"])
+    specs = plan.specs()
+    buffer = ReplayConfig(10, Storage.ram).build(Path(), specs, rows=10, batch_size=1, seed=0, device=CPU)
+    actor = tanh_normal_actor(counting.AlwaysUp(), specs)
+    env = plan.build()
+    experience = GymnasiumExperience(Job(plan, actor, buffer, specs, 10, 0, 0), env)
+    collector = GymnasiumCollector(
+        env, acting(actor), frames_per_batch=2, total_frames=-1, auto_register_policy_transforms=False
+    )
+    made = collector.step(collector._carrier.get("observation"))
+    with pytest.raises(ValueError, match=r"'next.terminated' of rows .* torch.int64"):
+        experience._write(made._replace(terminated=made.terminated.astype(np.int64)))
+    assert len(buffer) == 0
 
 
 def test_transitions_that_were_collected_are_not_overwritten_by_the_next() -> None:
