@@ -59,6 +59,8 @@ NAMES = {
     "_foreach_add_": (("torch",), "one call for many tensors"),
     "_foreach_copy_": (("torch",), "one call for many tensors"),
     "_foreach_lerp_": (("torch",), "one call for many tensors"),
+    "torch._guards": (("torch._guards",), "one fake mode for a recording, where make_fx makes one for every operation"),
+    "torch._subclasses.fake_tensor": (("torch._subclasses.fake_tensor",), "that fake mode"),
     "torch._ops": (("torch._ops",), "the operations that a recording holds"),
     "torch.jit._fuser": (("torch.jit._fuser",), "TorchScript must not compute otherwise than eager does"),
     "torch.utils._python_dispatch": (("torch.utils._python_dispatch",), "matrix products in bfloat16"),

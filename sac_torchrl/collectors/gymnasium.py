@@ -61,6 +61,7 @@ class GymnasiumCollector(Collector):
         self._vector: Any = env._env  # TorchRL's wrapper has no public name for what it wraps
         self._policy = policy
         self._act = Captured(self._choose)
+        self._actions = env.action_spec
         observed = env.observation_spec["observation"]
         self._leaves = list(observed.keys()) if isinstance(observed, Composite) else None
 
@@ -78,8 +79,7 @@ class GymnasiumCollector(Collector):
     def step(self, observation: Any) -> Transitions:
         """As `rollout`, from what the environments observe, and without a TensorDict around what was made."""
         if self._should_use_random_frames():
-            seen = TensorDict({"observation": observation}, batch_size=self.env.batch_size)  # it may hold masks
-            chosen = {"action": self.env.rand_action(seen).get("action")}
+            chosen = {"action": self._random(observation)}
         else:
             leaves = [observation] if self._leaves is None else map(observation.get, self._leaves)
             acted = self._act(*(leaf.to(self.policy_device) for leaf in leaves))
@@ -91,6 +91,12 @@ class GymnasiumCollector(Collector):
             then = as_tensors(self._vector.reset(options={"reset_mask": done})[0])
         self._frames += len(done)
         return Transitions(observation, chosen, following, reward, terminated, done, then)
+
+    def _random(self, observation: Any) -> Tensor:
+        if self._leaves is None:
+            return self._actions.rand()
+        seen = TensorDict({"observation": observation}, batch_size=self.env.batch_size)  # it may hold masks
+        return self.env.rand_action(seen).get("action")
 
     @torch.no_grad()
     def _choose(self, *leaves: Tensor) -> list[Tensor]:

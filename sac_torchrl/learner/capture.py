@@ -11,7 +11,9 @@ from functools import cache
 
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.jit._fuser import optimized_execution
 
@@ -73,7 +75,9 @@ class Captured:
             results[:] = self._function(*inputs)
             return tuple(results)
 
-        recording = make_fx(watched)(*inputs)
+        # Without a fake mode at hand make_fx makes one for every operation, which takes longer than all else here.
+        with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+            recording = make_fx(watched)(*inputs)
         graph = recording.graph
         simplify(graph)
         if not self._compiled:
