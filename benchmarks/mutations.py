@@ -167,7 +167,7 @@ MUTATIONS = [
     ),
     M(
         "the only environment's episode is cut by an evaluation",
-        "collectors/direct.py",
+        "collectors/stepping.py",
         "        self._cutting = True\n        return self._env",
         "        return self._env",
         T_TRIAL,
@@ -175,7 +175,7 @@ MUTATIONS = [
     ),
     M(
         "an uncaptured episode is cut in both runs",
-        "collectors/direct.py",
+        "collectors/stepping.py",
         'self._cutting = self._cutting or not self._restorable or "missing" in state',
         "pass",
         T_RESUME,

@@ -96,7 +96,8 @@ class GymnasiumCollector(Collector):
         if self._leaves is None:
             return self._actions.rand()
         seen = TensorDict({"observation": observation}, batch_size=self.env.batch_size)  # it may hold masks
-        return self.env.rand_action(seen).get("action")
+        action: Tensor = self.env.rand_action(seen).get("action")
+        return action
 
     @torch.no_grad()
     def _choose(self, *leaves: Tensor) -> list[Tensor]:

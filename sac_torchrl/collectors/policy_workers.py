@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torchrl.modules import ProbabilisticActor
 
-from sac_torchrl.collectors.direct import step_all
 from sac_torchrl.collectors.experience import Dropped, Job, Steps
 from sac_torchrl.collectors.slices import open_slice
+from sac_torchrl.collectors.stepping import step_all
 from sac_torchrl.collectors.worker_process import Worker, close, listen, starting
 from sac_torchrl.collectors.workers import WorkersConfig, WorkerSeeds, WorkersExperience, cores
 from sac_torchrl.envs.config import EnvConfig

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sac_torchrl.collectors.direct import step_all
 from sac_torchrl.collectors.experience import Dropped, Experience, Job, Steps
 from sac_torchrl.collectors.pipelined import PipelinedExperience
 from sac_torchrl.collectors.slices import open_slice
+from sac_torchrl.collectors.stepping import step_all
 from sac_torchrl.collectors.worker_process import Worker, close, listen
 from sac_torchrl.collectors.workers import Workers, WorkersConfig, log_new_episodes, spread
 from sac_torchrl.envs import generators
