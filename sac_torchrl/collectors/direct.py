@@ -71,7 +71,6 @@ class GymnasiumExperience(DirectExperience):
                 made = collector.step(self._then)
                 self._running, self._then = collector._carrier, made.then
                 self._write(made)
-                self.frames += len(made.done)
                 yield len(made.done)
                 if self.frames >= self._job.total_frames:
                     return
@@ -87,7 +86,7 @@ class GymnasiumExperience(DirectExperience):
         return super()._environments()
 
     def _write(self, made: Transitions) -> None:
-        """Store the rows of a step, and count its returns; raises ValueError for rows that do not fit."""
+        """Store the rows of a step, and count its frames and returns; raises ValueError for rows that do not fit."""
         if not self._checked:
             self._packing.pack(made.rows())
             self._checked = True
@@ -98,6 +97,7 @@ class GymnasiumExperience(DirectExperience):
         self._reward[:, 0] = made.reward
         self._terminated[:, 0] = made.terminated
         self._buffer.extend_packed(self._packed)
+        self.frames += len(made.done)
         if made.done.any():
             self._follow(torch.from_numpy(self._reward[:, 0]), torch.from_numpy(made.done), slice(None))
         else:

@@ -2,10 +2,11 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from short_runs import FRAMES, configuration, digest, table
+from torch import Tensor
 from trial import flip_bit
 
 from sac_torchrl import (
@@ -13,6 +14,7 @@ from sac_torchrl import (
     train,
 )
 from sac_torchrl.cli.main import main
+from sac_torchrl.collectors.direct import GymnasiumExperience
 from sac_torchrl.collectors.experience import Experience
 from sac_torchrl.errors import Preempted
 from sac_torchrl.replay.packing import PackedReplayBuffer
@@ -24,14 +26,16 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Has the process send itself SIGTERM when a run reaches so many frames."""
 
     def arrange(frames: int) -> None:
-        take = Experience._take
+        def watched(store: Callable[[Experience, Any], None]) -> Callable[[Experience, Any], None]:
+            def stored(self: Experience, made: Any) -> None:
+                store(self, made)
+                if self.frames == frames:
+                    os.kill(os.getpid(), signal.SIGTERM)
 
-        def taken(self: Experience, steps: Any) -> None:
-            take(self, steps)
-            if self.frames == frames:
-                os.kill(os.getpid(), signal.SIGTERM)
+            return stored
 
-        monkeypatch.setattr(Experience, "_take", taken)
+        monkeypatch.setattr(Experience, "_take", watched(Experience._take))
+        monkeypatch.setattr(GymnasiumExperience, "_write", watched(cast(Any, GymnasiumExperience._write)))
 
     return arrange
 
@@ -40,13 +44,14 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def rewards(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The reward of every transition that is stored, in order."""
     stored: list[float] = []
-    extend = PackedReplayBuffer.extend
+    extend = PackedReplayBuffer.extend_packed
 
-    def extended(self: PackedReplayBuffer, rows: Any) -> Any:
-        stored.extend(rows["next", "reward"].flatten().tolist())
-        return extend(self, rows)
+    def extended(self: PackedReplayBuffer, packed: Tensor) -> Tensor:
+        rewards: Tensor = self._storage.packing.unpack(packed)["next", "reward"]
+        stored.extend(rewards.flatten().tolist())
+        return extend(self, packed)
 
-    monkeypatch.setattr(PackedReplayBuffer, "extend", extended)
+    monkeypatch.setattr(PackedReplayBuffer, "extend_packed", extended)
     return stored
 
 
