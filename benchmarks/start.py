@@ -2,8 +2,8 @@
 
 python benchmarks/start.py --sb3 PATH [--tree OLDER]
 
-HalfCheetah-v5, everybody's defaults, 1,000 random frames and the four updates after them: by the second one the update
-is recorded. PATH is the Python of an environment with Stable-Baselines3 on the same build of torch, OLDER the folder of
+HalfCheetah-v5, everybody's defaults, 1,000 random frames and the updates of the next ones, of which the second is
+recorded. PATH is the Python of an environment with Stable-Baselines3 on the same build of torch, OLDER the folder of
 another version of this project. Each is a process of its own, all take turns, and ratios are taken within a round.
 """
 
