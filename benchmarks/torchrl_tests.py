@@ -98,8 +98,8 @@ class Buffer(PackedReplayBuffer):
         place = torch.device(self._lazy.device)
         options = {"scratch_dir": self._lazy.scratch_dir} if hasattr(self._lazy, "scratch_dir") else {"device": place}
         packed = PACKED[type(self._lazy)](self._lazy.max_size, columns, destination=place, **options)
-        packed._attached_entities = self._lazy._attached_entities
-        packed._rng = getattr(self._lazy, "_rng", None)
+        for entity in self._lazy._attached_entities:
+            packed.attach(entity)
         self._storage = packed
 
 
