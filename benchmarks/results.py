@@ -168,6 +168,25 @@ ROWS = [
         table="fastsac",
         system="fastsac",
     ),
+    *(
+        Row(name, id, f"discrete env.id={id} {more}", frames, table="environments")
+        for name, id, more, frames in (
+            (
+                "blackjack",
+                "Blackjack-v1",
+                "env.count=8 replay_ratio=0.1 evaluate.every=25000 evaluate.episodes=100 log_every=5000 "
+                "total_frames=100000",
+                (50_000, 100_000),
+            ),
+            (
+                "merge",
+                "merge-v0",
+                "env.plugins=[highway_env] env.count=4 replay_ratio=0.5 total_frames=6000 log_every=500 "
+                "evaluate.every=2000 evaluate.episodes=20",
+                (4_000, 6_000),
+            ),
+        )
+    ),
     Row("pendulum", "Pendulum-v1", PENDULUM, (10_000,), FIVE, "precision", "float32"),
     Row(
         "pendulum-bfloat16",
