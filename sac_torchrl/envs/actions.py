@@ -232,6 +232,11 @@ def composed(space: Space[Any], leaves: Iterator[Any]) -> Any:
 
 def _leaf(space: Space[Any], id: str) -> tuple[Space[Any], Callable[[Any], Any]]:
     """The same for a leaf of a Dict or Tuple, a Box of any shape as a vector."""
+    if isinstance(space, Box) and not np.issubdtype(space.dtype, np.floating):
+        raise ConfigError(
+            f"env.id={id}: its actions hold {short(space)}, {_INTEGERS}: give them a Discrete or MultiDiscrete in its "
+            "place with gymnasium.wrappers.TransformAction."
+        )
     if not isinstance(space, Box) or len(space.shape) == 1:
         return adapt_action(space, id)
     flat = Box(space.low.reshape(-1), space.high.reshape(-1), dtype=space.dtype.type)

@@ -146,9 +146,26 @@ def test_bounds_replace_those_that_are_missing_in_a_dict() -> None:
         adapt_action(space, "Toy-v0")
     _, take = adapt_action(space, "Toy-v0", (-5, 5))
     assert plain(take(np.ones(4))) == {"a": 1, "b": [5.0, 5.0], "c": [1.0]}
-    for other, why in ((Dict(a=Discrete(2), c=Box(0, 1, (1,))), "bounds of their own"), (Dict(), "of different names")):
-        with pytest.raises(ConfigError, match=why):
-            adapt_action(other, "Toy-v0", (-5, 5) if other.spaces else None)
+    with pytest.raises(ConfigError, match="bounds of their own"):
+        adapt_action(Dict(a=Discrete(2), c=Box(0, 1, (1,))), "Toy-v0", (-5, 5))
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (Dict(), "give it leaves of different names"),
+        (Dict({"a.b": Discrete(2), "a": Dict(b=Discrete(2))}), "give it leaves of different names"),
+        (
+            Tuple([Discrete(2), Box(0, 9, (2,), np.int64)]),
+            "its actions hold Box.*give them a Discrete or MultiDiscrete",
+        ),
+        (Tuple([Discrete(2), MultiBinary((2, 2))]), r"MultiBinary\(\(2, 2\)\), not a Box"),
+    ],
+    ids=str,
+)
+def test_a_dict_or_tuple_of_other_leaves_is_refused(space: Space[Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        adapt_action(space, "Toy-v0")
 
 
 @pytest.mark.parametrize("count", [1, 3])
