@@ -132,8 +132,8 @@ class AutoresetEnv(EnvBase):
             self._warned = True
             log.warning(
                 "env.id=%s: its simulator resets truncated environments without a final observation: those steps are "
-                "counted and not stored. Isaac Lab gives it with cfg.compute_final_obs=True, and MJLab with "
-                "cfg.auto_reset=False.",
+                "counted and not stored. Isaac Lab gives it where compute_final_obs of its cfg is True, MJLab where "
+                "auto_reset of its cfg is False.",
                 self._id,
             )
 
