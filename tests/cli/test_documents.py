@@ -126,7 +126,9 @@ def test_a_program_on_composition_runs(composed: Path, number: int) -> None:
 
 
 def test_an_environment_of_your_own_trains_by_command(composed: Path) -> None:
-    (line,) = [line for block in blocks("docs/compose.md", "bash") for line in block.splitlines()]
+    (line,) = [
+        line for line in "".join(blocks("docs/compose.md", "bash")).splitlines() if "env.plugins=[reach]" in line
+    ]
     run(recipe_command(line), composed)
     assert "Reach-v0" in next(composed.glob("runs/Reach*/evaluation.json")).read_text()
 

@@ -72,14 +72,14 @@ def test_what_it_changes_is_put_back_and_the_run_is_the_sound_one(tmp_path: Path
 
 def actions(monkeypatch: pytest.MonkeyPatch, folder: Path, id: str, **changes: Any) -> list[float]:
     taken: list[float] = []
-    extend = PackedReplayBuffer.extend
+    extend = PackedReplayBuffer.extend_packed
 
-    def extended(self: PackedReplayBuffer, rows: Any) -> Any:
-        taken.extend(rows["action"].flatten().tolist())
-        return extend(self, rows)
+    def extended(self: PackedReplayBuffer, packed: torch.Tensor) -> Any:
+        taken.extend(self._storage.packing.unpack(packed)["action"].flatten().tolist())
+        return extend(self, packed)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PackedReplayBuffer, "extend", extended)
+        patch.setattr(PackedReplayBuffer, "extend_packed", extended)
         train(short_run(folder, id, **{"random_frames": 0, "replay_ratio": 0.0125} | changes))
     return taken
 
