@@ -49,6 +49,16 @@ LONG = "total_frames=100000 evaluate.every=5000 evaluate.episodes=10 checkpoint.
 SHORT = "total_frames=20000 evaluate.every=2500 evaluate.episodes=10 checkpoint.every=5000 learner.execution=compiled"
 PENDULUM = "continuous preset=pendulum"
 CHEETAH = "continuous preset=halfcheetah total_frames=50000 evaluate.every=5000"
+KEYS = "variant.actor_keys=[observation,desired_goal] variant.critic_keys=[observation,desired_goal]"
+BITS = (
+    f"discrete env.id=BitFlipping-v0 env.plugins=[toys] env.count=4 {KEYS} variant.network.hidden=[256] "
+    "learner.lr=0.001 variant.gamma=0.98 variant.target_entropy_ratio=0.6 random_frames=8000 replay_ratio=1.5 "
+    "total_frames=12000 evaluate.episodes=100"
+)
+REACH = (
+    "continuous env.id=PandaReach-v3 env.plugins=[panda_gym] env.count=4 variant.network.hidden=[64,64] "
+    "learner.lr=0.001 variant.gamma=0.95 replay_ratio=0.25 total_frames=20000 evaluate.every=5000 evaluate.episodes=50"
+)
 FIVE = (0, 1, 2, 3, 4)
 # Rows of one name are the same runs, in several tables.
 ROWS = [
@@ -186,6 +196,31 @@ ROWS = [
                 (4_000, 6_000),
             ),
         )
+    ),
+    *(
+        Row(
+            f"bits-{name}",
+            "BitFlipping-v0",
+            f"{BITS} replay.hindsight={name}",
+            (10_000, 12_000),
+            table="goals",
+            system=f"replay.hindsight={name}",
+            measure="success",
+        )
+        for name in ("future", "none")
+    ),
+    *(
+        Row(
+            f"reach-{name}",
+            "PandaReach-v3",
+            f"{REACH} replay.hindsight={name}",
+            (10_000, 20_000),
+            seeds=(0,),
+            table="goals",
+            system=f"replay.hindsight={name}",
+            measure="success",
+        )
+        for name in ("future", "none")
     ),
     Row("pendulum", "Pendulum-v1", PENDULUM, (10_000,), FIVE, "precision", "float32"),
     Row(

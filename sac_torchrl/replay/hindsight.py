@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -28,19 +29,20 @@ class EpisodeSampler(RandomSampler):
         super().__init__()
         self._capacity = capacity
         self._ratio = ratio
+        # NumPy's arrays, because an operation on a few numbers takes torch several times as long.
         # The positions of finished rows, episode after episode. A row stays in the ring while fewer than `capacity`
         # rows come after it, and fewer than `capacity` older ones may be finished after it.
-        self._finished = torch.zeros(2 * capacity, dtype=torch.int64)
+        self._finished = np.zeros(2 * capacity, np.int64)
         # Of the row at each position: its place in `_finished`, counted from the first of all, and its episode's end.
-        self._place = torch.zeros(capacity, dtype=torch.int64)
-        self._end = torch.zeros(capacity, dtype=torch.int64)
+        self._place = np.zeros(capacity, np.int64)
+        self._end = np.zeros(capacity, np.int64)
         self._empty()
 
     def _empty(self) -> None:
         self._entered = self._written = 0
         # By environment: the number of its running episode, and the rows of that, counted from the first of the run.
         self._running: dict[int, tuple[int, list[int]]] = {}
-        self._unfinished = torch.zeros(0, dtype=torch.int64)  # the rows of all running episodes, ascending
+        self._unfinished = np.zeros(0, np.int64)  # the rows of all running episodes, ascending
 
     def note(self, episodes: Tensor, first: int) -> None:
         """Take in rows that were written, `(n, 2)`: environment and episode; the first is row `first` of the run."""
@@ -54,10 +56,9 @@ class EpisodeSampler(RandomSampler):
             rows.append(row)
             self._running[environment] = episode, rows
         if ended:
-            every = [row for _, rows in self._running.values() for row in rows]
-            self._unfinished = torch.tensor(every, dtype=torch.int64).sort().values
+            self._unfinished = np.sort([row for _, rows in self._running.values() for row in rows])
         else:
-            self._unfinished = torch.cat([self._unfinished, torch.arange(first, self._written)])
+            self._unfinished = np.concatenate([self._unfinished, np.arange(first, self._written)])
 
     def sample(self, storage: Any, batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw positions `(batch_size,)`; `goal` is where the row is that achieved the new goal, -1 for the own one.
@@ -65,28 +66,28 @@ class EpisodeSampler(RandomSampler):
         Raises EnvironmentFault where no episode is finished.
         """
         oldest = max(0, self._written - self._capacity)
-        running = self._unfinished[torch.searchsorted(self._unfinished, oldest) :]
+        running = self._unfinished[np.searchsorted(self._unfinished, oldest) :]
         count = self._written - oldest - len(running)
         if not count:
             raise EnvironmentFault(
                 f"replay.hindsight=future: no episode is finished among the newest {len(running)} rows: give "
                 "env.max_episode_steps, or replay.hindsight=none, in a new run."
             )
-        drawn, later, relabeled = torch.rand(3, batch_size, dtype=torch.float64, generator=self._rng)
-        rank = (drawn * count).long()
+        drawn, later, relabeled = torch.rand(3, batch_size, dtype=torch.float64, generator=self._rng).numpy()
+        rank = (drawn * count).astype(np.int64)
         # The rank-th row but for those of running episodes: each of them that lies before it moves it on by one.
-        before = torch.searchsorted(running - oldest - torch.arange(len(running)), rank, right=True)
+        before = np.searchsorted(running - oldest - np.arange(len(running)), rank, side="right")
         index = (oldest + rank + before) % self._capacity
         place = self._place[index]
-        place = place + (later * (self._end[index] - place)).long()
-        goal = self._finished[place % len(self._finished)]
-        return index, {_GOAL: torch.where(relabeled < self._ratio, goal, -1)}
+        place = place + (later * (self._end[index] - place)).astype(np.int64)
+        goal = np.where(relabeled < self._ratio, self._finished[place % len(self._finished)], -1)
+        return torch.from_numpy(index), {_GOAL: torch.from_numpy(goal)}
 
     def _finish(self, rows: list[int]) -> None:
         """Enter the rows of an episode that are still in the ring."""
         oldest = self._written - self._capacity
-        positions = torch.tensor([row for row in rows if row >= oldest], dtype=torch.int64) % self._capacity
-        places = torch.arange(self._entered, self._entered + len(positions))
+        positions = np.array([row for row in rows if row >= oldest], np.int64) % self._capacity
+        places = np.arange(self._entered, self._entered + len(positions))
         self._finished[places % len(self._finished)] = positions
         self._place[positions] = places
         self._entered += len(positions)
