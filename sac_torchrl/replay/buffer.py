@@ -2,9 +2,6 @@
 
 import logging
 import math
-import os
-import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -28,6 +25,7 @@ from sac_torchrl.replay.packing import (
     RingWriter,
 )
 from sac_torchrl.replay.prioritized import PrioritizedReplayBuffer, prioritized_sampler
+from sac_torchrl.replay.room import check_disk, check_memory, reserve
 from sac_torchrl.specs import ENTROPY, EPISODE, SPAN, Specs
 
 if TYPE_CHECKING:
@@ -94,9 +92,9 @@ class ReplayConfig:
             prioritized_sampler(1, exponent=self.priority_exponent, correction=self.weight_exponent)
         if self.storage is not Storage.disk:
             place = device if self.storage is Storage.device else torch.device("cpu")
-            _check_memory(place, size * row_bytes(specs), rows=size, storage=self.storage)
+            check_memory(place, size * row_bytes(specs), rows=size, storage=self.storage.value)
         elif folder is not None:
-            _check_disk(folder, size * row_bytes(specs), rows=size)
+            check_disk(folder, size * row_bytes(specs), rows=size)
 
     def build(
         self,
@@ -126,12 +124,12 @@ class ReplayConfig:
             sampler = prioritized_sampler(size, exponent=self.priority_exponent, correction=self.weight_exponent)
         if self.storage is Storage.disk:
             _clear(folder)
-            _check_disk(folder, size * row_bytes(specs), rows=size)
+            check_disk(folder, size * row_bytes(specs), rows=size)
             storage: LazyTensorStorage = PackedMemmapStorage(
                 size, layout(specs), destination=device, scratch_dir=folder, compilable=True
             )
         else:
-            _check_memory(place, size * row_bytes(specs), rows=size, storage=self.storage)
+            check_memory(place, size * row_bytes(specs), rows=size, storage=self.storage.value)
             storage = PackedTensorStorage(size, layout(specs), destination=device, device=place, compilable=True)
         kind: Callable[..., TensorDictReplayBuffer] = PackedReplayBuffer
         if self.prioritized:
@@ -159,7 +157,7 @@ class ReplayConfig:
             except RuntimeError as error:  # PyTorch cannot make a file of this size
                 reason = str(error).rpartition(": ")[2]  # PyTorch puts the whole path before it
                 raise DiskError(f"cannot make the replay rows in {folder}: {short(reason)}.") from error
-            _reserve(folder)
+            reserve(folder)
         else:
             buffer.extend(first)
         buffer.empty()
@@ -229,61 +227,3 @@ def _clear(folder: Path) -> None:
         (folder / "_-single-tensor-_.memmap").unlink(missing_ok=True)
     except OSError as error:
         raise DiskError(f"cannot make the replay folder {folder}: {error.strerror}.") from error
-
-
-def _check_disk(folder: Path, needed: int, *, rows: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DiskError(
-            f"{rows:,} replay rows need {_size(needed)} and {folder} has {_size(free)} free: "
-            "make room, or train with a lower replay.capacity in a new run.folder."
-        )
-    log.info("replay: %s rows, %s on disk in %s (%s free)", f"{rows:,}", _size(needed), folder, _size(free))
-
-
-def _check_memory(place: torch.device, needed: int, *, rows: int, storage: Storage) -> None:
-    free = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else _available_memory()
-    if needed > free:
-        raise ConfigError(
-            f"{rows:,} replay rows need {_size(needed)} and {place} has {_size(free)} of memory available: "
-            "train with a lower replay.capacity in a new run.folder, or use replay.storage=disk there instead of "
-            f"{storage.value}."
-        )
-    log.info("replay: %s rows, %s in memory of %s (%s available)", f"{rows:,}", _size(needed), place, _size(free))
-
-
-def _available_memory() -> int:
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():  # no such file outside Linux: the installed memory is the best bound there
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    available = int(lines["MemAvailable"].split()[0]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's limit, which meminfo does not show
-    if limit.exists() and (text := limit.read_text().strip()) != "max":
-        available = min(available, int(text) - int((limit.parent / "memory.current").read_text()))
-    return available
-
-
-def _reserve(folder: Path) -> None:
-    """Give the memmap files their disk blocks now.
-
-    They are sparse when made, and a disk that fills later kills the process by SIGBUS, without an exception.
-    """
-    if sys.platform != "linux":
-        return
-    for file in folder.rglob("*.memmap"):
-        with file.open("r+b") as handle:
-            size = os.fstat(handle.fileno()).st_size
-            try:
-                os.posix_fallocate(handle.fileno(), 0, size)
-            except OSError as error:
-                raise DiskError(f"cannot reserve {_size(size)} for {file}: {error.strerror}.") from error
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:,.1f} TB"

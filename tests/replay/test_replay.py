@@ -201,7 +201,7 @@ def test_blocks_that_cannot_be_reserved_are_named(tmp_path: Path, monkeypatch: p
 def test_the_cost_is_logged_and_never_more_rows_than_the_run_makes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, logger="sac_torchrl.replay.buffer"):
+    with caplog.at_level(logging.INFO, logger="sac_torchrl.replay.room"):
         buffer = ReplayConfig().build(tmp_path, BOX, rows=2_000, batch_size=4, seed=0, device=CPU)
     assert buffer.storage.max_size == 2_000
     assert f"2,000 rows, 80 kB on disk in {tmp_path}" in caplog.text
