@@ -36,7 +36,7 @@ from sac_torchrl import (
     ReplayRatio,
     Storage,
 )
-from sac_torchrl.collectors.experience import CollectorConfig
+from sac_torchrl.collectors.config import CollectorConfig
 
 MODULE = Path(__file__).stem
 CPU = torch.device("cpu")

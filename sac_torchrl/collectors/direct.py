@@ -9,7 +9,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, GymWrapper
 
-from sac_torchrl.collectors.experience import CollectorConfig, Experience, Job
+from sac_torchrl.collectors.config import CollectorConfig
+from sac_torchrl.collectors.experience import Experience, Job
 from sac_torchrl.collectors.gymnasium import GymnasiumCollector, Transitions, leaf_of
 from sac_torchrl.collectors.stepping import DirectExperience
 from sac_torchrl.collectors.tensors import RecordingCollector

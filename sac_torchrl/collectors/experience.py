@@ -235,26 +235,3 @@ class Experience(ABC):
         """Forget the running episodes of these environments; their frames stay stored."""
         self._store(self._n_step.cut(environments))
         self._returns[environments], self._lengths[environments] = 0.0, 0
-
-
-@dataclass
-class CollectorConfig(ABC):
-    """What `collector=NAME` chooses."""
-
-    def build(
-        self,
-        env: EnvConfig,
-        actor: ProbabilisticActor,
-        buffer: TensorDictReplayBuffer,
-        *,
-        specs: Specs,
-        total_frames: int,
-        random_frames: int,
-        seed: int,
-    ) -> Experience:
-        """Connect `actor`, acting in the environments of `env`, to `buffer`; nothing is stepped before an iteration."""
-        return self.start(Job(env, actor, buffer, specs, total_frames, random_frames, seed))
-
-    @abstractmethod
-    def start(self, job: Job) -> Experience:
-        """What `build` returns; raises ConfigError for a job that this kind cannot do."""

@@ -11,7 +11,8 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import torch
 
-from sac_torchrl.collectors.experience import CollectorConfig, Dropped, Experience, Job
+from sac_torchrl.collectors.config import CollectorConfig
+from sac_torchrl.collectors.experience import Dropped, Experience, Job
 from sac_torchrl.collectors.slices import split
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.handed import refuse_unpicklable

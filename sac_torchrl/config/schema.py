@@ -25,8 +25,9 @@ from sac_torchrl.agents.simba import SimBa
 from sac_torchrl.agents.tqc import TQC
 from sac_torchrl.agents.variant import Variant
 from sac_torchrl.collectors.async_ import Async
+from sac_torchrl.collectors.config import CollectorConfig
 from sac_torchrl.collectors.direct import Direct
-from sac_torchrl.collectors.experience import CollectorConfig, Experience
+from sac_torchrl.collectors.experience import Experience
 from sac_torchrl.collectors.processes import Processes
 from sac_torchrl.collectors.ray import Ray
 from sac_torchrl.envs.config import EnvConfig

@@ -8,8 +8,9 @@ import torch
 from gymnasium import spaces
 from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, TensorSpec
 
-from sac_torchrl.envs.actions import adapt_action, bounded, hybrid_action
+from sac_torchrl.envs.actions import adapt_action, bounded
 from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.hybrid_actions import hybrid_action
 from sac_torchrl.envs.masks import Mask, MaskSource, action_counts
 from sac_torchrl.envs.observations import adapt_observation
 from sac_torchrl.envs.vector import leaf_spec

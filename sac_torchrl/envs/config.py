@@ -3,26 +3,22 @@
 import dataclasses
 import shlex
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import torch
-from gymnasium.vector import VectorEnv
-from torchrl.envs import EnvBase, SerialEnv
+from torchrl.envs import EnvBase
 
 from sac_torchrl.envs import dmc
-from sac_torchrl.envs.actions import hybrid_action
 from sac_torchrl.envs.adapter import SpaceAdapter, TolerateFaults, say_where
-from sac_torchrl.envs.autoreset import AutoresetEnv
 from sac_torchrl.envs.contained import Contained
 from sac_torchrl.envs.ends import refuse_endless
 from sac_torchrl.envs.gymnasium import open_gymnasium
-from sac_torchrl.envs.handed import Kind, Make, VectorAdapter, find_make, kind_of, made_id, open_made
+from sac_torchrl.envs.handed import Kind, Make, find_make, kind_of, made_id, open_made, open_together
+from sac_torchrl.envs.hybrid_actions import hybrid_action
 from sac_torchrl.envs.masks import MaskSource
 from sac_torchrl.envs.plugins import load_plugins, wrap
 from sac_torchrl.envs.simulators import SIMULATORS, open_simulator
-from sac_torchrl.envs.torchrl import TorchRLEnv
 from sac_torchrl.envs.vector import SequentialVectorEnv, wrapped
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.fields import check, field
@@ -137,7 +133,7 @@ class EnvConfig:
             load_plugins(self.plugins)
             env = open_simulator(self.id, count, device or torch.device("cpu"), render_mode=render_mode)
         elif (make := self._make()) is not None and self._kind() is not Kind.one:
-            env = self._handed(make, count)
+            env = open_together(make, self.id, self.kwargs, count, self.single, self.bounds, self.ignore, self.mask)
         else:
             env = wrapped(
                 SequentialVectorEnv([self.open(render_mode, tolerate_faults=tolerate_faults) for _ in range(count)])
@@ -251,15 +247,3 @@ class EnvConfig:
         """What makes the environments where it is a user's function; imports the plugins before."""
         load_plugins(self.plugins)
         return find_make(self.id, self.make)
-
-    def _handed(self, make: Make, count: int) -> EnvBase:
-        """Environments that a function makes together, or `count` times one of TorchRL's."""
-        made = open_made(make, self.id, self.kwargs, single=self.single)
-        if self._kind() is Kind.autoreset:
-            made = AutoresetEnv(made, self.id, bounds=self.bounds, keep_open=self.single)
-        if isinstance(made, VectorEnv):
-            return wrapped(VectorAdapter(made, self.id, ignore=self.ignore, mask=self.mask))
-        if not made.batch_size:
-            made.close()
-            made = SerialEnv(count, partial(make, **self.kwargs))
-        return TorchRLEnv(made, self.id, ignore=self.ignore, mask=self.mask)

@@ -3,20 +3,22 @@
 import pickle
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, SerialEnv
 
 from sac_torchrl.envs.actions import adapt_action
-from sac_torchrl.envs.autoreset import resets_itself
+from sac_torchrl.envs.autoreset import AutoresetEnv, resets_itself
 from sac_torchrl.envs.contained import Contained
 from sac_torchrl.envs.masks import MaskSource, WrongMask, find_mask
 from sac_torchrl.envs.observations import adapt_observation
-from sac_torchrl.envs.vector import AgentVectorEnv, put
+from sac_torchrl.envs.torchrl import TorchRLEnv
+from sac_torchrl.envs.vector import AgentVectorEnv, put, wrapped
 from sac_torchrl.errors import ConfigError, EnvironmentFault, short
 from sac_torchrl.specs import MASK
 
@@ -101,6 +103,28 @@ def open_made(make: Make, id: str, arguments: dict[str, Any], *, single: bool = 
         )
     _kinds[make] = Kind.one if isinstance(made, gym.Env) else Kind.together
     return made
+
+
+def open_together(
+    make: Make,
+    id: str,
+    arguments: dict[str, Any],
+    count: int,
+    single: bool,
+    bounds: tuple[float, float] | None,
+    ignore: list[str],
+    mask: MaskSource,
+) -> EnvBase:
+    """Environments that `make` makes together, or `count` times one of TorchRL's, with the agent's spaces."""
+    made = open_made(make, id, arguments, single=single)
+    if _kinds[make] is Kind.autoreset:
+        made = AutoresetEnv(made, id, bounds=bounds, keep_open=single)
+    if isinstance(made, VectorEnv):
+        return wrapped(VectorAdapter(made, id, ignore=ignore, mask=mask))
+    if not made.batch_size:
+        made.close()
+        made = SerialEnv(count, partial(make, **arguments))
+    return TorchRLEnv(made, id, ignore=ignore, mask=mask)
 
 
 def kind_of(make: Make, id: str, arguments: dict[str, Any], *, single: bool) -> Kind:

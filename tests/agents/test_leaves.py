@@ -34,7 +34,7 @@ from sac_torchrl import (
 )
 from sac_torchrl.agents.normalization import with_normalization
 from sac_torchrl.agents.variant import Variant
-from sac_torchrl.collectors.experience import CollectorConfig
+from sac_torchrl.collectors.config import CollectorConfig
 from sac_torchrl.errors import ConfigError
 from sac_torchrl.replay.n_step import NStep
 from sac_torchrl.specs import SPAN

@@ -29,8 +29,9 @@ from sac_torchrl import (
     tanh_normal_actor,
 )
 from sac_torchrl.agents.policies import acting
+from sac_torchrl.collectors.config import CollectorConfig
 from sac_torchrl.collectors.direct import GymnasiumExperience
-from sac_torchrl.collectors.experience import CollectorConfig, Dropped, Job, Steps
+from sac_torchrl.collectors.experience import Dropped, Job, Steps
 from sac_torchrl.collectors.gymnasium import GymnasiumCollector
 from sac_torchrl.collectors.stepping import DirectExperience
 from sac_torchrl.errors import CheckpointError

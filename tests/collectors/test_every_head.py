@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 
 from sac_torchrl import SAC, Async, Direct, DiscreteSAC, EnvConfig, NetworkConfig, Processes, Ray, ReplayConfig, Storage
 from sac_torchrl.agents.heads import PolicyForm
-from sac_torchrl.collectors.experience import CollectorConfig
+from sac_torchrl.collectors.config import CollectorConfig
 
 SMALL, FRAMES, RANDOM = NetworkConfig([8]), 120, 40
 HEADS: dict[str, tuple[str, Any]] = {

@@ -30,7 +30,7 @@ from sac_torchrl import (
     Storage,
     tanh_normal_actor,
 )
-from sac_torchrl.collectors.experience import CollectorConfig
+from sac_torchrl.collectors.config import CollectorConfig
 from sac_torchrl.collectors.processes import _serve
 from sac_torchrl.collectors.slices import split
 from sac_torchrl.collectors.worker_process import Worker, listen

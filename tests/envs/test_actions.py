@@ -13,8 +13,9 @@ from sac_torchrl import train
 from sac_torchrl.agents.hybrid import discrete_values
 from sac_torchrl.agents.multi_discrete import Layout
 from sac_torchrl.envs import actions
-from sac_torchrl.envs.actions import adapt_action, hybrid_action
+from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.config import EnvConfig
+from sac_torchrl.envs.hybrid_actions import hybrid_action
 from sac_torchrl.errors import ConfigError, LearnerFault
 
 

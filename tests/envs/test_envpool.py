@@ -20,7 +20,7 @@ from sac_torchrl import (
     tanh_normal_actor,
 )
 from sac_torchrl.agents.policies import categorical_actor
-from sac_torchrl.collectors.experience import CollectorConfig
+from sac_torchrl.collectors.config import CollectorConfig
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="needs envpool")
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torchrl.envs import GymWrapper
 
 from sac_torchrl import Async, DiscreteSAC, EnvConfig, NetworkConfig, Processes, ReplayConfig, Storage
+from sac_torchrl.collectors.config import CollectorConfig
 from sac_torchrl.collectors.direct import Direct
-from sac_torchrl.collectors.experience import CollectorConfig
 from sac_torchrl.envs.check import check_env
 from sac_torchrl.envs.findings import Kind
 from sac_torchrl.envs.masks import MaskSource

@@ -30,7 +30,7 @@ from sac_torchrl import (
     evaluate,
     tanh_normal_actor,
 )
-from sac_torchrl.collectors.experience import CollectorConfig
+from sac_torchrl.collectors.config import CollectorConfig
 from sac_torchrl.envs.classic import TORCH
 from sac_torchrl.envs.state import capture, restore
 from sac_torchrl.envs.tensors import TensorEnv

@@ -29,7 +29,8 @@ from sac_torchrl import (
     evaluate,
     tanh_normal_actor,
 )
-from sac_torchrl.collectors.experience import CollectorConfig, Experience
+from sac_torchrl.collectors.config import CollectorConfig
+from sac_torchrl.collectors.experience import Experience
 from sac_torchrl.envs.state import capture, restore
 from sac_torchrl.envs.tensors import Pendulum
 from sac_torchrl.errors import ConfigError, EnvironmentFault, LearnerFault

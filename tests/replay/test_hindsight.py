@@ -25,7 +25,7 @@ from sac_torchrl import (
     TrainConfig,
     train,
 )
-from sac_torchrl.collectors.experience import CollectorConfig
+from sac_torchrl.collectors.config import CollectorConfig
 from sac_torchrl.envs.goals import Goals
 from sac_torchrl.errors import ConfigError, EnvironmentFault
 from sac_torchrl.replay.hindsight import EpisodeSampler, HindsightReplayBuffer
