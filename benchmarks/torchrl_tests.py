@@ -39,7 +39,8 @@ from sac_torchrl.agents.policies import SquashedNormal
 from sac_torchrl.agents.tqc import TruncatedLoss
 from sac_torchrl.replay.packing import PackedMemmapStorage, PackedReplayBuffer, PackedTensorStorage
 from sac_torchrl.replay.prioritized import PackedPrioritizedSampler
-from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage, RoundRobinWriter, TensorDictReplayBuffer
+from torchrl.data import TensorDictRoundRobinWriter
 
 
 class Continuous(SACv2Loss):
@@ -72,11 +73,11 @@ def counted(base):
 
 class Buffer(PackedReplayBuffer):
     def __init__(self, *arguments, **options):
-        storage = options.get("storage")
+        storage, writer = options.get("storage"), options.get("writer")
         self._lazy = None
-        if type(storage) in PACKED and storage.ndim == 1:
+        if type(storage) in PACKED and storage.ndim == 1 and type(writer) in (type(None), TensorDictRoundRobinWriter):
             self._lazy = storage
-            made.append(self)
+            options["writer"] = RoundRobinWriter()
         super().__init__(*arguments, **options)
 
     def extend(self, rows, **options):
@@ -88,6 +89,10 @@ class Buffer(PackedReplayBuffer):
     def add(self, row):
         self._begin(row.unsqueeze(0))
         return TensorDictReplayBuffer.add(self, row) if self._lazy is None else super().add(row)
+
+    def sample(self, *arguments, **options):
+        packed = isinstance(self._storage, tuple(PACKED.values()))
+        return (super() if packed else super(PackedReplayBuffer, self)).sample(*arguments, **options)
 
     def _begin(self, rows):
         if self._lazy is None or isinstance(self._storage, tuple(PACKED.values())):
@@ -101,6 +106,8 @@ class Buffer(PackedReplayBuffer):
         for entity in self._lazy._attached_entities:
             packed.attach(entity)
         self._storage = packed
+        self._writer.register_storage(packed)
+        made.append(self)
 
 
 PACKED = {LazyTensorStorage: PackedTensorStorage, LazyMemmapStorage: PackedMemmapStorage}
