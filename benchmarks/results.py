@@ -55,6 +55,10 @@ BITS = (
     "learner.lr=0.001 variant.gamma=0.98 variant.target_entropy_ratio=0.6 random_frames=8000 replay_ratio=1.5 "
     "total_frames=12000 evaluate.episodes=100"
 )
+REACH = (
+    "continuous env.id=PandaReach-v3 env.plugins=[panda_gym] env.count=4 variant.network.hidden=[64,64] "
+    "learner.lr=0.001 variant.gamma=0.95 replay_ratio=0.25 total_frames=20000 evaluate.every=5000 evaluate.episodes=50"
+)
 FIVE = (0, 1, 2, 3, 4)
 # Rows of one name are the same runs, in several tables.
 ROWS = [
@@ -199,6 +203,19 @@ ROWS = [
             "BitFlipping-v0",
             f"{BITS} replay.hindsight={name}",
             (10_000, 12_000),
+            table="goals",
+            system=f"replay.hindsight={name}",
+            measure="success",
+        )
+        for name in ("future", "none")
+    ),
+    *(
+        Row(
+            f"reach-{name}",
+            "PandaReach-v3",
+            f"{REACH} replay.hindsight={name}",
+            (10_000, 20_000),
+            seeds=(0, 1, 2),
             table="goals",
             system=f"replay.hindsight={name}",
             measure="success",
