@@ -110,6 +110,7 @@ class Buffer(PackedReplayBuffer):
         made.append(self)
 
 
+Buffer.__name__ = Buffer.__qualname__ = "TensorDictReplayBuffer"  # tests are named after it
 PACKED = {LazyTensorStorage: PackedTensorStorage, LazyMemmapStorage: PackedMemmapStorage}
 INSTEAD = {"TensorDictReplayBuffer": Buffer, "PrioritizedSampler": counted(PackedPrioritizedSampler)}
 buffers = torchrl.data.replay_buffers

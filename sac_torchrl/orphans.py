@@ -69,14 +69,46 @@ def _guardian(process: int) -> str:
     return mark
 
 
-def _living(mark: str) -> list[int]:
-    """The processes that bear the mark."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/environ"):
+def _living(mark: str, known: dict[int, bytes]) -> list[int]:
+    """The processes that bear the mark or descend from one that does.
+
+    `known` keeps them with the times at which they started: a parent may end before its children.
+    """
+    parents: dict[int, int] = {}
+    began: dict[int, bytes] = {}
+    ours: list[int] = []
+    for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # It ended, or is another user's.
-            if mark.encode() in entry.read_bytes():
-                found.append(int(entry.parent.name))
-    return found
+            state, parent, *others = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            if state == b"Z":
+                continue
+            process = int(entry.name)
+            parents[process], began[process] = int(parent), others[17]
+            if known.get(process) == others[17] or _marked(entry, mark):
+                ours.append(process)
+    for process in ours:  # which grows: their children, and the children of those
+        ours += [child for child, parent in parents.items() if parent == process and child not in ours]
+    ours = [process for process in ours if not _guards(process)]
+    known.update((process, began[process]) for process in ours)
+    return ours
+
+
+def _marked(entry: Path, mark: str) -> bool:
+    """Whether the process has the mark in its environment.
+
+    Where a title overwrote that, as those of Ray's agents do, whether it has a file open below a marked folder.
+    """
+    environment = (entry / "environ").read_bytes()
+    if environment[:1] != b"\0":
+        return mark.encode() in environment
+    return any(f"-{mark[:7]}" in str(file.readlink()) for file in (entry / "fd").iterdir())
+
+
+def _guards(process: int) -> bool:
+    """Whether it is a guardian, which ends by itself."""
+    with suppress(OSError):
+        return os.fsencode(__file__) in Path(f"/proc/{process}/cmdline").read_bytes()
+    return False
 
 
 def _cleans_up(process: int) -> bool:
@@ -90,8 +122,8 @@ def _watch(process: int, mark: str, temporary: str) -> None:
         gone = select.poll()
         gone.register(os.pidfd_open(process), select.POLLIN)
         gone.poll()
-    start = time.monotonic()
-    while (living := _living(mark)) and time.monotonic() - start < _LIMIT_SECONDS:
+    start, known = time.monotonic(), dict[int, bytes]()
+    while (living := _living(mark, known)) and time.monotonic() - start < _LIMIT_SECONDS:
         if time.monotonic() - start > _GRACE_SECONDS:
             for one in living:
                 with suppress(OSError):

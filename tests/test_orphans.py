@@ -20,7 +20,7 @@ from sac_torchrl.orphans import marked
 plain = subprocess.Popen(["sleep", "301"], start_new_session=True)
 with marked(), marked():
     own = subprocess.Popen(["sleep", "302"], start_new_session=True)
-    deaf = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 303; true"])
+    deaf = subprocess.Popen(["sh", "-c", "trap '' TERM; env -i sleep 303; true"])  # without the mark, below one with it
     if (middle := os.fork()) == 0:  # a daemon, as programs make it: its parent is gone at once
         os.setsid()
         if os.fork() == 0:
@@ -46,12 +46,12 @@ def test_what_a_process_starts_ends_with_it(killed: bool) -> None:
     process.stdout.close()
     try:
         # A program has no command line yet where it has only just replaced the one before.
-        wait_until(lambda: all(map(command_of, (plain, own, deaf))) and bool(living("sleep 304")))
+        wait_until(lambda: all(map(command_of, (plain, own, deaf))) and len(living("sleep 303", "sleep 304")) == 2)
         if killed:
             process.kill()
         process.stdin.close()
         process.wait(10)
-        wait_until(lambda: not (command_of(own) or command_of(deaf) or living("sleep 304")))
+        wait_until(lambda: not (command_of(own) or command_of(deaf) or living("sleep 303", "sleep 304")))
         assert command_of(plain)  # that was not in the block
     finally:
         os.kill(plain, signal.SIGKILL)
