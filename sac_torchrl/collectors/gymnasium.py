@@ -19,7 +19,7 @@ from sac_torchrl.replay.packing import unchecked
 
 
 class Transitions(NamedTuple):
-    """One step of all environments, whose rewards and ends are arrays `(count,)`.
+    """One step of all environments; rewards and ends are arrays `(count,)`.
 
     `then` is what they observe after those that ended were reset; in the others it is `following`. Observations are
     tensors, or TensorDicts of leaves.
