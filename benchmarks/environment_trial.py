@@ -1,7 +1,8 @@
 """Trains on one environment and compares what is stored with what it returned: `environment_trial.py ID KEYS FRAMES`.
 
 KEYS are those of EnvConfig as JSON, `make` a function of environment_makers. Prints one line of JSON: `verdict` is
-runs, refused, unmade (Gymnasium itself cannot make it either) or failed.
+runs, refused, unmade (Gymnasium itself cannot make it either) or failed. What a checkpoint and a saved policy hold is
+written as well, and the policy acts on the last observation as the environment returned it.
 """
 
 import json
@@ -22,6 +23,8 @@ from torchrl.data import Categorical
 
 import sac_torchrl as sac
 import sac_torchrl.envs.config as envs
+from sac_torchrl.collectors import stepping
+from sac_torchrl.deploy.saved import SavedPolicy
 from sac_torchrl.envs import adapter as adapters, contained
 from sac_torchrl.errors import ConfigError, SacError
 from sac_torchrl.specs import MASK, legal_actions
@@ -79,11 +82,13 @@ def _leaves(observation: Any, space: Any, path: tuple[str, ...] = ()) -> Iterato
 def main(id: str, keys: dict[str, Any], frames: int) -> dict[str, str]:
     """Train for a while; the verdict and a line."""
     said: list[str] = []
-    theirs: list[str] = []  # what the environment did to the process, and raised when it was closed
+    theirs: list[str] = []  # what the environment did to the process, how it resumes, and what it raised when closed
+
+    of_environments = [one.__name__ for one in (contained, adapters, stepping)]
 
     class Said(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            (theirs if record.name in (contained.__name__, adapters.__name__) else said).append(record.getMessage())
+            (theirs if record.name in of_environments else said).append(record.getMessage())
 
     logging.getLogger("sac_torchrl").addHandler(Said(logging.WARNING))
     if "bounds" in keys:
@@ -119,11 +124,19 @@ def main(id: str, keys: dict[str, Any], frames: int) -> dict[str, str]:
             if experience.frames > frames // 2 and experience.frames % 20 == 0:
                 learner.update(buffer.sample())
         learner.metrics()
+        experience.state_dict()
+        with tempfile.TemporaryDirectory() as folder:
+            whole = sac.TrainConfig(env=config, variant=variant)
+            SavedPolicy.of(agent.actor, whole, specs, frames=frames).write(Path(folder))
+            policy = sac.Policy.load(folder)
+        chosen = policy(opened[0].seen, action_mask=opened[0].legal if policy.takes_mask else None)
     except (SacError, ConfigError) as error:
         if bare := _bare(id, keys):
             return {"verdict": "unmade", "line": f"played without this package it raises too: {bare}"}
         return {"verdict": "failed", "line": f"ends with a line: {error}"}
     wrong = _compare(buffer[:], opened[0], config, specs)
+    if not wrong and not policy.spec.action.contains(chosen):
+        wrong = f"its saved policy chooses {chosen}"
     if wrong or said:
         return {"verdict": "failed", "line": f"failed: {wrong or said[0]}"}
     seen = ", ".join(" ".join([*key[1:], str(tuple(leaf.shape))]) for key, leaf in specs.leaves.items())

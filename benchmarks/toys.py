@@ -51,4 +51,34 @@ class BitFlipping(gym.Env[Any, Any]):
         return {"observation": self.bits, "achieved_goal": self.bits, "desired_goal": self.goal}
 
 
+class TwoDoors(gym.Env[Any, Any]):
+    """A sign says which of two doors pays 1; the choice made, a step through the hall behind it leads to the reward.
+
+    In the hall the sign is legible in one of ten episodes only: `hidden` has the paying door always, -1 or 1.
+    """
+
+    observation_space = Dict(room=Box(-1, 1, (3,), np.float32), hidden=Box(-1, 1, (1,), np.float32))
+    action_space = Discrete(2)
+    legible = 0.1
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Draw the door that pays."""
+        super().reset(seed=seed)
+        self.paying = int(self.np_random.integers(2)) * 2 - 1
+        self.door = 0
+        return self._seen(self.paying), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Choose door 0 or 1, or walk on through the hall, whatever the action."""
+        if self.door:
+            return self._seen(0), float(self.door == self.paying), True, False, {}
+        self.door = int(action) * 2 - 1
+        return self._seen(self.paying if self.np_random.random() < self.legible else 0), 0.0, False, False, {}
+
+    def _seen(self, sign: int) -> dict[str, NDArray[np.float32]]:
+        room = np.array([self.door != 0, self.door, sign], np.float32)
+        return {"room": room, "hidden": np.array([self.paying], np.float32)}
+
+
 gym.register("BitFlipping-v0", BitFlipping, max_episode_steps=15)
+gym.register("TwoDoors-v0", TwoDoors, max_episode_steps=2)

@@ -59,7 +59,9 @@ def draw(space: Space[Any], generator: np.random.Generator) -> Any:
             return generator.integers(space.nvec) + space.start
         case spaces.MultiBinary():
             return generator.integers(0, 2, space.shape).astype(np.int8)
-    return generator.normal(0.0, 3.0, space.shape).astype(space.dtype)
+        case Box():
+            return generator.normal(0.0, 3.0, space.shape).astype(space.dtype)
+    return "go"  # a Text, or what a policy knows of one
 
 
 def stack(rows: list[Any]) -> Any:
@@ -89,6 +91,7 @@ WORLDS: dict[str, tuple[Space[Any], Space[Any]]] = {
         ),
         UNEVEN,
     ),
+    "Told-v0": (spaces.Dict(mission=spaces.Text(9), pair=spaces.Tuple([spaces.Text(9), VECTOR])), UNEVEN),
     "Buttons3-v0": (VECTOR, spaces.MultiBinary(3)),
     "Several-v0": (VECTOR, spaces.MultiDiscrete([2, 3], start=[5, -1])),
     "Platform-v0": (VECTOR, spaces.Tuple([Discrete(3, start=1), *(Box(0, size, (1,)) for size in (30, 720, 430))])),

@@ -40,6 +40,16 @@ class Handle(io.StringIO):
     """What Python cannot look into, as a socket or a window."""
 
 
+class _Nowhere(type):
+    @property
+    def __module__(cls) -> str:  # type: ignore[override]  # it can be written there
+        raise AttributeError("__module__")
+
+
+class Pointer(bytes, metaclass=_Nowhere):
+    """The same, of a type without a module, as the objects of Box2D are."""
+
+
 class Opaque(Sound):
     """Holds something that cannot be written down."""
 

@@ -18,9 +18,10 @@ from sac_torchrl.specs import MASK, Specs
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
-    """Describe a Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple space; raises TypeError for another one.
+    """Describe a Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple space.
 
-    Bounds are one number where all are the same; an infinite one is the string "inf" or "-inf", as JSON has none.
+    Bounds are one number where all are the same; an infinite one is the string "inf" or "-inf", as JSON has none. Of
+    any other space, which an agent can only leave out (`env.ignore`), it says that there is one.
     """
     kind = type(space).__name__
     match space:
@@ -38,7 +39,7 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
             return {"type": kind, "spaces": {name: space_to_json(part) for name, part in space.items()}}
         case spaces.Tuple():
             return {"type": kind, "spaces": [space_to_json(part) for part in space]}
-    raise TypeError(f"{kind} has no JSON form")
+    return {"type": "Space"}
 
 
 def space_from_json(content: dict[str, Any]) -> spaces.Space[Any]:
@@ -59,6 +60,8 @@ def space_from_json(content: dict[str, Any]) -> spaces.Space[Any]:
             return spaces.Dict({name: space_from_json(part) for name, part in content["spaces"].items()})
         case "Tuple":
             return spaces.Tuple([space_from_json(part) for part in content["spaces"]])
+        case "Space":
+            return spaces.Space()
     raise ValueError(f"{content['type']} is not the type of a space")
 
 

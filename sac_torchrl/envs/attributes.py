@@ -29,8 +29,12 @@ _MUTABLE = (list, set, deque, np.ndarray, torch.Tensor, Space, *_GENERATORS)
 
 def package(owner: Any) -> str:
     """The top-level package of a class, function or module name."""
-    module = owner if isinstance(owner, str) else getattr(owner, "__module__", None) or ""
-    return str(module).partition(".")[0]
+    return (owner if isinstance(owner, str) else module_name(owner)).partition(".")[0]
+
+
+def module_name(code: Any) -> str:
+    """The module of a class or function; empty where it has none, as types of SWIG (Box2D's) have."""
+    return str(getattr(code, "__module__", None) or "")
 
 
 def in_library(cls: type) -> bool:
@@ -40,7 +44,7 @@ def in_library(cls: type) -> bool:
 
 def name_of(code: Any) -> str:
     """`module:qualified name` of a class or function."""
-    return f"{code.__module__}:{code.__qualname__}"
+    return f"{module_name(code)}:{code.__qualname__}"
 
 
 def plain(cls: type) -> bool:

@@ -17,6 +17,7 @@ from sac_torchrl.envs.attributes import (
     DICTS,
     generators,
     in_library,
+    module_name,
     name_of,
     package,
     plain,
@@ -172,7 +173,7 @@ class Encoder:
             encoded |= {"type": "model", "options": kept, **pack(value)}
         elif isinstance(value, mujoco_type("MjData")):
             encoded |= {"type": "data", "integration": integration(value), **pack(value)}
-        elif type(value).__module__.startswith("dm_control.") and (inner := physics(value)) is not None:
+        elif module_name(type(value)).startswith("dm_control.") and (inner := physics(value)) is not None:
             encoded |= {"type": "physics", "model": self.value(inner[0], path), "data": self.value(inner[1], path)}
         elif own_state(value):
             encoded |= {"type": "own", "state": self.value(dict(value.state_dict()), path)}
@@ -182,7 +183,7 @@ class Encoder:
             encoded |= {"type": "object", "class": name_of(type(value))}
             encoded["attributes"] = self.attributes(value, path)
         else:
-            raise _Opaque(f"{path} is a {type(value).__module__}.{type(value).__qualname__}")
+            raise _Opaque(f"{path} is a {name_of(type(value)).strip(':').replace(':', '.')}")
 
     def _code(self, encoded: Tree, value: Any, path: str) -> None:
         """A function with what it closes over, a method, a class: which one, and what it holds."""
@@ -208,7 +209,7 @@ class Encoder:
             encoded |= {"cells": cells, "defaults": self._item(value.__defaults__, path), "held": {}}
             encoded["held"] = {name: self._item(held, f"{path}.{name}") for name, held in vars(value).items()}
         else:
-            encoded |= {"type": "code", "name": f"{value.__module__}:{value.__qualname__}"}
+            encoded |= {"type": "code", "name": name_of(value)}
 
     def _item(self, value: Any, path: str) -> Any:
         """A value inside another, which has to stand for something."""
@@ -231,7 +232,7 @@ def _constant(holder: Any, name: str, value: Any) -> bool:
     """Whether an attribute is no state: by what it is, and in a library's own classes by what they keep in it."""
     if isinstance(value, CONSTANT):
         return True
-    if type(value).__module__.startswith(("dm_control.rl.", "gymnasium.envs.mujoco.mujoco_rendering")):
+    if module_name(type(value)).startswith(("dm_control.rl.", "gymnasium.envs.mujoco.mujoco_rendering")):
         return True
     if package(type(holder)) == "sac_torchrl" and (
         isinstance(value, Space) or name in ("_command", "_saved_kwargs", "native_spaces")

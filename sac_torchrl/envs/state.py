@@ -16,6 +16,7 @@ import torch
 from torchrl.envs import EnvBase, GymWrapper, TransformedEnv
 
 from sac_torchrl.envs.adapter import TolerateFaults
+from sac_torchrl.envs.attributes import module_name
 from sac_torchrl.envs.decoding import Decoder
 from sac_torchrl.envs.encoding import Encoder
 from sac_torchrl.envs.tensors import TensorEnv
@@ -99,6 +100,6 @@ def _layers(env: Any) -> Iterator[Any]:
         env = env.env
     yield env
     inner: Any = getattr(env, "_env", None)
-    if type(inner).__module__.startswith("dm_control."):
+    if module_name(type(inner)).startswith("dm_control."):
         yield inner
         yield inner.task

@@ -53,7 +53,7 @@ def observations(space: Any, count: int) -> list[Any]:
 def as_trained(policy: sac.Policy, rows: list[Any], kind: ExplorationType, *, single: bool) -> Any:
     """The way of training: through the adapter's observation, the TensorDict actor and the adapter's action."""
     drift = deploy_worlds.Drift(policy.spec.observation, policy.spec.action)
-    adapter = SpaceAdapter(drift, "Drift-v0", bins=policy.saved.env["bins"])
+    adapter = SpaceAdapter(drift, "Drift-v0", ignore=policy.saved.env["ignore"], bins=policy.saved.env["bins"])
     seen = deploy_worlds.stack([adapter._observed(row) for row in rows])
     root = TensorDict(observation=as_tensors(seen), batch_size=[len(rows)])
     with torch.no_grad(), set_exploration_type(kind):
@@ -82,8 +82,21 @@ def test_every_variant_acts_as_in_training_bit_for_bit(variant: str, normalize: 
         ("sac", "Hybrid-v0", {}),
         ("tqc", "Boxes-v0", {}),
         ("discrete_sac", "Switches-v0", {}),
+        ("sac", "Told-v0", {"env": {"ignore": ["mission", "pair.0"]}}),
     ],
-    ids=["mixture", "flow", "some leaves", "buttons", "several", "bins", "platform", "nested", "boxes", "switches"],
+    ids=[
+        "mixture",
+        "flow",
+        "some leaves",
+        "buttons",
+        "several",
+        "bins",
+        "platform",
+        "nested",
+        "boxes",
+        "switches",
+        "text",
+    ],
 )
 def test_every_head_acts_as_in_training_bit_for_bit(variant: str, id: str, fields: dict[str, Any], save: Save) -> None:
     kinds = {"policy": PolicyForm, "critic": ActionCritic}

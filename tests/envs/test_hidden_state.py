@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bits import play, through_json
-from faulty import Handle
+from faulty import Pointer
 from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
@@ -219,7 +219,7 @@ class Partly(Base):
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__()
-        self.handle, self.rounds = Handle(), 0
+        self.handle, self.rounds = Pointer(), 0
 
     def seen(self) -> float:
         self.rounds += self.time == 0
@@ -267,7 +267,7 @@ def test_what_can_be_read_is_kept_where_something_cannot() -> None:
     for _ in range(4):
         env.reset()
     state = through_json(capture(env))
-    assert state["missing"] == ["Partly.handle is a faulty.Handle"]
+    assert state["missing"] == ["Partly.handle is a Pointer"]
     restore(other, state)
     assert float(other.reset()["observation"][0, 1]) == float(env.reset()["observation"][0, 1])
 
@@ -275,7 +275,7 @@ def test_what_can_be_read_is_kept_where_something_cannot() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_resume_test_finds_that_all_of_it_is_put_back(name: str) -> None:
     finding, restorable = resume_finding(EnvConfig(f"{name}-v0"))
-    cut = "episodes are cut at every checkpoint, because Partly.handle is a faulty.Handle"
+    cut = "episodes are cut at every checkpoint, because Partly.handle is a Pointer"
     assert restorable and finding.kind is Kind.note
     assert finding.text.startswith(cut if name == "Partly" else "a resumed run continues in the middle")
 
