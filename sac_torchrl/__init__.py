@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sac_torchrl.imports import without_collection
+
 if TYPE_CHECKING:
     from sac_torchrl.agents.agent import Agent as Agent
     from sac_torchrl.agents.critics import (
@@ -127,5 +129,6 @@ __all__ = list(_EXPORTS)
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_EXPORTS[name]), name)
+    with without_collection():
+        value = globals()[name] = getattr(importlib.import_module(_EXPORTS[name]), name)
     return value

@@ -13,7 +13,7 @@ from sac_torchrl.errors import ConfigError
 PACKAGE = Path(sac_torchrl.__file__).parent
 # From the ground up: a file imports from its own line and those before it.
 LEVELS = (
-    ("errors", "files", "trees"),
+    ("errors", "files", "imports", "trees"),
     ("extras", "fields", "orphans", "signals", "specs"),
     ("envs",),
     ("agents",),

@@ -12,6 +12,7 @@ from sac_torchrl.config.files import as_yaml
 from sac_torchrl.config.layers import SHIPPED
 from sac_torchrl.config.schema import T
 from sac_torchrl.errors import ConfigError, exit_codes, nearest
+from sac_torchrl.imports import without_collection
 from sac_torchrl.orphans import marked
 
 
@@ -31,8 +32,9 @@ def launch(recipe: T, task: Callable[[T], Any] | None = None) -> None:
             print(text(recipe, command(recipe), folder))
             return
         # Not for --help, which has no time for Hydra and the loop.
-        from sac_torchrl.cli.sweep import sweep
-        from sac_torchrl.config.command_line import CommandLine, under_hydra
+        with without_collection():
+            from sac_torchrl.cli.sweep import sweep
+            from sac_torchrl.config.command_line import CommandLine, under_hydra
 
         line = CommandLine.read(flags.settings)
         run = _train if task is None else task
@@ -55,7 +57,8 @@ def command(recipe: T) -> str:
 
 
 def _train(config: T) -> Any:
-    from sac_torchrl.train import train
+    with without_collection():
+        from sac_torchrl.train import train
 
     return train(config)
 
