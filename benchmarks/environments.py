@@ -5,7 +5,7 @@ python benchmarks/environments.py MiniGrid Blackjack  those whose id or package 
 
 Each package is installed into an environment of its own below build/environments, over the packages of this one, and
 verdicts are kept there. Of an environment that runs, the stored rows are compared with what it returned, and its
-actions with what it was given. One that Gymnasium itself cannot make is not counted.
+actions with what it was given; its state is written and a policy saved, loaded and asked. One that Gymnasium itself cannot make is not counted.
 """
 
 import csv
@@ -176,7 +176,8 @@ def _write(rows: list[Row]) -> None:
         f"What comes of {len(tried)} environments of {packages} packages, {FRAMES:,} frames each.",
         "`python benchmarks/environments.py` makes this page again, each package in an environment of its own.",
         "Of each that runs, every stored row was compared with what the environment returned, and every action with",
-        "what it was given. Where a refusal says what to give, that was given, and is in the third column.",
+        "what it was given; its state was written as for a checkpoint, and a policy was saved, loaded and asked. Where",
+        "a refusal says what to give, that was given, and is in the third column.",
         "",
         f"{len(made)} can be made here. Of these {len(runs) - len(advised)} run as they are and {len(advised)} after",
         f"the refusal's own advice: {len(runs)}, {share:.0f} %. {len(images)} of the latter observe images, of which",

@@ -97,3 +97,15 @@ def test_a_package_that_fails_to_import_says_why(monkeypatch: pytest.MonkeyPatch
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"EnvPool is installed and fails to import .*nothing_of_this_name"):
         extras.require("envpool", "env.id=envpool/CartPole-v1")
+
+
+def test_spaces_that_older_gymnasiums_do_not_subscript_are_quoted() -> None:
+    # From 1.4 on Tuple is generic; at runtime Gymnasium 1.1 to 1.3 raise TypeError for Tuple[Any].
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        named = [
+            node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "gymnasium.spaces"
+        ]
+        if any(one.name == "Tuple" for node in named for one in node.names):
+            subscripts = [node for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
+            assert not [node for node in subscripts if getattr(node.value, "id", "") == "Tuple"], path

@@ -99,7 +99,7 @@ class GymnasiumExperience(DirectExperience):
         self._terminated[:, 0] = made.terminated
         self._buffer.extend_packed(self._packed)
         self.frames += len(made.done)
-        if made.done.any():
+        if made.then is not made.following:  # some have ended
             self._follow(torch.from_numpy(self._reward[:, 0]), torch.from_numpy(made.done), slice(None))
         else:
             self._sums += self._reward[:, 0]

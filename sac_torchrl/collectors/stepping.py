@@ -118,11 +118,11 @@ class DirectExperience(Experience):
                 log.info("episodes are cut at every checkpoint, because %s", " and ".join(state["missing"]))
             return True
         finding, restorable = None, True
-        with generators.preserve(), envstate.unshared(self._env):
-            try:
+        try:
+            with generators.preserve(), envstate.unshared(self._env):
                 finding, restorable = resume_finding(self._job.env)
-            except Exception as error:  # noqa: BLE001 - an environment may raise anything, and the run continues
-                log.warning("whether a resumed episode continues in the same way could not be tried: %s", short(error))
+        except Exception as error:  # noqa: BLE001 - an environment may raise anything, and the run continues
+            log.warning("whether a resumed episode continues in the same way could not be tried: %s", short(error))
         if finding is not None:
             good = finding.kind is Kind.note and "missing" not in state
             level = logging.DEBUG if good else logging.INFO if finding.kind is Kind.note else logging.WARNING

@@ -49,7 +49,7 @@ class LeafEdge(nn.Module):
 class LeavesEdge(nn.Module):
     """The agent's vector, or indices, as the leaves of a Dict or Tuple, in their order: see `specs.HybridAction`."""
 
-    def __init__(self, space: Dict | Tuple[Any]) -> None:
+    def __init__(self, space: "Dict | Tuple[Any]") -> None:
         super().__init__()
         leaves = [leaf for _, leaf in every_leaf(space)]
         self.edges = nn.ModuleList(LeafEdge(leaf) for leaf in leaves)

@@ -16,6 +16,7 @@ S = TypeVar("S", bound=Space[Any])
 # Bounds beyond this mean that there are none.
 SENSIBLE = 1e6
 _INTEGERS = "not one of floating point numbers"
+_FEW = 8
 
 
 def adapt_action(
@@ -60,10 +61,17 @@ def adapt_action(
 def _rescaling(space: Box, id: str) -> Callable[[Any], Any]:
     """From [-1, 1] to the bounds of a Box."""
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    dtype = space.dtype
+    dtype, bounds = space.dtype, list(zip(low.ravel().tolist(), high.ravel().tolist(), strict=True))
 
     def rescale(action: Any) -> Any:
         # This form, unlike low + t * (high - low), gives both bounds exactly.
+        if len(bounds) <= _FEW:  # Python computes the same with few numbers sooner
+            parts = [(number + 1.0) / 2.0 for number in np.asarray(action, np.float64).ravel().tolist()]
+            if not math.isfinite(sum(parts)):
+                raise _not_finite(action, id)
+            pairs = zip(parts, bounds, strict=True)
+            numbers = [min(max(low * (1.0 - t) + high * t, low), high) for t, (low, high) in pairs]
+            return np.array(numbers, dtype).reshape(space.shape)
         t = (np.asarray(action, np.float64) + 1.0) / 2.0
         if not math.isfinite(t.sum()):
             raise _not_finite(action, id)
@@ -128,7 +136,7 @@ def _several(space: MultiDiscrete | MultiBinary, id: str) -> tuple[Space[Any], C
     return MultiDiscrete(sizes), shifted
 
 
-def _composed(space: Dict | Tuple[Any], id: str) -> tuple[Space[Any], Callable[[Any], Any]]:
+def _composed(space: "Dict | Tuple[Any]", id: str) -> tuple[Space[Any], Callable[[Any], Any]]:
     """The same for a Dict or Tuple: a vector with the discrete numbers first, or a MultiDiscrete."""
     leaves = list(every_leaf(space))
     if not leaves or len({leaf_name(path) for path, _ in leaves}) < len(leaves):

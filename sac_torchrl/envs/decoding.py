@@ -186,6 +186,10 @@ class Decoder:
                 (vars(base)[encoded["name"]] for base in owner.__mro__ if encoded["name"] in vars(base)), None
             )
             function = getattr(function, "__func__", function)
+            if function is None and isinstance(current, MethodType) and current.__name__ == encoded["name"]:
+                function = (
+                    current.__func__
+                )  # its class does not have it: SciPy's distributions make theirs, each its own
             if not isinstance(function, FunctionType):
                 raise ValueError(f"{owner.__qualname__} has no method {encoded['name']}")
             return self._register(encoded, MethodType(function, holder))

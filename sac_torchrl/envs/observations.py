@@ -168,7 +168,7 @@ def _vector(space: Space[Any], id: str, name: str) -> tuple[Space[Any], _Adapt]:
         array = np.array(value, np.float32)
         if array.shape != shape:
             raise ValueError(f"of shape {array.shape}, not {shape}")
-        if not np.isfinite(array).all():
+        if not math.isfinite(np.vdot(array, array)) and not np.isfinite(array).all():  # the product may be infinite
             raise ValueError(f"which is not finite at index {int(np.isfinite(array).argmin())}")
         return array.reshape(size)
 

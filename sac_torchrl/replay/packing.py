@@ -122,10 +122,12 @@ class _PackedRows(LazyTensorStorage):
     def put(self, first: int, rows: Tensor) -> None:
         """Write packed rows `(n, width)` side by side from position `first`, as `set` does."""
         count = len(rows)
-        positions = range(first, first + count)
-        self._set_last_cursor(positions)
-        self._get_new_len(rows, positions)  # type: ignore[no-untyped-call]  # TorchRL leaves it unannotated
-        self._storage.narrow(0, first, count).copy_(rows)
+        self._set_last_cursor(range(first, first + count))
+        self._len = min(self._len + count, self.max_size)
+        if self._storage.is_cpu:
+            self._storage.numpy()[first : first + count] = rows.numpy()  # in half the time of torch's views
+        else:
+            self._storage.narrow(0, first, count).copy_(rows)
         self._bump_mutation_revision()
 
     def get(self, index: Any, others: dict[str, Tensor] | None = None) -> TensorDict:

@@ -5,6 +5,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
@@ -226,6 +227,22 @@ class Partly(Base):
         return self.rounds
 
 
+def _counted(self: Any) -> float:
+    self.count += 1
+    return float(self.count)
+
+
+class Bound(Base):
+    """Holds a method that its class does not have, as distributions of SciPy do."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__()
+        self.count, self.counted = 0, MethodType(_counted, self)
+
+    def seen(self) -> float:
+        return self.counted()
+
+
 class Locked(Partly):
     """A lock in the class, which nothing assigns, is no state."""
 
@@ -236,7 +253,7 @@ class Locked(Partly):
         self.rounds = 0
 
 
-HIDING = [Inside, Module, ClassHistory, Slotted, Closing, PartSpace, Enemies, Maps, Partly, Locked]
+HIDING = [Inside, Module, ClassHistory, Slotted, Closing, PartSpace, Enemies, Maps, Partly, Bound, Locked]
 for _class in HIDING:
     gym.register(f"{_class.__name__}-v0", cast(Any, _class))
 for _name, _wrapper in (("Observed", NormalizeObservation), ("Rewarded", NormalizeReward)):
