@@ -5,7 +5,8 @@ python benchmarks/environments.py MiniGrid Blackjack  those whose id or package 
 
 Each package is installed into an environment of its own below build/environments, over the packages of this one, and
 verdicts are kept there. Of an environment that runs, the stored rows are compared with what it returned, and its
-actions with what it was given; its state is written and a policy saved, loaded and asked. One that Gymnasium itself cannot make is not counted.
+actions with what it was given; its state is written and a policy saved, loaded and asked. One that Gymnasium itself
+cannot make is not counted.
 """
 
 import csv

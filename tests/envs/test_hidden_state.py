@@ -240,7 +240,7 @@ class Bound(Base):
         self.count, self.counted = 0, MethodType(_counted, self)
 
     def seen(self) -> float:
-        return self.counted()
+        return float(self.counted())
 
 
 class Locked(Partly):
