@@ -59,6 +59,28 @@ REACH = (
     "continuous env.id=PandaReach-v3 env.plugins=[panda_gym] env.count=4 variant.network.hidden=[64,64] "
     "learner.lr=0.001 variant.gamma=0.95 replay_ratio=0.25 total_frames=20000 evaluate.every=5000 evaluate.episodes=50"
 )
+LANDER = (
+    "env.count=4 variant.network.hidden=[128,128] batch_size=128 learner.lr=0.0007 variant.tau=0.01 "
+    "random_frames=10000 replay_ratio=0.5"
+)
+LANDS = f"{LANDER} total_frames=200000 evaluate.every=20000 evaluate.episodes=20 log_every=4000"
+GRID = (
+    "discrete env.id=MiniGrid-Empty-8x8-v0 env.plugins=[minigrid] env.ignore=[mission] env.count=8 replay_ratio=0.25 "
+    "random_frames=20000 total_frames=60000 evaluate.every=10000 evaluate.episodes=50 log_every=4000 "
+    "variant.alpha=0.005 variant.target_entropy_ratio=0.5 variant.gamma=0.95 variant.network.hidden=[128,128] "
+    "batch_size=128 learner.lr=0.001"
+)
+ARM = (
+    "continuous env.id=Meta-World/MT1 env.plugins=[metaworld] env.kwargs.env_name=reach-v3 "
+    f"{LANDER.removeprefix('env.count=4 ')} total_frames=100000 evaluate.every=10000 evaluate.episodes=20 "
+    "log_every=4000"
+)
+DOORS = (
+    "discrete env.id=TwoDoors-v0 env.plugins=[toys] variant.actor_keys=[room] variant.network.hidden=[64] "
+    "batch_size=64 learner.lr=0.001 variant.gamma=0.9 random_frames=200 total_frames=2000 evaluate.every=50 "
+    "evaluate.episodes=100 log_every=200"
+)
+TENS = "total_frames=100000 evaluate.every=10000 evaluate.episodes=10"
 FIVE = (0, 1, 2, 3, 4)
 # Rows of one name are the same runs, in several tables.
 ROWS = [
@@ -118,6 +140,15 @@ ROWS = [
             system=name,
         )
         for name in ("spinup", "softlearning", "haarnoja2018a")
+    ),
+    Row(
+        "halfcheetah-jaxrl",
+        HALFCHEETAH,
+        f"continuous preset=[halfcheetah,jaxrl] {TENS}",
+        (50_000, 100_000),
+        (0, 1),
+        "systems",
+        "jaxrl",
     ),
     Row(
         "cheetah-pytorch_sac",
@@ -197,6 +228,29 @@ ROWS = [
             ),
         )
     ),
+    Row(
+        "lander",
+        "LunarLander-v3",
+        f"discrete env.id=LunarLander-v3 variant.target_entropy_ratio=0.5 {LANDS}",
+        (100_000, 200_000),
+        table="environments",
+    ),
+    Row(
+        "lander-continuous",
+        "LunarLander-v3",
+        f"continuous env.id=LunarLander-v3 env.kwargs.continuous=true {LANDS}",
+        (100_000, 200_000),
+        table="environments",
+        system="env.kwargs.continuous=true",
+    ),
+    Row("minigrid", "MiniGrid-Empty-8x8-v0", GRID, (30_000, 60_000), table="environments"),
+    *(
+        Row(f"two-doors-{name}", "TwoDoors-v0", DOORS + keys, (300, 500, 1_000), FIVE, "eyes", f"critic {system}")
+        for name, keys, system in (
+            ("seeing", "", "sees the hidden bit"),
+            ("blind", " variant.critic_keys=[room]", "sees what the policy sees"),
+        )
+    ),
     *(
         Row(
             f"bits-{name}",
@@ -221,6 +275,28 @@ ROWS = [
             measure="success",
         )
         for name in ("future", "none")
+    ),
+    Row("metaworld", "Meta-World/MT1 reach-v3", ARM, (50_000, 100_000), table="goals", measure="success"),
+    Row("pendulum", "Pendulum-v1", PENDULUM, (10_000,), table="heads", system="Gaussian"),
+    *(
+        Row(
+            f"pendulum-{name}",
+            "Pendulum-v1",
+            f"{PENDULUM} variant.policy={name} evaluate.every=2500",
+            (10_000,),
+            table="heads",
+            system=name,
+        )
+        for name in ("mixture", "flow")
+    ),
+    Row(
+        "halfcheetah-mixture",
+        HALFCHEETAH,
+        f"continuous preset=halfcheetah variant.policy=mixture {TENS}",
+        (50_000, 100_000),
+        (0,),
+        "heads",
+        "mixture",
     ),
     Row("pendulum", "Pendulum-v1", PENDULUM, (10_000,), FIVE, "precision", "float32"),
     Row(

@@ -54,7 +54,7 @@ NAMES = {
     "_max_priority": ((f"{_BUFFERS}.samplers",), "the largest priority so far, to save and restore"),
     "_min_tree": ((f"{_BUFFERS}.samplers",), "priorities, to save and restore"),
     "_sum_tree": ((f"{_BUFFERS}.samplers",), "priorities, to save and restore"),
-    "_mark_update_entities": ((f"{_BUFFERS}.writers",), "samplers hear of rows that were written side by side"),
+    "_attached_entities_iter": ((f"{_BUFFERS}.storages",), "samplers hear of rows that were written side by side"),
     "_new_unsafe": (("tensordict._td",), "a TensorDict of tensors that are known to fit, without checks"),
     "_foreach_add_": (("torch",), "one call for many tensors"),
     "_foreach_copy_": (("torch",), "one call for many tensors"),

@@ -61,6 +61,7 @@ class GymnasiumCollector(Collector):
         self._vector: Any = env._env  # TorchRL's wrapper has no public name for what it wraps
         self._policy = policy
         self._act = Captured(self._choose)
+        self._elsewhere = self.policy_device is not None and self.policy_device.type != "cpu"
         self._actions = env.action_spec
         observed = env.observation_spec["observation"]
         self._leaves = list(observed.keys()) if isinstance(observed, Composite) else None
@@ -82,8 +83,12 @@ class GymnasiumCollector(Collector):
             chosen = {"action": self._random(observation)}
         else:
             leaves = [observation] if self._leaves is None else map(observation.get, self._leaves)
-            acted = self._act(*(leaf.to(self.policy_device) for leaf in leaves))
-            chosen = {key: value.cpu() for key, value in zip(self._policy.out_keys, acted, strict=True)}
+            if self._elsewhere:
+                leaves = [leaf.to(self.policy_device) for leaf in leaves]
+            acted = self._act(*leaves)
+            if self._elsewhere:
+                acted = [value.cpu() for value in acted]
+            chosen = dict(zip(self._policy.out_keys, acted, strict=True))
         seen, reward, terminated, truncated, _ = self._vector.step(chosen["action"].numpy())
         done = terminated | truncated
         following = then = as_tensors(seen)

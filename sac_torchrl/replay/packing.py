@@ -179,7 +179,8 @@ class RingWriter(RoundRobinWriter):
         self._write_count += count
         storage.put(first, data)
         positions = torch.arange(first, first + count, device=data.device)
-        self._mark_update_entities(positions)
+        for entity in storage._attached_entities_iter():  # without the shell that TorchDynamo puts around it
+            entity.mark_update(positions)
         return positions
 
 
