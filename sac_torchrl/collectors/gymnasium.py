@@ -61,7 +61,7 @@ class GymnasiumCollector(Collector):
         self._vector: Any = env._env  # TorchRL's wrapper has no public name for what it wraps
         self._policy = policy
         self._act = Captured(self._choose)
-        self._elsewhere = self.policy_device is not None and self.policy_device.type != "cpu"
+        self._elsewhere = self.policy_device not in (None, torch.device("cpu"))
         self._actions = env.action_spec
         observed = env.observation_spec["observation"]
         self._leaves = list(observed.keys()) if isinstance(observed, Composite) else None
