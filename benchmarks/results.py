@@ -277,14 +277,14 @@ ROWS = [
         for name in ("future", "none")
     ),
     Row("metaworld", "Meta-World/MT1 reach-v3", ARM, (50_000, 100_000), table="goals", measure="success"),
-    Row("pendulum", "Pendulum-v1", PENDULUM, (10_000,), table="heads", system="Gaussian"),
+    Row("pendulum", "Pendulum-v1", PENDULUM, (10_000,), table="policies", system="Gaussian"),
     *(
         Row(
             f"pendulum-{name}",
             "Pendulum-v1",
             f"{PENDULUM} variant.policy={name} evaluate.every=2500",
             (10_000,),
-            table="heads",
+            table="policies",
             system=name,
         )
         for name in ("mixture", "flow")
@@ -295,7 +295,7 @@ ROWS = [
         f"continuous preset=halfcheetah variant.policy=mixture {TENS}",
         (50_000, 100_000),
         (0,),
-        "heads",
+        "policies",
         "mixture",
     ),
     Row("pendulum", "Pendulum-v1", PENDULUM, (10_000,), FIVE, "precision", "float32"),
