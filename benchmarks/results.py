@@ -234,6 +234,7 @@ ROWS = [
         f"discrete env.id=LunarLander-v3 variant.target_entropy_ratio=0.5 {LANDS}",
         (100_000, 200_000),
         table="environments",
+        system="discrete, 128 wide",
     ),
     Row(
         "lander-continuous",
@@ -241,9 +242,9 @@ ROWS = [
         f"continuous env.id=LunarLander-v3 env.kwargs.continuous=true {LANDS}",
         (100_000, 200_000),
         table="environments",
-        system="env.kwargs.continuous=true",
+        system="continuous, 128 wide",
     ),
-    Row("minigrid", "MiniGrid-Empty-8x8-v0", GRID, (30_000, 60_000), table="environments"),
+    Row("minigrid", "MiniGrid-Empty-8x8-v0", GRID, (30_000, 60_000), (0, 1, 2), "environments", "128 wide"),
     *(
         Row(f"two-doors-{name}", "TwoDoors-v0", DOORS + keys, (300, 500, 1_000), FIVE, "eyes", f"critic {system}")
         for name, keys, system in (
@@ -276,7 +277,7 @@ ROWS = [
         )
         for name in ("future", "none")
     ),
-    Row("metaworld", "Meta-World/MT1 reach-v3", ARM, (50_000, 100_000), table="goals", measure="success"),
+    Row("metaworld", "Meta-World/MT1 reach-v3", ARM, (50_000, 100_000), (0, 1, 2), "goals", "128 wide", "success"),
     Row("pendulum", "Pendulum-v1", PENDULUM, (10_000,), table="policies", system="Gaussian"),
     *(
         Row(

@@ -40,6 +40,20 @@ def test_several_discrete_actions_are_indices_from_0(
         take(np.array(sizes))
 
 
+@pytest.mark.parametrize("copies", [1, 5], ids=["few numbers", "many"])
+def test_actions_are_rescaled_to_the_bounds_and_clipped(copies: int) -> None:
+    low, high = np.array([-3.0, 0.1, -1.0]), np.array([1.0, 0.7, 1e5])
+    _, rescale = adapt_action(Box(np.tile(low, copies), np.tile(high, copies), dtype=np.float64), "Mine-v0")
+    for t in (0.0, 0.3, 1.0):
+        taken = rescale(np.full(3 * copies, 2 * t - 1, np.float64))
+        part = (2 * t - 1 + 1) / 2  # as float64 has it
+        assert taken.tolist() == (low * (1 - part) + high * part).tolist() * copies
+        assert t == 0.3 or taken.tolist() == (high if t else low).tolist() * copies, "both bounds exactly"
+    assert rescale(np.full(3 * copies, 9.0)).tolist() == high.tolist() * copies
+    with pytest.raises(LearnerFault, match="not finite"):
+        rescale(np.array([0.0, np.nan, 0.0] * copies))
+
+
 def test_bins_lie_evenly_between_the_bounds() -> None:
     choices, take = adapt_action(Box(np.array([-2, 0], np.float32), np.array([2, 8], np.float32)), "Toy-v0", bins=5)
     assert isinstance(choices, MultiDiscrete) and choices.nvec.tolist() == [5, 5]

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from faulty import Sound
+from gymnasium.spaces import Box
 from tensordict.nn import TensorDictModule
 
 from sac_torchrl.envs.adapter import SpaceAdapter
 from sac_torchrl.envs.check import check_env
 from sac_torchrl.envs.config import EnvConfig
 from sac_torchrl.envs.findings import Kind
+from sac_torchrl.envs.observations import adapt_observation
 from sac_torchrl.envs.tensors import Pendulum
 from sac_torchrl.errors import EnvironmentFault
 from sac_torchrl.runs.evaluation import evaluate
@@ -44,6 +46,14 @@ def test_a_reward_that_float32_does_not_hold_is_a_fault(reward: Any, what: str) 
 @pytest.mark.parametrize("reward", [LARGEST, -LARGEST, 10**38, np.float64(-3e38)])
 def test_the_largest_rewards_are_taken(reward: Any) -> None:
     assert np.isfinite(np.float32(stepped(reward)))
+
+
+def test_large_numbers_are_finite() -> None:
+    # Their squares are not.
+    _, observe = adapt_observation(Box(-np.inf, np.inf, (2,)), "Mine-v0")
+    assert observe(np.array([1e30, -LARGEST])).tolist() == [float(np.float32(1e30)), -LARGEST]
+    with pytest.raises(ValueError, match="not finite at index 1"):
+        observe(np.array([1e30, np.inf]))
 
 
 def test_a_weighted_reward_is_checked_after_its_weights() -> None:

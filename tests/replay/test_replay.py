@@ -92,6 +92,19 @@ def test_samples_are_those_of_torchrls_own_buffer(tmp_path: Path, storage: Stora
             assert all(torch.equal(value, expected[key]) for key, value in sample.items(True, True) if key != "index")
 
 
+def test_who_reads_from_a_storage_hears_of_new_rows(tmp_path: Path) -> None:
+    class Reader:
+        def mark_update(self, positions: torch.Tensor) -> None:
+            heard.append(positions.tolist())
+
+    heard: list[list[int]] = []
+    buffer, reader = build(tmp_path, storage=Storage.ram, capacity=4), Reader()
+    buffer.storage.attach(reader)
+    for start in (0, 3):
+        buffer.extend(rows(collected(BOX, (3,), start=start), BOX))
+    assert heard == [[0, 1, 2], [3, 0, 1]]
+
+
 def test_rows_handed_over_are_not_written_to_and_samples_are_copies(tmp_path: Path) -> None:
     buffer = build(tmp_path, storage=Storage.ram)
     data = rows(collected(BOX, (4,)), BOX)
