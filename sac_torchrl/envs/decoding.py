@@ -187,9 +187,7 @@ class Decoder:
             )
             function = getattr(function, "__func__", function)
             if function is None and isinstance(current, MethodType) and current.__name__ == encoded["name"]:
-                function = (
-                    current.__func__
-                )  # its class does not have it: SciPy's distributions make theirs, each its own
+                function = current.__func__  # not of its class: each of SciPy's distributions makes its own
             if not isinstance(function, FunctionType):
                 raise ValueError(f"{owner.__qualname__} has no method {encoded['name']}")
             return self._register(encoded, MethodType(function, holder))
