@@ -190,11 +190,23 @@ class VectorAdapter(AgentVectorEnv):
         space = self._envs.single_action_space
         empty: Any = create_empty_array(space, self.num_envs)
         chosen = concatenate(space, [self._taken(action) for action in actions], empty)
-        observations, rewards, terminated, truncated, infos = self._envs.step(chosen)
-        if not np.isfinite(rewards).all():
-            raise EnvironmentFault(f"env.id={self._id} returned the rewards {short(rewards)}, not all finite.")
+        observations, given, terminated, truncated, infos = self._envs.step(chosen)
+        rewards = np.asarray(given)
+        if rewards.dtype.kind not in "fiub" or rewards.shape != (self.num_envs,) or not np.isfinite(rewards).all():
+            raise EnvironmentFault(
+                f"env.id={self._id} returned the rewards {short(repr(given))}, not {self.num_envs} finite numbers."
+            )
+        terminated, truncated = self._flags("terminated", terminated), self._flags("truncated", truncated)
         self._see(observations, infos, np.ones_like(terminated), terminated=terminated)
-        return np.asarray(rewards, np.float64), terminated, truncated
+        return rewards.astype(np.float64), terminated, truncated
+
+    def _flags(self, name: str, given: Any) -> Any:
+        flags = np.asarray(given)
+        if flags.dtype.kind not in "biu" or flags.shape != (self.num_envs,):
+            raise EnvironmentFault(
+                f"env.id={self._id} returned {name}={short(repr(given))}, not {self.num_envs} of True and False."
+            )
+        return flags.astype(np.bool_)
 
     def _see(self, observations: Any, infos: Any, which: Any, *, terminated: Any) -> None:
         """Take over what the environments of `which` `(count,)` observe."""

@@ -20,7 +20,7 @@ from sac_torchrl import EnvConfig
 from sac_torchrl.cli.main import main
 from sac_torchrl.deploy.spaces import environment_spaces
 from sac_torchrl.envs.handed import register
-from sac_torchrl.errors import ConfigError
+from sac_torchrl.errors import ConfigError, EnvironmentFault
 
 
 class Doubles(EnvBase):
@@ -150,6 +150,30 @@ def test_a_vector_environment_is_reset_by_mask_and_its_actions_rescaled() -> Non
     assert rows["next", "done"].squeeze(-1).nonzero()[:, 1].tolist() == [4, 9] * 2
     with pytest.raises(ConfigError, match=r"give env\.count=2"):
         EnvConfig(make=pendulums, count=3).specs()
+
+
+@pytest.mark.parametrize(
+    ("which", "given", "words"),
+    [
+        (1, [0.0, np.inf], r"returned the rewards \[0.0, inf\], not 2 finite numbers"),
+        (1, np.zeros((2, 1)), r"returned the rewards .*, not 2 finite numbers"),
+        (2, [True], r"returned terminated=\[True\], not 2 of True and False"),
+        (3, np.zeros(2), r"returned truncated=.*, not 2 of True and False"),
+    ],
+)
+def test_rewards_and_ends_of_a_vector_environment_are_one_for_each(which: int, given: Any, words: str) -> None:
+    env = EnvConfig(make=pendulums, count=2).build(seed=0)
+    inner: Any = env._env
+    step = inner._envs.step
+
+    def other(actions: Any) -> Any:
+        result = list(step(actions))
+        result[which] = given
+        return result
+
+    inner._envs.step = other
+    with pytest.raises(EnvironmentFault, match=words):
+        env.rollout(1)
 
 
 def countings() -> VectorEnv[Any, Any, Any]:
