@@ -146,7 +146,7 @@ ROWS = [
         HALFCHEETAH,
         f"continuous preset=[halfcheetah,jaxrl] {TENS}",
         (50_000, 100_000),
-        (0, 1),
+        (0, 1, 2),
         "systems",
         "jaxrl",
     ),
