@@ -182,14 +182,13 @@ class Decoder:
         if kind == "method":
             holder = self.value(encoded["of"], getattr(current, "__self__", None))
             owner = holder if isinstance(holder, type) else type(holder)
-            function = next(
-                (vars(base)[encoded["name"]] for base in owner.__mro__ if encoded["name"] in vars(base)), None
-            )
+            name = encoded["name"]
+            # Each of SciPy's distributions has methods that its class does not have.
+            own = current if isinstance(current, MethodType) and current.__name__ == name else None
+            function = next((vars(base)[name] for base in owner.__mro__ if name in vars(base)), own)
             function = getattr(function, "__func__", function)
-            if function is None and isinstance(current, MethodType) and current.__name__ == encoded["name"]:
-                function = current.__func__  # not of its class: each of SciPy's distributions makes its own
             if not isinstance(function, FunctionType):
-                raise ValueError(f"{owner.__qualname__} has no method {encoded['name']}")
+                raise ValueError(f"{owner.__qualname__} has no method {name}")
             return self._register(encoded, MethodType(function, holder))
         if not isinstance(current, (type, FunctionType, BuiltinFunctionType)) or name_of(current) != encoded["name"]:
             current = find_code(encoded["name"], self._packages)
