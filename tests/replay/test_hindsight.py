@@ -1,6 +1,7 @@
 """Rows with goals of hindsight, against a derivation from the rows that are stored."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,11 @@ def goals_of(rows: TensorDictBase) -> Tensor:
     return goals
 
 
-def check(buffer: TensorDictReplayBuffer, environments: int) -> None:
-    """Derive from the stored rows which may be drawn, with which goals, and compare with what is drawn."""
+def check(buffer: TensorDictReplayBuffer, environments: range) -> None:
+    """Derive from the stored rows which may be drawn, with which goals, and compare with what is drawn.
+
+    `environments` is how many environments the ring may hold rows of.
+    """
     stored: Any = buffer.storage[:]
     rows = dict(zip(names(stored), range(len(stored)), strict=True))
     assert len(rows) == len(stored), "every transition is there once"
@@ -76,7 +80,10 @@ def check(buffer: TensorDictReplayBuffer, environments: int) -> None:
     by_environment: dict[int, list[Row]] = {}
     for at in torch.arange(oldest, oldest + len(stored)) % len(stored):
         by_environment.setdefault(int(stored["episode"][at, 0]), []).append(names(stored[at.view(1)])[0])
-    assert len(by_environment) == environments
+    assert len(by_environment) in environments
+    for lane in by_environment.values():
+        for (name, step), (following, at) in pairwise(lane):
+            assert at == (step + 1 if following == name else 0), "a lane has the rows of one environment, in order"
     running = {lane[-1][0] for lane in by_environment.values()}
     finished = [row for row in rows if row[0] not in running]
     possible = {
@@ -129,7 +136,9 @@ def test_goals_are_those_of_the_same_episode_from_the_row_on(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     count, collector, fields = COLLECTED[kind]
-    check(collected(plan(count=count, **fields), collector), count)
+    # Which environment of an asynchronous collector is behind, and has no row among the newest, is a matter of timing.
+    present = range(1 if kind == "async" else count, count + 1)
+    check(collected(plan(count=count, **fields), collector), present)
     if kind == "restart":
         assert (tmp_path / "died").exists()
 
