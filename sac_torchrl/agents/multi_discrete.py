@@ -80,8 +80,9 @@ class Factored(Distribution):
 
     - `joint`: one dimension exact, the others drawn. For one draw a' of all dimensions the choices are, for each
       dimension m in turn, a' with each value of a_m, of weight pi_m(a_m) in the gradient:
-      grad E_pi Q = sum_m E_{a'} sum_{a_m} grad pi_m(a_m) Q(a_m, a'_-m), and 1/M of it in the value. The target sums
-      over all joint actions where there are at most `enumerate_up_to`, and takes Q at one draw otherwise;
+      grad E_pi Q = sum_m E_{a'} sum_{a_m} grad pi_m(a_m) Q(a_m, a'_-m), and 1/M of it in the value. As a' itself is
+      among them once for each dimension, it is one choice with the sum of its weights. The target sums over all joint
+      actions where there are at most `enumerate_up_to`, and takes Q at one draw otherwise;
     - `decomposed`: the values of all dimensions, of weight pi_m / M: exact;
     - `enumerated`: all joint actions: exact.
     """
@@ -132,15 +133,16 @@ class Factored(Distribution):
 
     def choices(self) -> Choices:
         """What the actor's loss sums over."""
+        dimensions = len(self._layout.sizes)
         match self._critic:
             case ActionCritic.enumerated:
                 return self._all_joint()
             case ActionCritic.decomposed:
-                return self._each_value(self._flat_probs() / len(self._layout.sizes))
+                return self._every_value(self._log_probs.exp() / dimensions)
             case ActionCritic.joint:
-                probs = self._flat_probs()
+                probs = self._log_probs.exp()
                 # The value of pi_m / M, and the gradient of pi_m.
-                return self._each_value(probs - (1 - 1 / len(self._layout.sizes)) * probs.detach())
+                return self._neighbors(probs - (1 - 1 / dimensions) * probs.detach())
 
     def target_choices(self) -> Choices:
         """What the critics' target sums over."""
@@ -154,16 +156,33 @@ class Factored(Distribution):
     def _all_joint(self) -> Choices:
         table = self._layout.table(self._log_probs.device)
         actions = table.expand(*self.batch_shape, *table.shape)
+        log_probs = self._log_probs.new_zeros(*self.batch_shape, 1)
         # One dimension after the other: a product over all of them would have to be divided in its gradient.
-        log_probs = sum(self._log_probs[..., place, table[:, place]] for place in range(len(self._layout.sizes)))
-        assert isinstance(log_probs, Tensor)
+        for place, size in enumerate(self._layout.sizes):
+            log_probs = (log_probs.unsqueeze(-1) + self._log_probs[..., place, None, :size]).flatten(-2)
         return self._listed(log_probs.exp(), actions, log_probs.unsqueeze(-1))
 
-    def _each_value(self, weights: Tensor) -> Choices:
-        device = weights.device
-        owners, levels = self._layout.owners(device), self._layout.levels(device)
-        own = owners.unsqueeze(-1) == torch.arange(len(self._layout.sizes), device=device)
-        return self._made(weights, torch.where(own, levels.unsqueeze(-1), self.sample().unsqueeze(-2)))
+    def _every_value(self, weights: Tensor) -> Choices:
+        """Each value of each dimension, the others drawn, with `weights` `(..., M, widest)`."""
+        owners, levels = self._layout.owners(weights.device), self._layout.levels(weights.device)
+        return self._made(self._layout.flat(weights), self._replaced(self.sample(), owners, levels))
+
+    def _neighbors(self, weights: Tensor) -> Choices:
+        """A draw, and all joint actions that differ from it in one dimension, with `weights` `(..., M, widest)`."""
+        device, layout = weights.device, self._layout
+        drawn = self.sample()
+        owners, levels = layout.owners(device), layout.levels(device)
+        owners, steps = owners[levels > 0], levels[levels > 0]
+        others = (drawn[..., owners] + steps) % torch.tensor(layout.sizes, device=device)[owners]
+        own_weight = weights.gather(-1, drawn.unsqueeze(-1)).sum(-2)
+        other_weights = weights.flatten(-2).gather(-1, owners * layout.widest + others)
+        actions = torch.cat([drawn.unsqueeze(-2), self._replaced(drawn, owners, others)], -2)
+        return self._made(torch.cat([own_weight, other_weights], -1), actions)
+
+    def _replaced(self, actions: Tensor, owners: Tensor, levels: Tensor) -> Tensor:
+        """`actions` `(..., M)` with the value of one dimension, `owners` `(K,)`, set to `levels`: `(..., K, M)`."""
+        own = owners.unsqueeze(-1) == torch.arange(len(self._layout.sizes), device=owners.device)
+        return torch.where(own, levels.unsqueeze(-1), actions.unsqueeze(-2))
 
     def _made(self, weights: Tensor, actions: Tensor) -> Choices:
         spread = self._log_probs.unsqueeze(-3).expand(*weights.shape, *self._log_probs.shape[-2:])
@@ -176,9 +195,6 @@ class Factored(Distribution):
             legal = self._layout.flat(is_legal(self._log_probs))
             scale = target_scale(legal.split_with_sizes(list(self._layout.sizes), -1))
         return Choices(weights, actions, log_probs, self.entropy().unsqueeze(-1), scale)
-
-    def _flat_probs(self) -> Tensor:
-        return self._layout.flat(self._log_probs.exp())
 
 
 class OneHotActions(nn.Module):

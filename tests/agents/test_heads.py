@@ -270,6 +270,8 @@ def test_one_dimension_exact_and_the_others_drawn_is_unbiased() -> None:
         policy = _Drew(logits, sizes=SIZES, critic=ActionCritic.joint, enumerate_up_to=0)
         policy.drawn = torch.tensor(action)
         choices = policy.choices()
+        rows = {tuple(row) for row in choices.actions[0].tolist()}
+        assert len(rows) == choices.actions.shape[1] == 1 + sum(size - 1 for size in SIZES), "no row is asked for twice"
         of_choices = values.gather(-1, (choices.actions * torch.tensor([8, 4, 1])).sum(-1))
         mean = mean + exact.weights[:, place].detach() * (choices.weights * of_choices).sum(-1)
     torch.testing.assert_close(mean, wanted, rtol=1e-12, atol=1e-12)
