@@ -290,14 +290,30 @@ ROWS = [
         )
         for name in ("mixture", "flow")
     ),
-    Row(
-        "halfcheetah-mixture",
-        HALFCHEETAH,
-        f"continuous preset=halfcheetah variant.policy=mixture {TENS}",
-        (50_000, 100_000),
-        (0,),
-        "policies",
-        "mixture",
+    *(
+        Row(
+            f"halfcheetah-{name}",
+            HALFCHEETAH,
+            f"continuous preset=halfcheetah variant.policy={name} {TENS}",
+            (50_000, 100_000),
+            table="policies",
+            system=name,
+        )
+        for name in ("mixture", "flow")
+    ),
+    *(
+        Row(
+            f"halfcheetah-{name}",
+            HALFCHEETAH,
+            f"discrete env.id={HALFCHEETAH} env.bins=3 random_frames=10000{more} {TENS}",
+            (50_000, 100_000),
+            table="policies",
+            system=f"`env.bins=3`, {name}",
+        )
+        for name, more in (
+            ("joint", " learner.execution=compiled"),
+            ("enumerated", " variant.critic=enumerated"),
+        )
     ),
     Row("pendulum", "Pendulum-v1", PENDULUM, (10_000,), FIVE, "precision", "float32"),
     Row(

@@ -120,14 +120,16 @@ class SquashedFlow(Distribution):
     target_choices = choices
 
 
-def flow_actor(network: nn.Module, specs: Specs, *, layers: int, hidden: int | None) -> ProbabilisticActor:
+def flow_actor(
+    network: nn.Module, specs: Specs, *, condition: int, layers: int, hidden: int | None
+) -> ProbabilisticActor:
     """A policy over actions `(..., D)` in [-1, 1].
 
-    `network` maps the observation to `(..., 2D)`, which with a ReLU behind it is the condition of `layers` couplings;
+    `network` maps the observation to `(..., condition)`, which with a ReLU behind it is what `layers` couplings take;
     their perceptrons have `hidden` units (None: D, as in haarnoja/sac).
     """
     dimensions = specs.action.shape[-1]
-    couplings = Couplings(dimensions, 2 * dimensions, layers=layers, hidden=hidden or dimensions)
+    couplings = Couplings(dimensions, condition, layers=layers, hidden=hidden or dimensions)
     couplings.to(next(network.parameters()).device)
     return ProbabilisticActor(
         TensorDictModule(Conditioned(network, couplings), in_keys=["observation"], out_keys=["condition"]),

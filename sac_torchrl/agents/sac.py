@@ -51,6 +51,9 @@ class SAC(Ensemble):
     gradient: Gradient = field(Gradient.exact, "gradient of a mixture policy")
     couplings: int = field(6, "couplings of a flow policy", least=1)
     coupling_hidden: int | None = field(64, "units of a coupling; null: one for each action dimension", least=1)
+    coupling_condition: int | None = field(
+        16, "ReLU features of the observation that a coupling takes; null: two for each action dimension", least=1
+    )
     prior: Prior = field(
         Prior.uniform, "normal: add alpha times the log-density of a standard normal action to values (haarnoja/sac)"
     )
@@ -135,8 +138,11 @@ class SAC(Ensemble):
                 network = build(self.actor_sees(specs), outputs=self.components * (2 * dimensions + 1), device=device)
                 return mixture_actor(network, specs, components=self.components, std=self.std, gradient=self.gradient)
             case PolicyForm.flow:
-                network = build(self.actor_sees(specs), outputs=2 * dimensions, device=device)
-                return flow_actor(network, specs, layers=self.couplings, hidden=self.coupling_hidden)
+                condition = self.coupling_condition or 2 * dimensions
+                network = build(self.actor_sees(specs), outputs=condition, device=device)
+                return flow_actor(
+                    network, specs, condition=condition, layers=self.couplings, hidden=self.coupling_hidden
+                )
 
     def _check_hybrid(self, hybrid: HybridAction) -> None:
         wrong = [

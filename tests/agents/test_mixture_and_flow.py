@@ -131,6 +131,15 @@ def test_a_flow_of_one_number_is_an_affine_map() -> None:
     assert float(u[2] - u[1]) == pytest.approx(float(u[1] - u[0]), rel=1e-4)
 
 
+@pytest.mark.parametrize(("given", "width"), [(5, 5), (None, 4)])
+def test_a_coupling_takes_the_features_that_condition_the_flow(given: int | None, width: int) -> None:
+    """One of two numbers stays and enters a coupling too."""
+    specs = Specs(Unbounded(shape=3), Bounded(-1.0, 1.0, shape=2))
+    actor = SAC(policy=PolicyForm.flow, coupling_condition=given).build(specs, device=torch.device("cpu")).actor
+    [couplings] = [module for module in actor.modules() if isinstance(module, Couplings)]
+    assert {int(network[0].in_features) for network in couplings.networks} == {1 + width}
+
+
 def critics(loss: Any, parameters: Any, observation: Tensor, action: Tensor) -> Tensor:
     """The smaller value of both critics, `(rows,)`, in plain torch."""
     values = []

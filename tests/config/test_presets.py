@@ -538,7 +538,7 @@ def test_a_system_of_discrete_actions_learns_from_discrete_states(name: str, tas
         (
             "haarnoja2018_lsp",
             {"policy": PolicyForm.flow, "couplings": 2, "coupling_hidden": None, "critics": 2}
-            | {"tau": 0.005, "reward_scale": 5.0},
+            | {"coupling_condition": None, "tau": 0.005, "reward_scale": 5.0},
             (256, 1_000, 999, 3_000_000, [256, 256]),
         ),
     ],

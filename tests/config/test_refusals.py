@@ -77,6 +77,7 @@ REFUSALS: list[tuple[Callable[[], Any], str]] = [
     *(call(SACv1, "variant.", "reward_scale", scale) for scale in (0.0, -1.0, math.inf, math.nan)),
     *(call(SAC, "variant.", field, 0) for field in ("components", "couplings")),
     (lambda: SAC(coupling_hidden=0), "variant.coupling_hidden=0: give 1 or more"),
+    (lambda: SAC(coupling_condition=0), "variant.coupling_condition=0: give 1 or more"),
     (discrete(target_entropy_ratio_end=1.0, target_entropy_updates=5), "target_entropy_ratio_end=1.0"),
     (discrete(target_entropy_ratio_end=-0.1, target_entropy_updates=5), "target_entropy_ratio_end=-0.1"),
     (discrete(target_entropy_ratio_end=0.5), "belong together"),
