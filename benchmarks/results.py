@@ -290,6 +290,15 @@ ROWS = [
         )
         for name in ("mixture", "flow")
     ),
+    Row(
+        "halfcheetah",
+        HALFCHEETAH,
+        f"continuous preset=halfcheetah {LONG}",
+        (50_000, 100_000),
+        FIVE,
+        "policies",
+        "Gaussian",
+    ),
     *(
         Row(
             f"halfcheetah-{name}",

@@ -86,6 +86,7 @@ WORLDS: dict[str, tuple[Space[Any], Space[Any]]] = {
                 "matrix": Box(-9, 9, (2, 2)),
                 "place": Discrete(4, start=2),
                 "many": spaces.MultiDiscrete([2, 3], start=[1, -1]),
+                "several": spaces.MultiDiscrete(np.array([[2, 3], [4, 2]])),
                 "pair": spaces.Tuple([Box(0, 9, (), np.float64), spaces.MultiBinary(2)]),
             }
         ),
@@ -93,6 +94,8 @@ WORLDS: dict[str, tuple[Space[Any], Space[Any]]] = {
     ),
     "Told-v0": (spaces.Dict(mission=spaces.Text(9), pair=spaces.Tuple([spaces.Text(9), VECTOR])), UNEVEN),
     "Buttons3-v0": (VECTOR, spaces.MultiBinary(3)),
+    "Grid-v0": (VECTOR, spaces.MultiDiscrete(np.array([[2, 3], [4, 2]]), start=np.array([[5, -1], [0, 0]]))),
+    "Matrix-v0": (VECTOR, Box(np.array([[-3.0], [0.0]], np.float32), np.array([[1.0], [0.5]], np.float32))),
     "Several-v0": (VECTOR, spaces.MultiDiscrete([2, 3], start=[5, -1])),
     "Platform-v0": (VECTOR, spaces.Tuple([Discrete(3, start=1), *(Box(0, size, (1,)) for size in (30, 720, 430))])),
     "Hybrid-v0": (

@@ -26,6 +26,7 @@ class LeafEdge(nn.Module):
         self._bins = bins
         self._dtype = torch.from_numpy(np.zeros(0, space.dtype)).dtype
         self._shape = space.shape or ()
+        self._flat = isinstance(space, Discrete) or len(self._shape) == 1
         if isinstance(space, Box):
             for name, bound in (("low", space.low), ("high", space.high)):
                 self.register_buffer(name, torch.from_numpy(bound.astype(np.float64)), persistent=False)
@@ -35,12 +36,12 @@ class LeafEdge(nn.Module):
 
     def forward(self, action: Tensor) -> Tensor:
         """Map the agent's actions `(..., n)`, or `(...)` of one discrete action, to those of the space."""
+        if not self._flat:
+            action = action.reshape((*action.shape[:-1], *self._shape))
         if hasattr(self, "first"):
             return (action + self.first).to(self._dtype)
         if self._bins is not None:
             action = 2.0 * action.to(torch.float64) / (self._bins - 1) - 1.0
-        if len(self._shape) != 1:
-            action = action.reshape((*action.shape[:-1], *self._shape))
         # In float64 and in this form, as in training, both bounds come out exactly.
         t = (action.to(torch.float64) + 1.0) / 2.0
         return torch.minimum(torch.maximum(self.low * (1.0 - t) + self.high * t, self.low), self.high).to(self._dtype)

@@ -145,7 +145,7 @@ def _edge(space: Space[Any], env: str, *, bins: int | None) -> Callable[[Tensor]
 
     Python's own numbers take half the time of NumPy's for the few of an action.
     """
-    if not isinstance(space, Box) or bins is not None:
+    if not isinstance(space, Box) or bins is not None or len(space.shape) != 1:
         _, shifted = adapt_action(space, env, bins=bins)
         return lambda chosen: shifted(chosen.numpy()[0])
     bounds = list(zip(space.low.astype(np.float64).tolist(), space.high.astype(np.float64).tolist(), strict=True))

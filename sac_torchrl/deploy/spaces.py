@@ -70,8 +70,10 @@ def environment_spaces(specs: Specs, env: EnvConfig) -> tuple[spaces.Space[Any],
 
     The latter has the bounds that actions are rescaled to, which `env.bounds` may set.
     """
-    observation = specs.observation_space or _agent_space(specs.observation)
-    action = specs.action_space or _agent_space(specs.action)
+    observation, action = specs.observation_space, specs.action_space
+    # Not `or`: Gymnasium warns where a matrix is asked for its length.
+    observation = _agent_space(specs.observation) if observation is None else observation
+    action = _agent_space(specs.action) if action is None else action
     return observation, action if env.bounds is None else bounded(action, env.id, env.bounds)
 
 

@@ -25,8 +25,9 @@ def adapt_action(
     """The agent's action spec for a space, and the function from its action to the environment's; raises ConfigError.
 
     `bounds` replace bounds that are infinite or beyond a million. With `bins` each dimension of a Box has that many
-    values, evenly spaced from its lower to its upper bound (Seyde et al. 2023, arXiv 2210.12566). A Dict or Tuple of
-    such spaces, nested too, is one vector or, where all are discrete, one MultiDiscrete: see `specs.HybridAction`.
+    values, evenly spaced from its lower to its upper bound (Seyde et al. 2023, arXiv 2210.12566). The agent's actions
+    are flat, whatever the shape. A Dict or Tuple of such spaces, nested too, is one vector or, where all are discrete,
+    one MultiDiscrete: see `specs.HybridAction`.
     """
     if bins is not None and not isinstance(space, Box):
         raise ConfigError(f"env.bins={bins}: the action space of env.id={id} is {short(space)}, not a Box: give null.")
@@ -36,7 +37,7 @@ def adapt_action(
         return _composed(space, id)
     if isinstance(space, Discrete):
         return _discrete(space, id)
-    if isinstance(space, (MultiDiscrete, MultiBinary)) and len(space.shape) == 1 and space.shape[0] > 0:
+    if isinstance(space, (MultiDiscrete, MultiBinary)) and math.prod(space.shape) > 0:
         return _several(space, id)
     problem = _action_problem(space)
     if isinstance(space, Box) and not _sensible(space).all():
@@ -53,29 +54,31 @@ def adapt_action(
         raise ConfigError(f"env.id={id}: the action space is {short(space)}, {problem}: {advice}.")
     rescale = _rescaling(space, id)
     if bins is not None:
-        choices, checked = _several(MultiDiscrete([bins] * space.shape[0]), id)
+        choices, checked = _several(MultiDiscrete([bins] * math.prod(space.shape)), id)
         return choices, lambda chosen: rescale(2.0 * checked(chosen) / (bins - 1) - 1.0)
-    return Box(-1.0, 1.0, space.shape, np.float32), rescale
+    return Box(-1.0, 1.0, (math.prod(space.shape),), np.float32), rescale
 
 
 def _rescaling(space: Box, id: str) -> Callable[[Any], Any]:
-    """From [-1, 1] to the bounds of a Box."""
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    dtype, bounds = space.dtype, list(zip(low.ravel().tolist(), high.ravel().tolist(), strict=True))
+    """From numbers `(n,)` or `(rows, n)` in [-1, 1] to the bounds of a Box, in its shape or as rows of it."""
+    low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
+    dtype, bounds = space.dtype, list(zip(low.tolist(), high.tolist(), strict=True))
 
     def rescale(action: Any) -> Any:
         # This form, unlike low + t * (high - low), gives both bounds exactly.
-        if len(bounds) <= _FEW:  # Python computes the same with few numbers sooner
-            parts = [(number + 1.0) / 2.0 for number in np.asarray(action, np.float64).ravel().tolist()]
+        numbers = np.asarray(action, np.float64)
+        if numbers.ndim == 1 and len(bounds) <= _FEW:  # Python computes the same with few numbers sooner
+            parts = [(number + 1.0) / 2.0 for number in numbers.tolist()]
             if not math.isfinite(sum(parts)):
                 raise _not_finite(action, id)
             pairs = zip(parts, bounds, strict=True)
-            numbers = [min(max(low * (1.0 - t) + high * t, low), high) for t, (low, high) in pairs]
-            return np.array(numbers, dtype).reshape(space.shape)
-        t = (np.asarray(action, np.float64) + 1.0) / 2.0
+            taken = [min(max(low * (1.0 - t) + high * t, low), high) for t, (low, high) in pairs]
+            return np.array(taken, dtype).reshape(space.shape)
+        t = (numbers + 1.0) / 2.0
         if not math.isfinite(t.sum()):
             raise _not_finite(action, id)
-        return np.minimum(np.maximum(low * (1.0 - t) + high * t, low), high).astype(dtype)
+        rescaled = np.minimum(np.maximum(low * (1.0 - t) + high * t, low), high).astype(dtype)
+        return rescaled.reshape((*numbers.shape[:-1], *space.shape))
 
     return rescale
 
@@ -122,8 +125,10 @@ def _discrete(space: Discrete, id: str) -> tuple[Space[Any], Callable[[Any], Any
 
 def _several(space: MultiDiscrete | MultiBinary, id: str) -> tuple[Space[Any], Callable[[Any], Any]]:
     """The same for several discrete actions, which the agent chooses as indices from 0."""
-    sizes = np.full(space.shape, 2) if isinstance(space, MultiBinary) else space.nvec.astype(np.int64)
+    shape = space.shape
+    sizes = np.full(shape, 2) if isinstance(space, MultiBinary) else space.nvec.astype(np.int64)
     first = np.zeros_like(sizes) if isinstance(space, MultiBinary) else space.start.astype(np.int64)
+    sizes, first = sizes.ravel(), first.ravel()
 
     def shifted(chosen: Any) -> Any:
         indices = np.asarray(chosen)
@@ -131,7 +136,7 @@ def _several(space: MultiDiscrete | MultiBinary, id: str) -> tuple[Space[Any], C
             raise LearnerFault(
                 f"the action {short(chosen)} in env.id={id} is not one of 0 to {short((sizes - 1).tolist())}."
             )
-        return (indices + first).astype(space.dtype)
+        return (indices + first).astype(space.dtype).reshape(shape)
 
     return MultiDiscrete(sizes), shifted
 
@@ -184,17 +189,13 @@ def composed(space: Space[Any], leaves: Iterator[Any]) -> Any:
 
 
 def _leaf(space: Space[Any], id: str) -> tuple[Space[Any], Callable[[Any], Any]]:
-    """The same for a leaf of a Dict or Tuple, a Box of any shape as a vector."""
+    """The same for a leaf of a Dict or Tuple."""
     if isinstance(space, Box) and not np.issubdtype(space.dtype, np.floating):
         raise ConfigError(
             f"env.id={id}: its actions hold {short(space)}, {_INTEGERS}: give them a Discrete or MultiDiscrete in its "
             "place with gymnasium.wrappers.TransformAction."
         )
-    if not isinstance(space, Box) or len(space.shape) == 1:
-        return adapt_action(space, id)
-    flat = Box(space.low.reshape(-1), space.high.reshape(-1), dtype=space.dtype.type)
-    agents, rescale = adapt_action(flat, id)
-    return agents, lambda action: rescale(action).reshape(space.shape)
+    return adapt_action(space, id)
 
 
 def _not_finite(action: Any, id: str) -> LearnerFault:
@@ -204,8 +205,8 @@ def _not_finite(action: Any, id: str) -> LearnerFault:
 
 
 def _action_problem(space: Space[Any]) -> str:
-    if not isinstance(space, Box) or len(space.shape) != 1 or space.shape[0] == 0:
-        return "not a Box, MultiDiscrete or MultiBinary of shape (n,), a Discrete, or a Dict or Tuple of these"
+    if not isinstance(space, Box) or math.prod(space.shape) == 0:
+        return "not a Box, MultiDiscrete or MultiBinary that is not empty, a Discrete, or a Dict or Tuple of these"
     if not np.issubdtype(space.dtype, np.floating):
         return _INTEGERS
     if not (space.low < space.high).all():

@@ -62,7 +62,7 @@ class AutoresetEnv(EnvBase):
         self.action_space = _actions(inner, id)
         adapt_action(self.action_space, id, bounds)
         space = self.action_space if bounds is None else bounded(self.action_space, id, bounds)
-        low, high = (torch.as_tensor(bound).expand(self._count, -1) for bound in (space.low, space.high))
+        low, high = (torch.as_tensor(bound).expand(self._count, *space.shape) for bound in (space.low, space.high))
         self.action_spec = Bounded(low, high, dtype=torch.float32, device=self.device)
         column = torch.Size([self._count, 1])
         self.reward_spec = Unbounded(column, device=self.device)

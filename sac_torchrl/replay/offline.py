@@ -160,6 +160,8 @@ class _Episode:
             raise self._refused("actions", f"there are {len(taken)} for {self.length} rewards")
         if isinstance(space, (Discrete, MultiDiscrete)):
             indices: NDArray[Any] = taken - space.start
+            if isinstance(space, MultiDiscrete):
+                indices = indices.reshape(self.length, -1)
             counts = agents.n if isinstance(agents, Discrete) else np.asarray(getattr(agents, "nvec", -1))
             here: Any = getattr(specs.action, "nvec", getattr(specs.action.space, "n", None))
             if not np.array_equal(counts, here) or ((indices < 0) | (indices >= counts)).any():
@@ -167,11 +169,13 @@ class _Episode:
             return indices
         if not isinstance(space, Box):
             raise self._refused("actions", f"{short(space)} is not read from datasets")
-        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
         native = specs.action_space
-        if isinstance(native, Box) and not (np.array_equal(native.low, low) and np.array_equal(native.high, high)):
+        if isinstance(native, Box) and not (
+            np.array_equal(native.low.ravel(), low) and np.array_equal(native.high.ravel(), high)
+        ):
             raise self._refused("actions", f"their space is {short(space)}, and the environment's {short(native)}")
-        scaled = 2 * (self._numbers("actions", taken) - low) / (high - low) - 1
+        scaled = 2 * (self._numbers("actions", taken).reshape(self.length, -1) - low) / (high - low) - 1
         if (np.abs(scaled) > 1 + _ROUNDED).any():
             raise self._refused("actions", f"{taken.min():g} to {taken.max():g} lie outside of {short(space)}")
         clipped: NDArray[Any] = np.clip(scaled, -1, 1)

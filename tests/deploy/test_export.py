@@ -93,6 +93,8 @@ HEADS: list[tuple[str, str, dict[str, Any]]] = [
     ("sac", "Uneven-v0", {"policy": PolicyForm.flow, "normalize": True}),
     ("sac", "Leaves-v0", {"actor_keys": ["place", "pair.0"]}),
     ("discrete_sac", "Buttons3-v0", {}),
+    ("discrete_sac", "Grid-v0", {}),
+    ("sac", "Matrix-v0", {}),
     ("discrete_sac", "Several-v0", {"critic": ActionCritic.enumerated}),
     ("discrete_sac", "Uneven-v0", {"env": {"bins": 5}}),
     ("sac", "Platform-v0", {"normalize": True}),

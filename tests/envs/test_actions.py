@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Text, Tuple
 from torchrl.data import MultiCategorical
 
 from sac_torchrl import train
@@ -25,6 +25,13 @@ from sac_torchrl.errors import ConfigError, LearnerFault
         (MultiDiscrete([3, 2]), [3, 2], [2, 0], [2, 0]),
         (MultiDiscrete([3, 2], start=[5, -1]), [3, 2], [2, 0], [7, -1]),
         (MultiBinary(3), [2, 2, 2], [1, 0, 1], [1, 0, 1]),
+        (MultiBinary((2, 2)), [2, 2, 2, 2], [1, 0, 1, 1], [[1, 0], [1, 1]]),
+        (
+            MultiDiscrete(np.array([[3, 2], [2, 4]]), start=np.array([[5, -1], [0, 0]])),
+            [3, 2, 2, 4],
+            [2, 0, 1, 3],
+            [[7, -1], [1, 3]],
+        ),
     ],
     ids=str,
 )
@@ -40,6 +47,17 @@ def test_several_discrete_actions_are_indices_from_0(
         take(np.array(sizes))
 
 
+@pytest.mark.parametrize("shape", [(), (2, 3), (5, 3)], ids=str)
+def test_a_box_of_any_shape_is_a_vector_for_the_agent(shape: tuple[int, ...]) -> None:
+    low = -np.arange(1.0, 1 + np.prod(shape)).reshape(shape)
+    space = Box(low, np.asarray(2 - low), dtype=np.float64)
+    agents, rescale = adapt_action(space, "Toy-v0")
+    assert agents == Box(-1.0, 1.0, (low.size,), np.float32)
+    action = rescale(np.linspace(-1, 1, low.size) if shape else np.array([-1.0]))
+    assert action.shape == shape and space.contains(action)
+    assert action.flat[0] == -1.0 and (not shape or action.flat[-1] == 2.0 + low.size)
+
+
 @pytest.mark.parametrize("copies", [1, 5], ids=["few numbers", "many"])
 def test_actions_are_rescaled_to_the_bounds_and_clipped(copies: int) -> None:
     low, high = np.array([-3.0, 0.1, -1.0]), np.array([1.0, 0.7, 1e5])
@@ -50,6 +68,8 @@ def test_actions_are_rescaled_to_the_bounds_and_clipped(copies: int) -> None:
         assert taken.tolist() == (low * (1 - part) + high * part).tolist() * copies
         assert t == 0.3 or taken.tolist() == (high if t else low).tolist() * copies, "both bounds exactly"
     assert rescale(np.full(3 * copies, 9.0)).tolist() == high.tolist() * copies
+    rows = np.linspace(-1, 1, 4 * 3 * copies).reshape(4, -1)
+    assert (rescale(rows) == np.stack([rescale(row) for row in rows])).all(), "the rows of a vector environment"
     with pytest.raises(LearnerFault, match="not finite"):
         rescale(np.array([0.0, np.nan, 0.0] * copies))
 
@@ -174,7 +194,7 @@ def test_bounds_replace_those_that_are_missing_in_a_dict() -> None:
             Tuple([Discrete(2), Box(0, 9, (2,), np.int64)]),
             "its actions hold Box.*give them a Discrete or MultiDiscrete",
         ),
-        (Tuple([Discrete(2), MultiBinary((2, 2))]), r"MultiBinary\(\(2, 2\)\), not a Box"),
+        (Tuple([Discrete(2), Text(3)]), r"Text\(.*\), not a Box"),
     ],
     ids=str,
 )
