@@ -121,7 +121,7 @@ COSTS: list[tuple[str, str, str, Variant, Specs]] = [
     ("discrete, HeadLoss", "18", "all in 1", DiscreteSAC(critic_entropy=False), specs_of(Categorical(18))),
     *(
         (f"6 x 3, {kind.value}", n, rows, DiscreteSAC(critic=kind), specs_of(MultiCategorical([3] * 6)))
-        for kind, n, rows in zip(ActionCritic, ("18", "18", "729"), ("18", "all in 1", "all in 1"), strict=True)
+        for kind, n, rows in zip(ActionCritic, ("18", "18", "729"), ("13", "all in 1", "all in 1"), strict=True)
     ),
 ]
 

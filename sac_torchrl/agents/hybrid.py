@@ -12,8 +12,8 @@ from torch.nn.functional import softplus
 from torchrl.modules import ProbabilisticActor
 
 from sac_torchrl.agents.heads import Choices
+from sac_torchrl.agents.layout import Layout
 from sac_torchrl.agents.mixture import MixtureParameters, draw_component, of_component
-from sac_torchrl.agents.multi_discrete import Layout
 from sac_torchrl.agents.policies import StdForm
 from sac_torchrl.specs import HybridAction, Specs
 

@@ -8,7 +8,7 @@ from gymnasium.spaces import Box, Dict, Discrete, Space, Tuple
 from torch import Tensor, nn
 
 from sac_torchrl.agents.hybrid import discrete_values
-from sac_torchrl.agents.multi_discrete import Layout
+from sac_torchrl.agents.layout import Layout
 from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.masks import action_counts
 from sac_torchrl.envs.observations import every_leaf, leaf_name

@@ -11,7 +11,7 @@ from torchrl.data import MultiCategorical
 
 from sac_torchrl import train
 from sac_torchrl.agents.hybrid import discrete_values
-from sac_torchrl.agents.multi_discrete import Layout
+from sac_torchrl.agents.layout import Layout
 from sac_torchrl.envs import actions
 from sac_torchrl.envs.actions import adapt_action
 from sac_torchrl.envs.config import EnvConfig
