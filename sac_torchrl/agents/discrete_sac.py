@@ -13,7 +13,7 @@ from sac_torchrl.agents.critics import action_value_critic, state_action_critic
 from sac_torchrl.agents.heads import EnumeratedCategorical, Head, action_sizes, choose_head, head_of
 from sac_torchrl.agents.losses import AlphaForm, CriticReduction, SACDiscreteLoss, Terms
 from sac_torchrl.agents.masks import MaskedCategorical, MaskedLogits
-from sac_torchrl.agents.multi_discrete import ActionCritic, OneHotActions, factored_actor, stored_value
+from sac_torchrl.agents.multi_discrete import ActionCritic, JointValues, OneHotActions, factored_actor, stored_value
 from sac_torchrl.agents.networks import NetworkConfig
 from sac_torchrl.agents.policies import categorical_actor
 from sac_torchrl.agents.temperature import BoundedTemperature
@@ -208,8 +208,10 @@ class DiscreteSAC(Variant):
         if several and self.critic is ActionCritic.joint:
             joint = network.build(seen, inputs=sum(sizes), outputs=1, device=device)
             return state_action_critic(OneHotActions(joint, sizes))
-        outputs = math.prod(sizes) if self.critic is ActionCritic.enumerated else sum(sizes)
-        return action_value_critic(network.build(seen, outputs=outputs, device=device))
+        if several and self.critic is ActionCritic.enumerated:
+            values = network.build(seen, outputs=sum(sizes) + math.prod(sizes), device=device)
+            return action_value_critic(JointValues(values, sizes))
+        return action_value_critic(network.build(seen, outputs=sum(sizes), device=device))
 
     def _check_head(self, sizes: tuple[int, ...], *, several: bool, masked: bool) -> None:
         why = "variant.critic_entropy=false"

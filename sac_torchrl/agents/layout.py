@@ -34,6 +34,13 @@ class Layout:
         strides, sizes = (torch.tensor(numbers, device=device) for numbers in (self.strides, self.sizes))
         return places // strides % sizes
 
+    def sums(self, values: Tensor) -> Tensor:
+        """For every joint action the sum of what its dimensions' values have: `(..., total)` as `(..., joint)`."""
+        found = values.new_zeros(*values.shape[:-1], 1)
+        for part in values.split_with_sizes(list(self.sizes), -1):
+            found = (found.unsqueeze(-1) + part.unsqueeze(-2)).flatten(-2)
+        return found
+
     def padded(self, logits: Tensor) -> Tensor:
         """Logits `(..., total)` as `(..., M, widest)`; values that a dimension does not have are the lowest number."""
         if self.total == len(self.sizes) * self.widest:

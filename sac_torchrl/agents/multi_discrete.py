@@ -22,7 +22,9 @@ class ActionCritic(Enum):
 
     `joint`: Q(s, a) of the one-hot actions, one number for one joint action. `decomposed`: one value for each value of
     each dimension, Q(s, a) = mean over dimensions of U_m(s, a_m) (DecQN: Seyde et al. 2023, arXiv 2210.12566), which
-    cannot express what depends on two dimensions together. `enumerated`: one value for each joint action.
+    cannot express what depends on two dimensions together. `enumerated`: one value for each joint action, the sum of
+    that mean and of one of its own (Tavakoli et al. 2021, arXiv 2010.14680: hyperedges of one dimension and of all).
+    With its own alone, what is learned of a joint action says nothing about those that share values with it.
     """
 
     joint = "joint"
@@ -113,10 +115,7 @@ class Factored(Distribution):
     def _all_joint(self) -> Choices:
         table = self._layout.table(self._log_probs.device)
         actions = table.expand(*self.batch_shape, *table.shape)
-        log_probs = self._log_probs.new_zeros(*self.batch_shape, 1)
-        # One dimension after the other: a product over all of them would have to be divided in its gradient.
-        for place, size in enumerate(self._layout.sizes):
-            log_probs = (log_probs.unsqueeze(-1) + self._log_probs[..., place, None, :size]).flatten(-2)
+        log_probs = self._layout.sums(self._layout.flat(self._log_probs))
         return self._listed(log_probs.exp(), actions, log_probs.unsqueeze(-1))
 
     def _every_value(self, weights: Tensor) -> Choices:
@@ -169,6 +168,22 @@ class OneHotActions(nn.Module):
         chosen = (action.index_select(-1, owners) == levels).to(torch.get_default_dtype())
         output: Tensor = self.network(observation, chosen)
         return output
+
+
+class JointValues(nn.Module):
+    """A network from an observation to `(..., sum of sizes + joint actions)`, as values of joint actions."""
+
+    def __init__(self, network: nn.Module, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.sizes = tuple(sizes)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Map observations to `(..., joint)`."""
+        layout = Layout(self.sizes)
+        parts, own = self.network(observation).split_with_sizes([layout.total, layout.joint], -1)
+        values: Tensor = own + layout.sums(parts) / len(self.sizes)
+        return values
 
 
 def stored_value(critic: ActionCritic, sizes: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor] | None:

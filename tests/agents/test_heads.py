@@ -173,11 +173,11 @@ def joint_values(kind: ActionCritic, parameters: TensorDict, observation: Tensor
                 columns.append(perceptron(parameters, observation, hot, critic=critic).squeeze(-1))
                 continue
             values = perceptron(parameters, observation, critic=critic)
+            parts = values[:, : sum(SIZES)].split_with_sizes(list(SIZES), -1)
+            column = total(parts, action, lambda part: part / len(SIZES))
             if kind is ActionCritic.enumerated:
-                columns.append(values[:, place])
-            else:
-                parts = values.split_with_sizes(list(SIZES), -1)
-                columns.append(total(parts, action, lambda part: part / len(SIZES)))
+                column = column + values[:, sum(SIZES) + place]
+            columns.append(column)
         found.append(torch.stack(columns, -1))
     return torch.stack(found)
 
