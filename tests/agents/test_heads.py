@@ -174,10 +174,11 @@ def joint_values(kind: ActionCritic, parameters: TensorDict, observation: Tensor
                 continue
             values = perceptron(parameters, observation, critic=critic)
             parts = values[:, : sum(SIZES)].split_with_sizes(list(SIZES), -1)
-            column = total(parts, action, lambda part: part / len(SIZES))
+            column = total(parts, action, lambda part: part)
             if kind is ActionCritic.enumerated:
-                column = column + values[:, sum(SIZES) + place]
-            columns.append(column)
+                columns.append((column + values[:, sum(SIZES) + place]) / (1 + len(SIZES)))
+            else:
+                columns.append(column / len(SIZES))
         found.append(torch.stack(columns, -1))
     return torch.stack(found)
 
