@@ -174,11 +174,10 @@ def joint_values(kind: ActionCritic, parameters: TensorDict, observation: Tensor
                 continue
             values = perceptron(parameters, observation, critic=critic)
             parts = values[:, : sum(SIZES)].split_with_sizes(list(SIZES), -1)
-            column = total(parts, action, lambda part: part)
+            column = total(parts, action, lambda part: part / len(SIZES))
             if kind is ActionCritic.enumerated:
-                columns.append((column + values[:, sum(SIZES) + place]) / (1 + len(SIZES)))
-            else:
-                columns.append(column / len(SIZES))
+                column = column + values[:, sum(SIZES) + place] / len(JOINT)
+            columns.append(column)
         found.append(torch.stack(columns, -1))
     return torch.stack(found)
 
