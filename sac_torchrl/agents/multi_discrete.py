@@ -22,7 +22,7 @@ class ActionCritic(Enum):
 
     `joint`: Q(s, a) of the one-hot actions, one number for one joint action. `decomposed`: one value for each value of
     each dimension, Q(s, a) = mean over dimensions of U_m(s, a_m) (DecQN: Seyde et al. 2023, arXiv 2210.12566), which
-    cannot express what depends on two dimensions together. `enumerated`: that mean plus one value for each joint action,
+    cannot express what depends on two dimensions together. `enumerated`: that mean plus one value of each joint action,
     divided by their number (Tavakoli et al. 2021, arXiv 2010.14680: hyperedges of one dimension and of all). Adam steps
     equally far for every value, however rarely it is seen: undivided, many joint actions are overestimated for long.
     """
