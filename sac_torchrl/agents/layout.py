@@ -28,6 +28,13 @@ class Layout:
         """Which value of its dimension each of the `total` values is, `(total,)`."""
         return torch.cat([torch.arange(size, device=device) for size in self.sizes])
 
+    def steps(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The joint actions that differ from one in one dimension: `(total - M,)` which it is, and by how many values."""
+        sizes = torch.tensor(self.sizes, device=device)
+        dimensions = torch.arange(len(self.sizes), device=device)
+        differs = dimensions.repeat_interleave(sizes - 1, output_size=self.total - len(self.sizes))
+        return differs, torch.cat([torch.arange(1, size, device=device) for size in self.sizes])
+
     def table(self, device: torch.device) -> Tensor:
         """All joint actions, `(joint, M)`, the last dimension running fastest."""
         places = torch.arange(self.joint, device=device).unsqueeze(-1)

@@ -127,8 +127,7 @@ class Factored(Distribution):
         """A draw, and all joint actions that differ from it in one dimension, with `weights` `(..., M, widest)`."""
         device, layout = weights.device, self._layout
         drawn = self.sample()
-        owners, levels = layout.owners(device), layout.levels(device)
-        owners, steps = owners[levels > 0], levels[levels > 0]
+        owners, steps = layout.steps(device)
         others = (drawn[..., owners] + steps) % torch.tensor(layout.sizes, device=device)[owners]
         own_weight = weights.gather(-1, drawn.unsqueeze(-1)).sum(-2)
         other_weights = weights.flatten(-2).gather(-1, owners * layout.widest + others)
