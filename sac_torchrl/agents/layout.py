@@ -29,7 +29,7 @@ class Layout:
         return torch.cat([torch.arange(size, device=device) for size in self.sizes])
 
     def steps(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The joint actions that differ from one in one dimension: `(total - M,)` which it is, and by how many values."""
+        """Of the joint actions beside one: the dimension that differs, `(total - M,)`, and by how many values."""
         sizes = torch.tensor(self.sizes, device=device)
         dimensions = torch.arange(len(self.sizes), device=device)
         differs = dimensions.repeat_interleave(sizes - 1, output_size=self.total - len(self.sizes))
