@@ -169,16 +169,14 @@ class _Episode:
             return indices
         if not isinstance(space, Box):
             raise self._refused("actions", f"{short(space)} is not read from datasets")
-        low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
         native = specs.action_space
-        if isinstance(native, Box) and not (
-            np.array_equal(native.low.ravel(), low) and np.array_equal(native.high.ravel(), high)
-        ):
+        if isinstance(native, Box) and not (np.array_equal(native.low, low) and np.array_equal(native.high, high)):
             raise self._refused("actions", f"their space is {short(space)}, and the environment's {short(native)}")
-        scaled = 2 * (self._numbers("actions", taken).reshape(self.length, -1) - low) / (high - low) - 1
+        scaled = 2 * (self._numbers("actions", taken) - low) / (high - low) - 1
         if (np.abs(scaled) > 1 + _ROUNDED).any():
             raise self._refused("actions", f"{taken.min():g} to {taken.max():g} lie outside of {short(space)}")
-        clipped: NDArray[Any] = np.clip(scaled, -1, 1)
+        clipped: NDArray[Any] = np.clip(scaled, -1, 1).reshape(self.length, -1)
         return clipped
 
     def _refused(self, column: str, why: str) -> ConfigError:
