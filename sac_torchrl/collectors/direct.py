@@ -11,11 +11,12 @@ from torchrl.envs import EnvBase, GymWrapper
 
 from sac_torchrl.collectors.config import CollectorConfig
 from sac_torchrl.collectors.experience import Experience, Job
-from sac_torchrl.collectors.gymnasium import GymnasiumCollector, Transitions, leaf_of
+from sac_torchrl.collectors.gymnasium import GymnasiumCollector, Transitions
 from sac_torchrl.collectors.stepping import DirectExperience
 from sac_torchrl.collectors.tensors import RecordingCollector
 from sac_torchrl.envs import generators
 from sac_torchrl.envs.tensors import TensorEnv
+from sac_torchrl.envs.vector import as_arrays, as_tensors
 from sac_torchrl.replay.buffer import layout, rows
 from sac_torchrl.replay.n_step import DelayedNStep
 from sac_torchrl.replay.packing import PackedReplayBuffer, Packing
@@ -57,8 +58,10 @@ class GymnasiumExperience(DirectExperience):
         self._packing, self._checked = Packing(layout(job.specs)), False
         self._packed = torch.zeros(job.env.count, self._packing.width, dtype=torch.uint8)
         columns = self._packing.views(self._packed)
-        self._action, self._reward, self._terminated = (columns[key] for key in _SCALARS)
+        self._action, reward, terminated = (columns[key] for key in _SCALARS)
+        self._reward, self._terminated = reward[:, 0], terminated[:, 0]
         self._observed = [(key[1:], columns[key], columns["next", *key]) for key in job.specs.leaves]
+        self._then: Any = None
         self._sums, self._steps = self._returns.numpy(), self._lengths.numpy()
 
     def __iter__(self) -> Iterator[int]:
@@ -66,7 +69,7 @@ class GymnasiumExperience(DirectExperience):
         if self.finished:
             return
         collector = cast(GymnasiumCollector, self._open())
-        self._then = collector._carrier.get("observation")
+        self._then = as_arrays(collector._carrier.get("observation"))
         try:
             while True:
                 made = collector.step(self._then)
@@ -77,13 +80,13 @@ class GymnasiumExperience(DirectExperience):
                     return
                 if self._cutting:
                     self._begin_again(collector)
-                    self._then = collector._carrier.get("observation")
+                    self._then = as_arrays(collector._carrier.get("observation"))
         finally:
             collector.shutdown()
 
     def _environments(self) -> dict[str, Any] | None:
         if self._running is not None:
-            self._running.set("observation", self._then)
+            self._running.set("observation", as_tensors(self._then))
         return super()._environments()
 
     def _write(self, made: Transitions) -> None:
@@ -91,18 +94,18 @@ class GymnasiumExperience(DirectExperience):
         if not self._checked:
             self._packing.pack(made.rows())
             self._checked = True
-        for path, before, after in self._observed:
-            before[...] = leaf_of(made.observation, path)
-            after[...] = leaf_of(made.following, path)
-        self._action[...] = made.chosen["action"].numpy()
-        self._reward[:, 0] = made.reward
-        self._terminated[:, 0] = made.terminated
+        for leaf, before, after in self._observed:
+            before[...] = made.observation[leaf[0]] if leaf else made.observation
+            after[...] = made.following[leaf[0]] if leaf else made.following
+        self._action[...] = made.action
+        self._reward[...] = made.reward
+        self._terminated[...] = made.terminated
         self._buffer.extend_packed(self._packed)
         self.frames += len(made.done)
         if made.then is not made.following:  # some have ended
-            self._follow(torch.from_numpy(self._reward[:, 0]), torch.from_numpy(made.done), slice(None))
+            self._follow(torch.from_numpy(self._reward), torch.from_numpy(made.done), slice(None))
         else:
-            self._sums += self._reward[:, 0]
+            self._sums += self._reward
             self._steps += 1
 
 

@@ -56,13 +56,13 @@ class Contained:
         if _stream is not None:
             self._generator = torch.get_rng_state()
             torch.set_rng_state(_stream)
-        self._seed = torch.initial_seed()
+        self._seed = torch.default_generator.initial_seed()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._generator is not None:
             set_stream(torch.get_rng_state())
             torch.set_rng_state(self._generator)
-        elif torch.initial_seed() != self._seed:
+        elif torch.default_generator.initial_seed() != self._seed:
             set_stream(torch.get_rng_state())
             # Where the generator stood is gone, and to keep it at every step takes too long.
             torch.manual_seed(int(np.random.SeedSequence([self._seed, 1]).generate_state(1)[0]))

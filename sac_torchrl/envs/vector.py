@@ -87,6 +87,13 @@ def as_tensors(observations: Any) -> Tensor | TensorDict:
     return made
 
 
+def as_arrays(observations: Tensor | TensorDict) -> Any:
+    """What `as_tensors` was made of."""
+    if isinstance(observations, Tensor):
+        return observations.numpy()
+    return {name: leaf.numpy() for name, leaf in observations.items()}
+
+
 def arrays(observations: Any) -> list[Any]:
     """The arrays that an observation is made of, in the order of its leaves."""
     return list(observations.values()) if isinstance(observations, dict) else [observations]

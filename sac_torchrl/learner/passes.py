@@ -23,8 +23,8 @@ _FEW = 32
 
 
 def simplify(graph: fx.Graph) -> None:
-    """Remove no-ops and dead code."""
-    marks = []
+    """Remove no-ops, copies that nothing needs, and dead code."""
+    marks, kept = [], _changed(graph) | {_memory(node) for node in graph.output_node().all_input_nodes}
     for node in graph.nodes:
         source: Any = node.args[0] if node.args else None
         if node.target in NOTHING:
@@ -33,6 +33,13 @@ def simplify(graph: fx.Graph) -> None:
             marks.append(node)
         elif node.target is _ATEN.t.default and source.target is _ATEN.t.default:
             node.replace_all_uses_with(source.args[0])
+        elif node.target is _ATEN.view.default and node.meta["val"].shape == source.meta["val"].shape:
+            node.replace_all_uses_with(source)
+        elif node.target is _ATEN.clone.default and not node.kwargs and not kept & {node, _memory(source)}:
+            # A parameter may be a part of memory that is changed under another name.
+            own = _memory(source).op != "get_attr"
+            if own and node.meta["val"].stride() == source.meta["val"].stride():
+                node.replace_all_uses_with(source)
         elif node.target is _ATEN.ones_like.default:
             # Where the gradients of a sum begin: they ask for its shape alone.
             like = node.meta["val"]

@@ -211,9 +211,10 @@ class PackedReplayBuffer(TensorDictReplayBuffer):
 
     def extend_packed(self, packed: Tensor) -> Tensor:
         """As `extend`, with the bytes of rows, `(n, width)`, that the `packing` of the storage made."""
-        device = torch.device(self._storage.device)
-        # A copy to the host that does not block would be read before it arrives.
-        packed = packed.to(device, non_blocking=device.type != "cpu")
+        if packed.device != self._storage.device:
+            device = torch.device(self._storage.device)
+            # A copy to the host that does not block would be read before it arrives.
+            packed = packed.to(device, non_blocking=device.type != "cpu")
         positions: Tensor = self._extend(packed)  # type: ignore[arg-type]  # rows are enough
         return positions
 

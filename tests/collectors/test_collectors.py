@@ -34,6 +34,7 @@ from sac_torchrl.collectors.direct import GymnasiumExperience
 from sac_torchrl.collectors.experience import Dropped, Job, Steps
 from sac_torchrl.collectors.gymnasium import GymnasiumCollector
 from sac_torchrl.collectors.stepping import DirectExperience
+from sac_torchrl.envs.vector import as_arrays
 from sac_torchrl.errors import CheckpointError
 from sac_torchrl.replay.buffer import layout
 from sac_torchrl.specs import SPAN
@@ -305,7 +306,7 @@ def test_a_step_whose_flags_are_no_booleans_is_refused_before_it_is_stored() -> 
     collector = GymnasiumCollector(
         env, acting(actor), frames_per_batch=2, total_frames=-1, auto_register_policy_transforms=False
     )
-    made = collector.step(collector._carrier.get("observation"))
+    made = collector.step(as_arrays(collector._carrier.get("observation")))
     with pytest.raises(ValueError, match=r"'next.terminated' of rows .* torch.int64"):
         experience._write(made._replace(terminated=made.terminated.astype(np.int64)))
     assert len(buffer) == 0

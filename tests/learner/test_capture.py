@@ -116,6 +116,19 @@ def test_a_constant_that_is_returned_is_the_callers_own() -> None:
     assert len({ones.data_ptr() for ones in returned}) == 4
 
 
+def test_a_copy_is_left_out_where_nothing_can_tell() -> None:
+    assert "aten::clone" not in called(lambda x: [x.clone() + 1], torch.ones(3))
+
+    def function(x: Tensor) -> list[Tensor]:
+        old, new, spread = x.clone(), x.clone(), x.sum(1, keepdim=True).expand(3, 4).clone()
+        x.mul_(2)
+        return [old + 1, new.add_(1), x + 1, spread.view(12) + 1]
+
+    assert_same(lambda: function, (3, 4))
+    recorded, given = Captured(lambda x: [x.clone()]), torch.ones(3)
+    assert all(recorded(given)[0].data_ptr() != given.data_ptr() for _ in range(3))
+
+
 @pytest.mark.parametrize("columns", [2, 12, 23, 32, 33])
 def test_products_with_few_columns_are_the_same_turned_over(columns: int) -> None:
     narrow = torch.randn(256, columns, generator=torch.Generator().manual_seed(0))
