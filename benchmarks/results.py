@@ -102,10 +102,18 @@ ROWS = [
     Row(
         "cartpole",
         "CartPole-v1",
-        "discrete preset=cartpole variant.tau=0.005 variant.alpha=1 total_frames=50000 evaluate.every=5000",
+        "discrete variant.tau=0.005 variant.alpha=1 total_frames=50000 evaluate.every=5000",
         (20_000, 50_000),
     ),
     Row("cartpole-recipe", "CartPole-v1", "discrete total_frames=30000", (24_000, 30_000), table="discrete"),
+    Row(
+        "cartpole-preset",
+        "CartPole-v1",
+        "discrete preset=cartpole evaluate.every=2500",
+        (12_500, 50_000),
+        table="discrete",
+        system="preset",
+    ),
     Row(
         "frozenlake",
         "FrozenLake-v1",
