@@ -19,7 +19,7 @@ from sac_torchrl.replay.packing import unchecked
 
 
 class Transitions(NamedTuple):
-    """One step of all environments: what the policy chose, and NumPy's arrays `(count, ...)` of all else.
+    """One step of all environments: what the policy chose, and NumPy's arrays `(count, ...)`, the action's among them.
 
     `then` is what they observe after those that ended were reset; in the others it is `following`. Observations are
     arrays, or dicts of leaves.

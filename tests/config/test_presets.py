@@ -509,6 +509,12 @@ def test_two_updates_are_those_of_the_system(name: str, float64: None) -> None:
     assert not any(torch.equal(old, new) for old, new in zip(before, derived.actor, strict=True))
 
 
+@pytest.mark.parametrize("name", ["christodoulou2019", "sd_sac"])
+def test_a_system_behind_a_task_does_not_normalize_because_the_task_does(name: str) -> None:
+    assert configured("cartpole").normalize
+    assert not configure("discrete", preset=["cartpole", name]).normalize
+
+
 @pytest.mark.parametrize("task", ["frozen_lake", "taxi"])
 @pytest.mark.parametrize("name", ["christodoulou2019", "sd_sac"])
 def test_a_system_of_discrete_actions_learns_from_discrete_states(name: str, task: str, tmp_path: Path) -> None:
