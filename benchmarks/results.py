@@ -154,7 +154,7 @@ ROWS = [
         HALFCHEETAH,
         f"continuous preset=[halfcheetah,jaxrl] {TENS}",
         (50_000, 100_000),
-        (0, 1, 2),
+        FIVE,
         "systems",
         "jaxrl",
     ),

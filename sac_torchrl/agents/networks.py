@@ -1,6 +1,5 @@
 """The networks inside actors and critics: an encoder for the observation and a perceptron behind it."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -90,14 +89,13 @@ class Init(Enum):
 
     `torch`: PyTorch's default, uniform within 1/sqrt(inputs), biases too (Spinning Up, CleanRL, Stable-Baselines3);
     the others have biases of zero: `xavier_uniform` (haarnoja/sac, Keras for softlearning, REDQ, DroQ), `orthogonal`
-    (pytorch_sac), `wide_orthogonal`, sqrt(2) times that (jaxrl), `he_normal` (Christodoulou 2019) and `lecun_normal`,
-    which is cut off at two standard deviations (Flax for CrossQ).
+    (pytorch_sac, jaxrl), `he_normal` (Christodoulou 2019) and `lecun_normal`, which is cut off at two standard
+    deviations (Flax for CrossQ).
     """
 
     torch = "torch"
     xavier_uniform = "xavier_uniform"
     orthogonal = "orthogonal"
-    wide_orthogonal = "wide_orthogonal"
     he_normal = "he_normal"
     lecun_normal = "lecun_normal"
 
@@ -111,8 +109,6 @@ class Init(Enum):
                         nn.init.xavier_uniform_(layer.weight)
                     case Init.orthogonal:
                         nn.init.orthogonal_(layer.weight)
-                    case Init.wide_orthogonal:
-                        nn.init.orthogonal_(layer.weight, gain=math.sqrt(2))
                     case Init.he_normal:
                         nn.init.kaiming_normal_(layer.weight)
                     case Init.lecun_normal:

@@ -18,15 +18,13 @@ from sac_torchrl.specs import ENTROPY, Specs
 class StdForm(Enum):
     """How a network's output becomes a standard deviation.
 
-    `clip`: the exponential of the output clipped to [-20, 2] (haarnoja/sac, Spinning Up, Stable-Baselines3);
-    `narrow_clip`: to [-10, 2] (jaxrl);
+    `clip`: the exponential of the output clipped to [-20, 2] (haarnoja/sac, Spinning Up, Stable-Baselines3, jaxrl);
     `tanh`: the exponential of the output's tanh stretched to [-5, 2] (pytorch_sac, CleanRL), with a gradient
     everywhere; `softplus`: softplus + 1e-5 (softlearning); `biased_softplus`: a softplus that is 1 at 0, not below
     0.1 (TorchRL's recipe).
     """
 
     clip = "clip"
-    narrow_clip = "narrow_clip"
     tanh = "tanh"
     softplus = "softplus"
     biased_softplus = "biased_softplus"
@@ -36,8 +34,6 @@ class StdForm(Enum):
         match self:
             case StdForm.clip:
                 return output.clamp(-20.0, 2.0).exp()
-            case StdForm.narrow_clip:
-                return output.clamp(-10.0, 2.0).exp()
             case StdForm.tanh:
                 return (-5.0 + 3.5 * (output.tanh() + 1.0)).exp()
             case StdForm.softplus:

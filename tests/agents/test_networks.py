@@ -88,10 +88,9 @@ def test_weights_are_drawn_as_configured_and_biases_are_zero(init: Init, observa
             case Init.xavier_uniform:
                 bound = math.sqrt(6 / (inputs + outputs))
                 assert 0.97 * bound < float(layer.weight.detach().abs().max()) <= bound
-            case Init.orthogonal | Init.wide_orthogonal:
-                factor = 2 if init is Init.wide_orthogonal else 1
+            case Init.orthogonal:
                 square = layer.weight @ layer.weight.T if outputs <= inputs else layer.weight.T @ layer.weight
-                torch.testing.assert_close(square, factor * torch.eye(min(layer.weight.shape)), rtol=0, atol=1e-5)
+                torch.testing.assert_close(square, torch.eye(min(layer.weight.shape)), rtol=0, atol=1e-5)
             case Init.he_normal:
                 assert float(layer.weight.detach().std()) == pytest.approx(math.sqrt(2 / inputs), rel=0.1)
             case Init.lecun_normal:

@@ -153,7 +153,6 @@ def test_standard_deviations_stay_within_their_bounds() -> None:
     ("std", "low", "at_zero", "high"),
     [
         (StdForm.clip, math.exp(-20), 1.0, math.exp(2)),
-        (StdForm.narrow_clip, math.exp(-10), 1.0, math.exp(2)),
         (StdForm.tanh, math.exp(-5), math.exp(-1.5), math.exp(2)),
         (StdForm.softplus, 1e-5, math.log(2) + 1e-5, 100.0 + 1e-5),
         (StdForm.biased_softplus, 0.1, 1.0, 100.0 + math.log(math.expm1(0.99)) + 0.01),
@@ -169,7 +168,6 @@ def test_every_standard_deviation_has_its_bounds(std: StdForm, low: float, at_ze
 def test_between_its_bounds_a_standard_deviation_is_that_of_its_system() -> None:
     output = torch.linspace(-4, 1.9, 50, dtype=torch.float64)
     torch.testing.assert_close(StdForm.clip(output), output.exp())
-    torch.testing.assert_close(StdForm.narrow_clip(output), output.exp())
     stretched = -5 + (2 - -5) * (output.tanh() + 1) / 2
     torch.testing.assert_close(StdForm.tanh(output), stretched.exp())
     torch.testing.assert_close(StdForm.softplus(output), (1 + output.exp()).log() + 1e-5)

@@ -140,12 +140,12 @@ SYSTEMS = {
         std="biased_softplus", random=25_000, starts=24_000, update_every=1_000, envs=8, evaluated=(25_000, 8)
     ),
     "jaxrl": System(
-        init="wide_orthogonal",
-        std="narrow_clip",
+        init="orthogonal",
         per_dimension=-0.5,
         alpha_form="alpha",
         order="critics_first",
-        random=9_999,
+        random=10_000,
+        starts=9_999,
         evaluated=(5_000, 10),
     ),
     "christodoulou2019": System(
@@ -323,7 +323,6 @@ def perceptron(weights: Weights, *inputs: Tensor) -> Tensor:
 
 STD: dict[str, Callable[[Tensor], Tensor]] = {
     "clip": lambda x: torch.exp(torch.minimum(torch.maximum(x, torch.tensor(-20.0)), torch.tensor(2.0))),
-    "narrow_clip": lambda x: torch.exp(torch.minimum(torch.maximum(x, torch.tensor(-10.0)), torch.tensor(2.0))),
     "tanh": lambda x: torch.exp(-5 + 0.5 * (2 + 5) * (torch.tanh(x) + 1)),
     "softplus": lambda x: torch.log1p(torch.exp(x)) + 1e-5,
     "biased_softplus": lambda x: torch.clamp(torch.log1p(torch.exp(x + math.log(math.exp(0.99) - 1))) + 0.01, min=0.1),
