@@ -152,7 +152,7 @@ ROWS = [
     Row(
         "halfcheetah-jaxrl",
         HALFCHEETAH,
-        f"continuous preset=[halfcheetah,jaxrl] {TENS}",
+        f"continuous preset=[halfcheetah,jaxrl] learner.precision=bfloat16 {TENS}",
         (50_000, 100_000),
         FIVE,
         "systems",
